@@ -1,0 +1,127 @@
+package ruleset
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// Epoch counts the versions of a network's policy. A device never goes back to
+// a lower epoch than it has seen: that would be a rollback.
+type Epoch uint64
+
+// RuleID is the stable name of a policy rule in logs and explanations. Several
+// Rules of a set may carry the ID of the one policy rule that they came from.
+type RuleID string
+
+// Direction says who opens the flow, as seen from the device that owns the
+// rule set.
+type Direction uint8
+
+const (
+	// In is a flow that the peer opens towards this device.
+	In Direction = iota
+	// Out is a flow that this device opens towards the peer.
+	Out
+)
+
+// String returns "in" or "out".
+func (d Direction) String() string {
+	if d == In {
+		return "in"
+	}
+	return "out"
+}
+
+// Action is what a rule does with the flows that it matches. A matching Deny
+// wins over any matching Accept, whatever the order.
+type Action uint8
+
+const (
+	// Accept admits the flow.
+	Accept Action = iota
+	// Deny refuses the flow.
+	Deny
+)
+
+// Mode says whether a rule acts or only reports.
+type Mode uint8
+
+const (
+	// Enforce rules act.
+	Enforce Mode = iota
+	// Audit rules are computed and reported for each new flow, never applied.
+	Audit
+)
+
+// Selector picks devices by labels and, of their packets, those whose address
+// lies where the selector says.
+type Selector struct {
+	// Labels must all be held by the device. The empty set picks every device.
+	Labels ident.LabelSet
+	// Prefixes is where the device's address of the packet must lie: in one of
+	// them, and in what the device owns or routes. Empty stands for the
+	// device's own addresses only.
+	Prefixes []netip.Prefix
+}
+
+// Service is a protocol and, where it has ports, the destination ports.
+type Service struct {
+	// Protocol is the IP protocol number; AnyProtocol stands for all.
+	Protocol uint8
+	// First and Last bound the destination ports, both included. A protocol
+	// without ports has 0 and 65535.
+	First, Last uint16
+}
+
+// AnyProtocol as a Service's protocol stands for every protocol.
+const AnyProtocol uint8 = 0
+
+// Rule admits or refuses flows between this device and the peers that it picks.
+type Rule struct {
+	ID RuleID
+	// Peers picks the other device, the one that a flow comes from (RuleSet.In)
+	// or goes to (RuleSet.Out). One match suffices. Empty matches nothing.
+	Peers []Selector
+	// Own is where this device's own address of the packet must lie, the
+	// destination of In and the source of Out. Empty stands for the device's
+	// own addresses only; otherwise the address must also be one that the
+	// device owns or routes.
+	Own []netip.Prefix
+	// Services lists what is admitted. One match suffices. Empty matches
+	// nothing: a rule with capabilities only opens no port.
+	Services []Service
+	Action   Action
+	Mode     Mode
+	// NotBefore and NotAfter bound when the rule holds: NotBefore <= now <
+	// NotAfter. The zero time is no bound.
+	NotBefore, NotAfter time.Time
+}
+
+// RuleSet is all that one device enforces.
+type RuleSet struct {
+	// Epoch is the policy's version that the set was compiled from.
+	Epoch Epoch
+	// In holds the rules for flows that peers open, Out those for flows that
+	// this device opens. The order within each carries no meaning.
+	In, Out []Rule
+}
+
+// Flow is what a rule sees of the first packet of a flow.
+type Flow struct {
+	Source, Destination netip.Addr
+	Protocol            uint8
+	// Port is the destination port, 0 for a protocol that has none.
+	Port uint16
+}
+
+// Verdict is the answer for one flow.
+type Verdict struct {
+	Allowed bool
+	// Rule is the rule that decided, empty where no rule matched.
+	Rule RuleID
+	// Until is when the verdict must be asked for again because a rule begins
+	// or ends to hold; the zero time is never.
+	Until time.Time
+}
