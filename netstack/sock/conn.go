@@ -1,0 +1,100 @@
+package sock
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// MaxBatchSize is the largest BatchSize any Conn returns. 128 is where
+// throughput stops rising with the batch on the systems measured, and it is
+// what the WireGuard device allocates for.
+const MaxBatchSize = 128
+
+// MaxDatagramSize is the largest UDP payload that can arrive: a buffer given
+// to Reader.ReadBatch must hold this many bytes, because the kernel may fill
+// one buffer with a whole run of coalesced datagrams.
+const MaxDatagramSize = 1<<16 - 1
+
+var (
+	// ErrNoFamily is returned by Listen when neither IPv4 nor IPv6 can be
+	// used, and by Conn.WriteBatch when the destination's address family has
+	// no socket.
+	ErrNoFamily = errors.New("sock: address family not available")
+
+	// ErrBatchTooLarge is returned by Conn.WriteBatch for more than BatchSize
+	// datagrams.
+	ErrBatchTooLarge = errors.New("sock: batch larger than BatchSize")
+)
+
+// A Conn is one UDP port, open for IPv4, IPv6 or both. All methods may be
+// called concurrently. After the port's network has changed, close the Conn
+// and open a new one; a Conn is never rebound.
+type Conn interface {
+	// Readers returns one Reader for each socket of the port: one or two, in
+	// a fixed order. Every Reader needs a goroutine of its own that reads it,
+	// or datagrams of one address family are lost. The caller must not modify
+	// the slice.
+	Readers() []Reader
+
+	// WriteBatch sends the datagrams bufs, at most BatchSize of them, to one
+	// destination. It neither keeps nor changes the bytes bufs[i][:len], but
+	// it may write into the spare capacity behind them (bufs[0][len:cap]), so
+	// the buffers must not overlap up to their capacity and must not be
+	// shared with another goroutine during the call. Buffers with spare
+	// capacity are what allows coalescing. An empty batch is no error.
+	//
+	// Errors: net.ErrClosed after Close; ErrNoFamily; ErrBatchTooLarge; else
+	// an error of the operating system, in which case datagrams from some
+	// index on were not sent. Datagrams may always be lost; retrying is the
+	// business of the protocol above.
+	WriteBatch(bufs [][]byte, to netip.AddrPort) error
+
+	// LocalPort returns the UDP port, the same in both families.
+	LocalPort() uint16
+
+	// BatchSize returns the number of datagrams one ReadBatch or WriteBatch
+	// can carry at most; it never changes and is at most MaxBatchSize.
+	BatchSize() int
+
+	// SetMark sets the routing mark of every datagram sent from now on
+	// (SO_MARK on Linux; zero means none). It returns errors.ErrUnsupported
+	// for a mark other than zero on systems without such marks.
+	SetMark(mark uint32) error
+
+	// Close closes the port. Blocked and later calls of ReadBatch and
+	// WriteBatch return net.ErrClosed. A second Close does nothing.
+	Close() error
+}
+
+// A Reader receives the datagrams of one socket of a Conn.
+type Reader interface {
+	// ReadBatch blocks until at least one datagram is there and fills
+	// bufs[i][:sizes[i]] and from[i] for i < n. Sizes may be zero (an empty
+	// datagram). The three slices must be of the same length, BatchSize of
+	// the Conn, and every buffer of at least MaxDatagramSize bytes; with
+	// shorter buffers longer datagrams are cut off. Nothing of them is kept
+	// after the return. One call at a time: callers of the same Reader exclude
+	// each other.
+	//
+	// Errors: net.ErrClosed after Close of the Conn, for ever; any other error
+	// concerns this call only, and the caller may go on reading.
+	ReadBatch(bufs [][]byte, sizes []int, from []netip.AddrPort) (n int, err error)
+}
+
+// Config says what Listen opens. The zero value means: any free port, all
+// local addresses of both families, offloads where the kernel has them.
+type Config struct {
+	// Port is the UDP port; zero lets the system choose one that is free in
+	// both families.
+	Port uint16
+
+	// Addresses restricts the port to these local addresses, at most one of
+	// each family; a family without one is then not opened. Empty means all
+	// local addresses of both families, in which case a family that the
+	// system lacks is silently left out.
+	Addresses []netip.Addr
+
+	// DisableOffload keeps the kernel from coalescing datagrams (UDP_SEGMENT
+	// and UDP_GRO). For measuring, and for drivers that get it wrong.
+	DisableOffload bool
+}
