@@ -1,0 +1,81 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// Config is all that the engine needs to carry packets.
+type Config struct {
+	// PrivateKey is this device's WireGuard key. It must be the private half of
+	// Self's key.
+	PrivateKey ident.NodePrivate
+	// Self is this device's own verified certificate.
+	Self *authority.Peer
+	// Rules are what is allowed; nil denies everything.
+	Rules *authority.Rules
+	// Peers are the other members that this device may meet.
+	Peers []Peer
+	// Relays are where peers can be met when there is no direct path, the
+	// preferred one first.
+	Relays []Relay
+	// RelayToken admits this device to the relays.
+	RelayToken []byte
+	// STUN lists servers as host:port that tell this device its public
+	// address.
+	STUN []string
+	// ShieldsUp refuses every flow that a peer opens, whatever the rules.
+	ShieldsUp bool
+}
+
+// Peer is a member and where it may be reached. The endpoints are hearsay: they
+// are probed before a packet of the tunnel goes there.
+type Peer struct {
+	Member    *authority.Peer
+	Endpoints []netip.AddrPort
+}
+
+// Relay is a relay's name and its ws or wss URL.
+type Relay struct{ Name, URL string }
+
+// ErrInvalid is wrapped by every error of Validate.
+var ErrInvalid = errors.New("config: invalid data-plane configuration")
+
+// Validate reports what cannot be carried out: a missing key, rules made for
+// another device, or two members that claim one key or address. The error wraps
+// ErrInvalid.
+func (c *Config) Validate() error {
+	switch {
+	case c.Self == nil || c.PrivateKey.IsZero():
+		return fmt.Errorf("%w: no certificate or key of this device", ErrInvalid)
+	case c.PrivateKey.Public() != c.Self.NodeKey():
+		return fmt.Errorf("%w: the private key is not that of the certificate", ErrInvalid)
+	case c.Rules != nil && c.Rules.Node() != c.Self.Node():
+		return fmt.Errorf("%w: rules for %v on %v", ErrInvalid, c.Rules.Node(), c.Self.Node())
+	}
+	keys := map[ident.NodeKey]string{c.Self.NodeKey(): c.Self.Name()}
+	addresses := make(map[netip.Addr]string)
+	for _, a := range c.Self.Identity().Addresses {
+		addresses[a] = c.Self.Name()
+	}
+	for _, p := range c.Peers {
+		if p.Member == nil {
+			return fmt.Errorf("%w: a peer that was not admitted", ErrInvalid)
+		}
+		if other, taken := keys[p.Member.NodeKey()]; taken {
+			return fmt.Errorf("%w: %s and %s have one key", ErrInvalid, other, p.Member.Name())
+		}
+		keys[p.Member.NodeKey()] = p.Member.Name()
+		for _, a := range p.Member.Identity().Addresses {
+			if other, taken := addresses[a]; taken {
+				return fmt.Errorf("%w: %s and %s both claim %v", ErrInvalid, other, p.Member.Name(), a)
+			}
+			addresses[a] = p.Member.Name()
+		}
+	}
+	return nil
+}
