@@ -57,8 +57,8 @@ func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
 		if r.Mode != Enforce || !p.picksPeer(r, theirs) || !within(r.Own, &p.self, ours) || !r.serves(f) {
 			continue
 		}
-		verdict.Until = earlier(verdict.Until, r.boundary(now))
-		if !r.holds(now) {
+		verdict.Until = earlier(verdict.Until, r.Boundary(now))
+		if !r.Holds(now) {
 			continue
 		}
 		switch r.Action {
@@ -77,7 +77,7 @@ func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
 
 func (p *PeerRules) picksPeer(r *Rule, theirs netip.Addr) bool {
 	for i := range r.Peers {
-		if within(r.Peers[i].Prefixes, &p.peer, theirs) {
+		if within(r.Peers[i].Prefixes, &p.peer, theirs) || r.Peers[i].Subnets && len(r.Peers[i].Prefixes) == 0 && inSubnets(&p.peer, theirs) {
 			return true
 		}
 	}
@@ -98,6 +98,17 @@ func within(prefixes []netip.Prefix, device *ident.Identity, a netip.Addr) bool 
 	return false
 }
 
+// inSubnets reports whether a lies in a subnet that the device routes, default
+// routes left out.
+func inSubnets(device *ident.Identity, a netip.Addr) bool {
+	for _, p := range device.Routes {
+		if p.Bits() > 0 && p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
 func (r *Rule) serves(f Flow) bool {
 	for _, s := range r.Services {
 		if (s.Protocol == AnyProtocol || s.Protocol == f.Protocol) && s.First <= f.Port && f.Port <= s.Last {
@@ -105,22 +116,6 @@ func (r *Rule) serves(f Flow) bool {
 		}
 	}
 	return false
-}
-
-func (r *Rule) holds(now time.Time) bool {
-	return (r.NotBefore.IsZero() || !now.Before(r.NotBefore)) && (r.NotAfter.IsZero() || now.Before(r.NotAfter))
-}
-
-// boundary returns the next time after now at which the rule begins or ends to
-// hold, zero where it never does.
-func (r *Rule) boundary(now time.Time) time.Time {
-	if now.Before(r.NotBefore) {
-		return r.NotBefore
-	}
-	if now.Before(r.NotAfter) {
-		return r.NotAfter
-	}
-	return time.Time{}
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -64,6 +64,10 @@ type Selector struct {
 	// them, and in what the device owns or routes. Empty stands for the
 	// device's own addresses only.
 	Prefixes []netip.Prefix
+	// Subnets widens an empty Prefixes by the subnets that the device routes:
+	// by all that it routes except the default routes 0.0.0.0/0 and ::/0, so
+	// that an exit node cannot open flows in the name of the internet.
+	Subnets bool
 }
 
 // Service is a protocol and, where it has ports, the destination ports.
@@ -97,6 +101,46 @@ type Rule struct {
 	// NotBefore and NotAfter bound when the rule holds: NotBefore <= now <
 	// NotAfter. The zero time is no bound.
 	NotBefore, NotAfter time.Time
+	// Schedule says at which times of the week the rule holds; nil is always.
+	Schedule *Schedule
+	// MaxSession is how long a flow that the rule admitted may last before it
+	// must be opened again, in whole seconds; 0 is without bound.
+	MaxSession time.Duration
+	// Capabilities are handed to the program on this device that a matching
+	// peer talks to. They open no port.
+	Capabilities []Capability
+}
+
+// Capability is an application's permission: what a peer may do in a program
+// that asks for it by name.
+type Capability struct {
+	// Name has the form domain/path.
+	Name string
+	// Values are the program's parameters, each one JSON value without
+	// insignificant space. Empty grants the capability without parameters.
+	Values []string
+}
+
+// Holds reports whether the rule holds at the time.
+func (r *Rule) Holds(now time.Time) bool {
+	return (r.NotBefore.IsZero() || !now.Before(r.NotBefore)) &&
+		(r.NotAfter.IsZero() || now.Before(r.NotAfter)) && r.Schedule.Holds(now)
+}
+
+// Boundary returns the next time after now at which the rule may begin or end
+// to hold; the zero time is never.
+func (r *Rule) Boundary(now time.Time) time.Time {
+	if now.Before(r.NotBefore) {
+		return r.NotBefore
+	}
+	if !r.NotAfter.IsZero() && !now.Before(r.NotAfter) {
+		return time.Time{}
+	}
+	next := r.Schedule.Next(now)
+	if next.IsZero() || !r.NotAfter.IsZero() && r.NotAfter.Before(next) {
+		return r.NotAfter
+	}
+	return next
 }
 
 // RuleSet is all that one device enforces.
