@@ -5,15 +5,10 @@ import (
 	"net/netip"
 )
 
-// MaxBatchSize is the largest BatchSize any Conn returns. 128 is where
-// throughput stops rising with the batch on the systems measured, and it is
-// what the WireGuard device allocates for.
+// MaxBatchSize is the largest BatchSize any Conn returns. 128 is what the
+// WireGuard device allocates for, and two full runs of 64 datagrams, the most
+// that the kernel takes as one message.
 const MaxBatchSize = 128
-
-// MaxDatagramSize is the largest UDP payload that can arrive: a buffer given
-// to Reader.ReadBatch must hold this many bytes, because the kernel may fill
-// one buffer with a whole run of coalesced datagrams.
-const MaxDatagramSize = 1<<16 - 1
 
 var (
 	// ErrNoFamily is returned by Listen when neither IPv4 nor IPv6 can be
@@ -21,9 +16,9 @@ var (
 	// no socket.
 	ErrNoFamily = errors.New("sock: address family not available")
 
-	// ErrBatchTooLarge is returned by Conn.WriteBatch for more than BatchSize
-	// datagrams.
-	ErrBatchTooLarge = errors.New("sock: batch larger than BatchSize")
+	// ErrPortInUse is returned by Listen when Config.Port is taken by another
+	// program in one of the families.
+	ErrPortInUse = errors.New("sock: UDP port is in use by another program")
 )
 
 // A Conn is one UDP port, open for IPv4, IPv6 or both. All methods may be
@@ -36,24 +31,23 @@ type Conn interface {
 	// the slice.
 	Readers() []Reader
 
-	// WriteBatch sends the datagrams bufs, at most BatchSize of them, to one
-	// destination. It neither keeps nor changes the bytes bufs[i][:len], but
-	// it may write into the spare capacity behind them (bufs[0][len:cap]), so
-	// the buffers must not overlap up to their capacity and must not be
-	// shared with another goroutine during the call. Buffers with spare
-	// capacity are what allows coalescing. An empty batch is no error.
+	// WriteBatch sends the datagrams bufs to one destination, in order. It
+	// neither changes nor keeps the buffers. Any number is allowed; BatchSize
+	// is the number from which a larger batch saves nothing. It blocks while
+	// the socket's send buffer is full.
 	//
-	// Errors: net.ErrClosed after Close; ErrNoFamily; ErrBatchTooLarge; else
-	// an error of the operating system, in which case datagrams from some
-	// index on were not sent. Datagrams may always be lost; retrying is the
-	// business of the protocol above.
+	// Errors: net.ErrClosed after Close; ErrNoFamily; else an error of the
+	// operating system, in which case datagrams from some index on were not
+	// sent. Datagrams may always be lost; retrying is the business of the
+	// protocol above.
 	WriteBatch(bufs [][]byte, to netip.AddrPort) error
 
 	// LocalPort returns the UDP port, the same in both families.
 	LocalPort() uint16
 
-	// BatchSize returns the number of datagrams one ReadBatch or WriteBatch
-	// can carry at most; it never changes and is at most MaxBatchSize.
+	// BatchSize returns the number of datagrams with which ReadBatch and
+	// WriteBatch are best called; it never changes and is at most
+	// MaxBatchSize.
 	BatchSize() int
 
 	// SetMark sets the routing mark of every datagram sent from now on
@@ -70,11 +64,10 @@ type Conn interface {
 type Reader interface {
 	// ReadBatch blocks until at least one datagram is there and fills
 	// bufs[i][:sizes[i]] and from[i] for i < n. Sizes may be zero (an empty
-	// datagram). The three slices must be of the same length, BatchSize of
-	// the Conn, and every buffer of at least MaxDatagramSize bytes; with
-	// shorter buffers longer datagrams are cut off. Nothing of them is kept
-	// after the return. One call at a time: callers of the same Reader exclude
-	// each other.
+	// datagram). len(sizes) and len(from) must be at least len(bufs), which
+	// must be at least one. A datagram longer than its buffer is cut off.
+	// Nothing of the arguments is kept after the return. One call at a time:
+	// callers of the same Reader exclude each other.
 	//
 	// Errors: net.ErrClosed after Close of the Conn, for ever; any other error
 	// concerns this call only, and the caller may go on reading.

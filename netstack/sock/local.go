@@ -1,0 +1,84 @@
+package sock
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// LocalConfig says which of the host's addresses LocalAddrs returns.
+type LocalConfig struct {
+	// Overlay lists the overlay's own prefixes and addresses; nothing inside
+	// them is returned, for a path through the overlay cannot carry it.
+	Overlay []netip.Prefix
+
+	// Loopback adds the loopback addresses: for several nodes on one host.
+	Loopback bool
+
+	// Containers adds the addresses of interfaces that container and
+	// virtual-machine engines make. They are left out otherwise: every such
+	// host has the same ones, and no peer reaches them.
+	Containers bool
+}
+
+// LocalAddrs returns the unicast addresses of this host's interfaces under
+// which peers may reach it, sorted, without repetition: those of interfaces
+// that are up, without link-local ones (they mean nothing without a zone), and
+// as cfg says. A host without any yields none.
+func LocalAddrs(cfg LocalConfig) ([]netip.Addr, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
+	}
+	var found []netip.Addr
+	for _, ifi := range interfaces {
+		if !cfg.wantInterface(ifi.Name, ifi.Flags) {
+			continue
+		}
+		addrs, err := ifi.Addrs()
+		if err != nil {
+			continue // it vanished meanwhile
+		}
+		for _, a := range addrs {
+			ipNet, ok := a.(*net.IPNet)
+			if !ok {
+				continue
+			}
+			if addr, ok := netip.AddrFromSlice(ipNet.IP); ok && cfg.wantAddr(addr.Unmap()) {
+				found = append(found, addr.Unmap())
+			}
+		}
+	}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return slices.Compact(found), nil
+}
+
+// containerInterfaces are the names, up to a number or an identifier, that
+// Docker, Podman, libvirt, LXC, LXD and the Kubernetes network plugins give
+// their bridges and host ends.
+var containerInterfaces = []string{
+	"docker", "br-", "veth", "cni", "virbr", "vnet", "podman", "lxcbr", "lxdbr",
+	"flannel", "cali", "cilium", "kube-", "weave",
+}
+
+func (cfg LocalConfig) wantInterface(name string, flags net.Flags) bool {
+	if flags&net.FlagUp == 0 || flags&net.FlagLoopback != 0 && !cfg.Loopback {
+		return false
+	}
+	return cfg.Containers || !slices.ContainsFunc(containerInterfaces, func(prefix string) bool {
+		return strings.HasPrefix(name, prefix)
+	})
+}
+
+// wantAddr expects an unmapped address.
+func (cfg LocalConfig) wantAddr(addr netip.Addr) bool {
+	if !addr.IsGlobalUnicast() && !addr.IsLoopback() {
+		return false
+	}
+	if addr.IsLoopback() && !cfg.Loopback {
+		return false
+	}
+	return !slices.ContainsFunc(cfg.Overlay, func(p netip.Prefix) bool { return p.Contains(addr) })
+}

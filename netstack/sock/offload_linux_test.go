@@ -1,0 +1,178 @@
+package sock
+
+import (
+	"bytes"
+	"net/netip"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// refusing makes a sendBatch that answers errno to every message of several
+// datagrams, as a kernel or a driver without segmentation does.
+func refusing(errno syscall.Errno) (b *sendBatch, refused *int) {
+	b, refused = new(sendBatch), new(int)
+	b.call = func(fd uintptr) bool {
+		for i := b.start; i < b.end; i++ {
+			if b.messages[i].hdr.Iovlen == 1 {
+				continue
+			}
+			if i == b.start {
+				*refused++
+				b.errno = errno
+				return true
+			}
+			end := b.end
+			b.end = i // the kernel takes what comes before
+			defer func() { b.end = end }()
+			break
+		}
+		return b.send(fd)
+	}
+	return b, refused
+}
+
+func TestRefusedCoalescing(t *testing.T) {
+	bufs := append(pattern(1, 900), pattern(100, 1000)...)
+	for _, tc := range []struct {
+		errno     syscall.Errno
+		turnedOff bool
+	}{{unix.EIO, true}, {unix.EINVAL, false}, {unix.EMSGSIZE, false}} {
+		a, b := listen(t, Config{}).(*udpConn), listen(t, Config{})
+		if !a.v4.segment.Load() {
+			t.Skip("this kernel has no UDP_SEGMENT")
+		}
+		batch, refused := refusing(tc.errno)
+		nameLen := batch.name.set(netip.AddrPortFrom(loopback4, b.LocalPort()))
+		if err := batch.writePart(a.v4, bufs, nameLen); err != nil {
+			t.Fatalf("%v: %v", tc.errno, err)
+		}
+		got, _ := receive(t, b.Readers()[0], b, newInbox(128, 2000), len(bufs))
+		for i := range bufs {
+			if !bytes.Equal(got[i], bufs[i]) {
+				t.Fatalf("%v: datagram %d differs: was it sent twice?", tc.errno, i)
+			}
+		}
+		if *refused != 1 || a.v4.segment.Load() == tc.turnedOff {
+			t.Errorf("%v: refused %d times, coalescing still on: %v", tc.errno, *refused, a.v4.segment.Load())
+		}
+	}
+}
+
+func TestOtherErrorsAreReported(t *testing.T) {
+	a := listen(t, Config{}).(*udpConn)
+	if !a.v4.segment.Load() {
+		t.Skip("this kernel has no UDP_SEGMENT")
+	}
+	batch, refused := refusing(unix.EPERM)
+	nameLen := batch.name.set(netip.AddrPortFrom(loopback4, 9))
+	if err := batch.writePart(a.v4, pattern(2, 10), nameLen); err == nil || *refused != 1 {
+		t.Fatalf("err %v after %d refusals", err, *refused)
+	}
+}
+
+// TestSmallPathMTU sends segments that do not fit the path's MTU: the kernel
+// refuses to segment into such sizes, and fragments the single datagrams.
+func TestSmallPathMTU(t *testing.T) {
+	runtime.LockOSThread() // and never unlock: the thread ends with its namespace
+	ns, err := netns.New()
+	if err != nil {
+		t.Skip("a network namespace is not permitted here:", err)
+	}
+	defer ns.Close()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetMTU(lo, 1280); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	a, b := listen(t, Config{}), listen(t, Config{})
+	bufs := pattern(20, 1400)
+	if err := a.WriteBatch(bufs, netip.AddrPortFrom(loopback4, b.LocalPort())); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := receive(t, b.Readers()[0], b, newInbox(128, 2000), len(bufs))
+	for i := range bufs {
+		if !bytes.Equal(got[i], bufs[i]) {
+			t.Fatalf("datagram %d differs", i)
+		}
+	}
+}
+
+func TestCoalescible(t *testing.T) {
+	sized := func(sizes ...int) [][]byte {
+		bufs := make([][]byte, len(sizes))
+		for i, n := range sizes {
+			bufs[i] = make([]byte, n)
+		}
+		return bufs
+	}
+	for _, tc := range []struct {
+		bufs  [][]byte
+		limit int
+		want  int
+	}{
+		{sized(10), 100, 1},
+		{sized(10, 10, 10), 100, 3},
+		{sized(10, 10, 9, 10), 100, 3},
+		{sized(10, 9, 9), 100, 2},
+		{sized(10, 11), 100, 1},
+		{sized(10, 0), 100, 1},
+		{sized(0, 0), 100, 1},
+		{sized(50, 50, 1), 100, 2},
+		{sized(50, 51), 100, 1},
+		{sized(200, 10), 100, 1},
+		{pattern(100, 5), 1 << 15, maxSegments},
+		{pattern(64, 5), 1 << 15, 64},
+	} {
+		if got := coalescible(tc.bufs, tc.limit); got != tc.want {
+			t.Errorf("coalescible(%d buffers of %d…, %d) = %d, want %d", len(tc.bufs), len(tc.bufs[0]), tc.limit, got, tc.want)
+		}
+	}
+}
+
+func TestSockaddrRoundTrip(t *testing.T) {
+	for _, s := range []string{"192.0.2.1:1", "[2001:db8::1]:65535", "[fe80::1%7]:80", "0.0.0.0:0", "[::]:0"} {
+		want := netip.MustParseAddrPort(s)
+		var a sockaddr
+		a.set(want)
+		if got := a.get(); got != want {
+			t.Errorf("%v came back as %v", want, got)
+		}
+	}
+	var none sockaddr
+	if got := none.get(); got.IsValid() {
+		t.Errorf("no address came back as %v", got)
+	}
+}
+
+func TestBatchesDoNotAllocate(t *testing.T) {
+	a, b := listen(t, Config{}), listen(t, Config{})
+	to := netip.AddrPortFrom(loopback4, b.LocalPort())
+	bufs := pattern(64, 1200)
+	in := newInbox(128, 2000)
+	allocs := testing.AllocsPerRun(100, func() {
+		if err := a.WriteBatch(bufs, to); err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < len(bufs); {
+			m, err := b.Readers()[0].ReadBatch(in.bufs, in.sizes, in.from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += m
+		}
+	})
+	// The pool of send batches may be emptied by the collector now and then.
+	if allocs >= 1 {
+		t.Errorf("%v allocations per batch of 64 sent and received", allocs)
+	}
+}
