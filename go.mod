@@ -33,3 +33,5 @@ require (
 	google.golang.org/protobuf v1.36.12 // indirect
 	gvisor.dev/gvisor v0.0.0-20260905035102-160fafc42237 // indirect
 )
+
+tool google.golang.org/protobuf/cmd/protoc-gen-go

@@ -15,5 +15,5 @@
 //
 // The package is pure. Its values are not safe for concurrent use.
 //
-//go:generate protoc --proto_path=wirepb --go_out=wirepb --go_opt=paths=source_relative wirepb/control.proto
+//go:generate go run -C ../../tests/tools ./protogen ../../coordinator/wire/wirepb control.proto
 package wire

@@ -1,0 +1,103 @@
+package arch
+
+// kind says what a package may do.
+type kind int
+
+const (
+	// pure packages decide: no clock, goroutine, lock, network, randomness,
+	// logger or map order of their own (purity_test.go).
+	pure kind = iota
+	// shell packages wait, lock, log and talk.
+	shell
+	// support packages serve tests: only _test.go files and tests/ import
+	// them.
+	support
+	// program is a command: flags, wiring, no logic.
+	program
+)
+
+// pkg is the entry of one package in the table.
+type pkg struct {
+	path string // from the module's directory
+	kind kind
+	// why says in one line what the package is for.
+	why string
+	// imports are the packages of the module it may import; "a/..." stands for
+	// a and all below. Tests may import more (imports_test.go).
+	imports []string
+}
+
+// table has one line for every package of the module, in the order of the
+// layers: a package imports only what stands above it.
+var table = []pkg{
+	{"acl/ident", pure, "ids, keys, labels and their encodings", nil},
+	{"acl/canonical", pure, "the one encoding that signatures cover", nil},
+	{"acl/packet", pure, "one strict IP parser; builds reject packets", nil},
+	{"acl/policy", pure, "policy text: parse, validate, format, positions", []string{"acl/ident"}},
+	{"acl/ruleset", pure, "compiled rules of one node", []string{"acl/ident", "acl/canonical", "acl/packet"}},
+	{"acl/authority", pure, "verifies membership and rules; the only constructor of Peer", []string{"acl/ident", "acl/canonical", "acl/ruleset"}},
+
+	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
+
+	{"netstack/stun", pure, "STUN codec", nil},
+	{"netstack/disco", pure, "sealed path-probe messages", []string{"acl/ident", "acl/canonical"}},
+	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
+	{"netstack/tun", shell, "the system's TUN device, addresses, routes", nil},
+
+	{"netstack/config", pure, "the desired data plane, shared by client and engine", []string{"acl/ident", "acl/ruleset", "acl/authority"}},
+	{"netstack/path", pure, "chooses the path to one peer", []string{"netstack/disco", "acl/ident"}},
+	{"netstack/proxy", shell, "SOCKS5 and HTTP CONNECT proxies into the overlay", nil},
+	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},
+	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
+	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
+
+	{"coordinator/wire", pure, "control protocol: messages, codec, versions", []string{"acl/ident", "acl/ruleset", "acl/authority", "acl/canonical", "coordinator/wire/wirepb"}},
+	{"coordinator/wire/wirepb", pure, "generated protobuf code of the control protocol", nil},
+
+	{"coordinator/wire/channel", shell, "the control channel: Noise IK on a byte stream, whole messages", []string{"acl/ident", "acl/authority", "coordinator/wire"}},
+
+	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
+
+	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset"}},
+
+	{"tests/lab", support, "network namespaces, links and NATs for ring 3", nil},
+	{"tests/arch", support, "these rules", nil},
+	{"tests/steps", program, "the steps of the Makefile that need more than a line of shell", nil},
+}
+
+// law forbids edges of the import graph whatever the table says, so that a
+// line of the table cannot widen the layers in passing. Tests are free of
+// it: a test may join two layers to see them agree.
+type law struct {
+	from   []string // patterns
+	to     []string // patterns
+	except []string // patterns of to that are allowed all the same
+	why    string
+}
+
+var laws = []law{
+	{
+		from: []string{"acl/..."}, to: []string{"netstack/...", "coordinator/...", "client/..."},
+		why: "acl is the vocabulary of the other layers; it knows none of them",
+	},
+	{
+		from: []string{"netstack/..."}, to: []string{"coordinator/...", "client/..."},
+		why: "the data plane is driven from above, and is tested without a coordinator",
+	},
+	{
+		from: []string{"coordinator/..."}, to: []string{"netstack/...", "client/..."},
+		why: "a coordinator carries no packets; relay and STUN stand beside it, joined by the program",
+	},
+	{
+		from: []string{"client/..."}, to: []string{"coordinator/..."}, except: []string{"coordinator/wire/..."},
+		why: "a node knows the coordinator by its protocol alone",
+	},
+	{
+		from: []string{"acl/...", "netstack/...", "coordinator/...", "client/..."}, to: []string{"cmd/...", "tests/..."},
+		why: "a program is wiring and a test is proof; nothing that ships builds on them",
+	},
+	{
+		from: []string{"cmd/..."}, to: []string{"tests/..."},
+		why: "what ships does not depend on tests",
+	},
+}

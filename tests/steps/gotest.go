@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// errFailed is returned by a step that has already said what failed.
+var errFailed = errors.New("failed")
+
+// event is one line of `go test -json` (cmd/test2json).
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string // of build output
+	Test       string
+	Output     string
+}
+
+// key names a test of a package, or with Test empty the package itself.
+type key struct{ pkg, test string }
+
+// report gathers the events of one run of go test.
+type report struct {
+	out                     io.Writer
+	passed, failed, skipped int
+	replayed                map[key]int // entries that ran, per fuzz target
+	output                  map[key][]string
+	packagesFailed          int
+}
+
+func newReport(out io.Writer) *report {
+	return &report{out: out, replayed: map[key]int{}, output: map[key][]string{}}
+}
+
+// handle takes the next event: it counts tests and prints what a person must
+// see, which is failures with their output, skips with their reason, and the
+// closing line of each package.
+func (r *report) handle(e event) {
+	k := key{e.Package, e.Test}
+	switch e.Action {
+	case "output":
+		r.output[k] = append(r.output[k], e.Output)
+	case "build-output":
+		fmt.Fprint(r.out, e.Output)
+	case "pass":
+		r.closing(k)
+		if e.Test != "" {
+			r.passed++
+			r.count(k)
+		}
+		delete(r.output, k)
+	case "skip":
+		if e.Test != "" {
+			r.skipped++
+			fmt.Fprintf(r.out, "skip %s %s: %s\n", e.Package, e.Test, reason(r.output[k]))
+		}
+		delete(r.output, k)
+	case "fail":
+		if e.Test != "" {
+			r.failed++
+		} else {
+			r.packagesFailed++
+		}
+		fmt.Fprint(r.out, strings.Join(r.output[k], ""))
+		delete(r.output, k)
+	}
+}
+
+// closing prints the line go test ends a passing package with.
+func (r *report) closing(k key) {
+	if k.test != "" {
+		return
+	}
+	for _, line := range r.output[k] {
+		if strings.HasPrefix(line, "ok  \t") {
+			fmt.Fprint(r.out, line)
+		}
+	}
+}
+
+// count notes the seed of a fuzz target that just ran as a test.
+func (r *report) count(k key) {
+	target, _, found := strings.Cut(k.test, "/")
+	if found && strings.HasPrefix(target, "Fuzz") {
+		r.replayed[key{k.pkg, target}]++
+	}
+}
+
+// reason is what a skipped test said, in one line.
+func reason(output []string) string {
+	var said []string
+	for _, line := range output {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
+			said = append(said, line)
+		}
+	}
+	if len(said) == 0 {
+		return "no reason given"
+	}
+	return strings.Join(said, " ")
+}
+
+// run executes go test with args and feeds its events to r. It returns
+// errFailed where go test does not exit with 0.
+func (r *report) run(args ...string) error {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("steps: opening the output of go test: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("steps: starting go test: %w", err)
+	}
+	lines := bufio.NewReader(stdout)
+	for {
+		line, err := lines.ReadBytes('\n')
+		var e event
+		switch {
+		case len(line) == 0:
+		case json.Unmarshal(line, &e) == nil:
+			r.handle(e)
+		default:
+			r.out.Write(line)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("go test: %w: %w", errFailed, err)
+	}
+	return nil
+}
+
+// test runs go test with args under the name of a step. It fails where a test
+// fails, and where none ran.
+func test(name string, args []string) error {
+	r := newReport(os.Stdout)
+	err := r.run(args...)
+	fmt.Printf("%s: %d passed, %d failed, %d skipped\n", name, r.passed, r.failed, r.skipped)
+	if err == nil && r.passed+r.skipped == 0 {
+		return fmt.Errorf("%s: no test ran", name)
+	}
+	return err
+}
