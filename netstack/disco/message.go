@@ -1,0 +1,189 @@
+package disco
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Message is a Ping, a Pong or a CallMe.
+type Message interface {
+	// appendTo appends the plain form of the message.
+	appendTo(dst []byte) ([]byte, error)
+}
+
+var (
+	_ Message = Ping{}
+	_ Message = Pong{}
+	_ Message = CallMe{}
+)
+
+// TxID is the random challenge of a Ping, which the Pong repeats.
+type TxID [12]byte
+
+// Ping asks the receiver to answer to the address that the ping came from.
+type Ping struct {
+	TxID TxID
+	// Session is drawn at random by the sender when it begins to probe the
+	// receiver, and Seq counts its pings from 1. Together they never repeat.
+	Session uint64
+	Seq     uint64
+}
+
+// Pong answers a Ping.
+type Pong struct {
+	TxID TxID
+	// Observed is the address from which the Ping came, as the sender of the
+	// Pong saw it. It is what the peer says, and proves nothing.
+	Observed netip.AddrPort
+}
+
+// CallMe asks the receiver to probe the sender at the given addresses, now,
+// while the sender probes in its turn. It travels over the relay.
+type CallMe struct {
+	// Endpoints has at most MaxEndpoints valid addresses with a port.
+	Endpoints []netip.AddrPort
+}
+
+// MaxEndpoints is the largest number of addresses in one CallMe: more than an
+// honest node has, few enough that a hostile one can not make its peer's
+// candidate list long.
+const MaxEndpoints = 16
+
+// ErrMalformed is wrapped by errors about contents that no sender of ours
+// writes.
+var ErrMalformed = errors.New("disco: malformed message")
+
+const (
+	kindPing   = 1
+	kindPong   = 2
+	kindCallMe = 3
+
+	addrPortSize = 18
+	// plainSize is the length of a Ping and of a Pong, padded with zeros.
+	plainSize = 1 + len(TxID{}) + addrPortSize + 1
+)
+
+func (m Ping) appendTo(dst []byte) ([]byte, error) {
+	start := len(dst)
+	dst = append(dst, kindPing)
+	dst = append(dst, m.TxID[:]...)
+	dst = binary.BigEndian.AppendUint64(dst, m.Session)
+	dst = binary.BigEndian.AppendUint64(dst, m.Seq)
+	return pad(dst, start), nil
+}
+
+func (m Pong) appendTo(dst []byte) ([]byte, error) {
+	start := len(dst)
+	dst = append(dst, kindPong)
+	dst = append(dst, m.TxID[:]...)
+	dst, err := appendAddrPort(dst, m.Observed)
+	if err != nil {
+		return nil, err
+	}
+	return pad(dst, start), nil
+}
+
+func (m CallMe) appendTo(dst []byte) ([]byte, error) {
+	if len(m.Endpoints) > MaxEndpoints {
+		return nil, fmt.Errorf("%w: %d endpoints, at most %d", ErrMalformed, len(m.Endpoints), MaxEndpoints)
+	}
+	dst = append(dst, kindCallMe, byte(len(m.Endpoints)))
+	for _, e := range m.Endpoints {
+		var err error
+		if dst, err = appendAddrPort(dst, e); err != nil {
+			return nil, err
+		}
+	}
+	return dst, nil
+}
+
+func pad(dst []byte, start int) []byte {
+	for len(dst)-start < plainSize {
+		dst = append(dst, 0)
+	}
+	return dst
+}
+
+// appendAddrPort writes 16 bytes of address, IPv4 mapped into IPv6, and the
+// port.
+func appendAddrPort(dst []byte, a netip.AddrPort) ([]byte, error) {
+	if !usable(a) {
+		return nil, fmt.Errorf("%w: address %v", ErrMalformed, a)
+	}
+	raw := a.Addr().As16()
+	dst = append(dst, raw[:]...)
+	return binary.BigEndian.AppendUint16(dst, a.Port()), nil
+}
+
+func parseAddrPort(b []byte) (netip.AddrPort, error) {
+	a := netip.AddrPortFrom(netip.AddrFrom16([16]byte(b)).Unmap(), binary.BigEndian.Uint16(b[16:]))
+	if !usable(a) {
+		return netip.AddrPort{}, fmt.Errorf("%w: address %v", ErrMalformed, a)
+	}
+	return a, nil
+}
+
+// usable reports whether a is an address that can be written and that a packet
+// can come from. A zone means something on one host only.
+func usable(a netip.AddrPort) bool {
+	return a.IsValid() && a.Port() != 0 && a.Addr().Zone() == "" &&
+		!a.Addr().IsUnspecified() && !a.Addr().IsMulticast()
+}
+
+// parseMessage reads what appendTo wrote, and nothing else: padding must be
+// zero and nothing may follow.
+func parseMessage(b []byte) (Message, error) {
+	if len(b) == 0 {
+		return nil, fmt.Errorf("%w: empty", ErrMalformed)
+	}
+	switch b[0] {
+	case kindPing:
+		if len(b) != plainSize || !allZero(b[29:]) {
+			return nil, fmt.Errorf("%w: ping", ErrMalformed)
+		}
+		return Ping{
+			TxID:    TxID(b[1:13]),
+			Session: binary.BigEndian.Uint64(b[13:]),
+			Seq:     binary.BigEndian.Uint64(b[21:]),
+		}, nil
+	case kindPong:
+		if len(b) != plainSize || !allZero(b[31:]) {
+			return nil, fmt.Errorf("%w: pong", ErrMalformed)
+		}
+		observed, err := parseAddrPort(b[13:31])
+		if err != nil {
+			return nil, err
+		}
+		return Pong{TxID: TxID(b[1:13]), Observed: observed}, nil
+	case kindCallMe:
+		return parseCallMe(b[1:])
+	default:
+		return nil, fmt.Errorf("%w: kind %d", ErrMalformed, b[0])
+	}
+}
+
+func parseCallMe(b []byte) (Message, error) {
+	if len(b) == 0 || int(b[0]) > MaxEndpoints || len(b)-1 != int(b[0])*addrPortSize {
+		return nil, fmt.Errorf("%w: call-me", ErrMalformed)
+	}
+	endpoints := make([]netip.AddrPort, 0, b[0])
+	for b = b[1:]; len(b) > 0; b = b[addrPortSize:] {
+		e, err := parseAddrPort(b[:addrPortSize])
+		if err != nil {
+			return nil, err
+		}
+		endpoints = append(endpoints, e)
+	}
+	return CallMe{Endpoints: endpoints}, nil
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}

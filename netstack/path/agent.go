@@ -1,0 +1,415 @@
+package path
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/disco"
+)
+
+// Config is what an Agent needs.
+type Config struct {
+	// Rand is the only source of randomness: of challenges and of the session.
+	Rand io.Reader
+	// Loopback allows candidates on the loopback interface, for nodes that share
+	// one machine. Otherwise a peer could make this node knock at its own ports.
+	Loopback bool
+	// Refuse, where not nil, says which addresses must not be probed: the
+	// overlay's own, above all. It must be a pure function.
+	Refuse func(netip.Addr) bool
+}
+
+// Transmit is a message to seal for the peer and to send.
+type Transmit struct {
+	// To is Direct, or Relay for a CallMe.
+	To      Path
+	Message disco.Message
+}
+
+// Reason says why the primary changed.
+type Reason uint8
+
+const (
+	// ReasonProved means that a better path was proved.
+	ReasonProved Reason = iota + 1
+	// ReasonRelay means that the relay came or went.
+	ReasonRelay
+	// ReasonLost means that the primary stopped answering.
+	ReasonLost
+	// ReasonIdle means that nobody used the path and its proof is too old.
+	ReasonIdle
+	// ReasonNetwork means that this machine's network changed.
+	ReasonNetwork
+)
+
+// String returns the reason as a metric label.
+func (r Reason) String() string {
+	switch r {
+	case ReasonProved:
+		return "proved"
+	case ReasonRelay:
+		return "relay"
+	case ReasonLost:
+		return "lost"
+	case ReasonIdle:
+		return "idle"
+	case ReasonNetwork:
+		return "network"
+	}
+	return "unknown"
+}
+
+// Event says that the primary path changed. Packets go by Primary from now on;
+// with None there is no way.
+type Event struct {
+	Primary Path
+	Why     Reason
+}
+
+// Traffic says what came in.
+type Traffic uint8
+
+const (
+	// Handshake is a message of the tunnel's handshake.
+	Handshake Traffic = iota + 1
+	// Keepalive is an empty packet of the tunnel: it shows life, but not use.
+	Keepalive
+	// Data is a packet with contents.
+	Data
+)
+
+var (
+	// ErrReplay means that a ping was answered before.
+	ErrReplay = errors.New("path: ping was seen before")
+	// ErrUnsolicited means that a pong answers no challenge that is outstanding
+	// for the address that it came from.
+	ErrUnsolicited = errors.New("path: pong answers no challenge to this address")
+	// ErrBudget means that the peer asks for more than its share.
+	ErrBudget = errors.New("path: over the budget")
+	// ErrAddress means that an address can not be the peer's.
+	ErrAddress = errors.New("path: address can not be used")
+)
+
+// Stats counts what happened in an Agent.
+type Stats struct {
+	ClockBack         uint64 // calls with a time before the last one's
+	PingsSent         uint64
+	PongsSent         uint64
+	CallsSent         uint64
+	PongsAccepted     uint64
+	PongsUnsolicited  uint64
+	PingsReplayed     uint64
+	PingsOverBudget   uint64 // pings of the peer without an answer for lack of budget
+	CallsOverBudget   uint64 // calls of the peer, likewise
+	ProbesOverBudget  uint64 // probes of ours that were not sent for lack of budget
+	ProbesSkipped     uint64 // probes that fell due while the machine slept
+	RefusedCandidates uint64
+	CandidatesOverCap uint64
+	PrimaryChanges    uint64
+	Losses            uint64 // primaries that stopped answering
+	OutputOverCap     uint64 // transmits dropped because nobody drained them
+	RandFailed        uint64 // probes not sent because Rand gave an error
+}
+
+// Agent chooses the path to one peer.
+type Agent struct {
+	cfg Config
+	now time.Time
+
+	session uint64
+	seq     uint64
+
+	local      []netip.AddrPort
+	candidates []*candidate // in order of arrival
+	relay      bool
+	primary    Path
+
+	active bool
+	used   time.Time // last use while active
+
+	// checking is when the check of the primary began, zero for none; checks is
+	// how many of its pings were due.
+	checking time.Time
+	checks   int
+
+	callStep int
+	callNext time.Time // when to send a CallMe; zero for not scheduled
+	callDue  bool
+	called   time.Time // last CallMe sent
+
+	probes   budget // challenges of ours
+	answers  budget // pongs
+	calls    budget // calls of the peer
+	answered sessions
+
+	out    []Transmit
+	events []Event
+	stats  Stats
+}
+
+// maxOutput bounds both output queues, for a driver that does not drain. The
+// newest transmit is dropped; of events the oldest, since the last one is the
+// truth.
+const maxOutput = 128
+
+// New returns an Agent that knows no way to its peer. The error is Rand's.
+func New(cfg Config, now time.Time) (*Agent, error) {
+	var raw [8]byte
+	if _, err := io.ReadFull(cfg.Rand, raw[:]); err != nil {
+		return nil, fmt.Errorf("path: drawing a session: %w", err)
+	}
+	return &Agent{
+		cfg: cfg, now: now,
+		session: binary.BigEndian.Uint64(raw[:]),
+		probes:  newBudget(probeBurst, probeInterval, now),
+		answers: newBudget(answerBurst, answerInterval, now),
+		calls:   newBudget(callBurst, callInterval, now),
+	}, nil
+}
+
+// SetRemoteCandidates says at which addresses the peer may be, best known from
+// the coordinator. It replaces what an earlier call said; a path that works
+// stays. The slice is not kept. It never refuses: addresses that can not be
+// used, and those beyond the first 16 usable ones, are left out and counted.
+func (a *Agent) SetRemoteCandidates(addrs []netip.AddrPort, now time.Time) {
+	a.advance(now)
+	added := a.replace(addrs, SourceListed)
+	if a.active {
+		a.schedule(added)
+	}
+	a.choose(ReasonProved)
+	a.flush()
+}
+
+// SetLocalCandidates says at which addresses this node may be reached: what a
+// CallMe tells the peer. The slice is not kept; the first 16 usable ones count.
+func (a *Agent) SetLocalCandidates(addrs []netip.AddrPort, now time.Time) {
+	a.advance(now)
+	local := make([]netip.AddrPort, 0, disco.MaxEndpoints)
+	for _, addr := range addrs {
+		if addr = unmap(addr); a.usable(addr) && len(local) < disco.MaxEndpoints && !slices.Contains(local, addr) {
+			local = append(local, addr)
+		}
+	}
+	if !slices.Equal(local, a.local) {
+		a.local = local
+		if a.active && a.primary.Kind != Direct {
+			a.scheduleCall()
+		}
+	}
+	a.flush()
+}
+
+// HandleNetworkChange says that this machine's addresses or routes changed, or
+// that it woke up: what was proved is no longer. An active Agent checks its
+// primary and probes everything again at once.
+func (a *Agent) HandleNetworkChange(now time.Time) {
+	a.advance(now)
+	for _, c := range a.candidates {
+		c.samples, c.outstanding = nil, nil
+		if !a.active || DirectTo(c.addr) != a.primary {
+			c.proved = time.Time{}
+			c.sources &^= SourceProved
+			if c.sources == 0 {
+				c.sources = SourceObserved
+			}
+		}
+	}
+	a.choose(ReasonNetwork)
+	if a.active {
+		a.check()
+		a.schedule(a.candidates)
+		a.scheduleCall()
+	}
+	a.flush()
+}
+
+// HandlePing takes an authentic ping that came from the given address. It is
+// answered there, once; an address that is not proved gets a challenge. The
+// error is ErrAddress, ErrReplay or ErrBudget.
+func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) error {
+	a.advance(now)
+	defer a.flush()
+	from = unmap(from)
+	if !a.usable(from) {
+		return ErrAddress
+	}
+	if !a.answers.has(a.now) {
+		a.stats.PingsOverBudget++
+		return ErrBudget
+	}
+	if !a.answered.fresh(m.Session, m.Seq) {
+		a.stats.PingsReplayed++
+		return ErrReplay
+	}
+	a.answers.take(a.now)
+	a.stats.PongsSent++
+	a.transmit(Transmit{DirectTo(from), disco.Pong{TxID: m.TxID, Observed: from}})
+	c := a.observe(from)
+	switch {
+	case a.alive(c):
+	case c.next.IsZero(), c.step == len(probeDelays):
+		a.schedule([]*candidate{c})
+	case a.now.Sub(c.pinged) >= echoInterval:
+		c.due = a.now
+	}
+	c.heard = a.now
+	if p := a.find(a.primary.Addr); a.primary.Kind == Direct && p != c {
+		// The peer may have moved: ask the primary now, not at the next beat.
+		a.checkIfQuiet(p)
+	}
+	return nil
+}
+
+// HandlePong takes an authentic pong that came from the given address. The
+// error is ErrUnsolicited.
+func (a *Agent) HandlePong(from netip.AddrPort, m disco.Pong, now time.Time) error {
+	a.advance(now)
+	defer a.flush()
+	c := a.find(unmap(from))
+	if c == nil || !c.answer(m.TxID, a.now) {
+		a.stats.PongsUnsolicited++
+		return ErrUnsolicited
+	}
+	a.stats.PongsAccepted++
+	if DirectTo(c.addr) == a.primary {
+		a.checking = time.Time{}
+	}
+	a.choose(ReasonProved)
+	return nil
+}
+
+// HandleCallMe takes an authentic call that came over the relay: the peer wants
+// to be probed at its addresses now. The error is ErrBudget.
+func (a *Agent) HandleCallMe(m disco.CallMe, now time.Time) error {
+	a.advance(now)
+	defer a.flush()
+	if !a.calls.take(a.now) {
+		a.stats.CallsOverBudget++
+		return ErrBudget
+	}
+	a.replace(m.Endpoints, SourceCalled)
+	a.choose(ReasonProved)
+	wanted := make([]*candidate, 0, len(a.candidates))
+	for _, c := range a.candidates {
+		if !a.alive(c) {
+			wanted = append(wanted, c)
+		}
+	}
+	a.schedule(wanted)
+	if a.relay && (a.called.IsZero() || a.now.Sub(a.called) >= callBack) {
+		a.callDue = true
+	}
+	return nil
+}
+
+// HandleInbound says that an authenticated packet of the tunnel came by a path.
+// It is cheap; once for a batch is enough. A packet from elsewhere than the
+// primary moves nothing.
+func (a *Agent) HandleInbound(p Path, t Traffic, now time.Time) {
+	a.advance(now)
+	if p.Kind == Direct {
+		if c := a.find(unmap(p.Addr)); c != nil {
+			c.heard = a.now
+		}
+		if primary := a.find(a.primary.Addr); a.primary.Kind == Direct && a.primary.Addr != unmap(p.Addr) && a.active {
+			a.checkIfQuiet(primary)
+		}
+	}
+	if t == Data {
+		a.use()
+	}
+	a.flush()
+}
+
+// HandleOutboundUse says that packets were sent to the peer, or want to be. It
+// is cheap; once for a batch, or a few times a second, is enough.
+func (a *Agent) HandleOutboundUse(now time.Time) {
+	a.advance(now)
+	a.use()
+	if a.primary.Kind == Direct {
+		a.checkIfQuiet(a.find(a.primary.Addr))
+	}
+	a.flush()
+}
+
+// HandleRelayState says whether packets to the peer can go over the relay.
+func (a *Agent) HandleRelayState(available bool, now time.Time) {
+	a.advance(now)
+	if a.relay != available {
+		a.relay = available
+		a.choose(ReasonRelay)
+		if available && a.active && a.primary.Kind != Direct {
+			a.scheduleCall()
+		}
+	}
+	a.flush()
+}
+
+// HandleDistress says that the tunnel gets no answer: its handshake was
+// repeated in vain. The primary is checked, or a better one looked for, at once.
+func (a *Agent) HandleDistress(now time.Time) {
+	a.advance(now)
+	a.use()
+	if a.primary.Kind == Direct {
+		a.check()
+	} else {
+		for _, c := range a.candidates {
+			if a.now.Sub(c.pinged) >= distressInterval {
+				a.schedule([]*candidate{c})
+			}
+		}
+		if a.now.Sub(a.called) >= distressInterval {
+			a.scheduleCall()
+		}
+	}
+	a.flush()
+}
+
+// Primary returns the path by which packets go.
+func (a *Agent) Primary() Path { return a.primary }
+
+// NextTransmit returns the next message to send, if there is one.
+func (a *Agent) NextTransmit() (Transmit, bool) {
+	if len(a.out) == 0 {
+		return Transmit{}, false
+	}
+	t := a.out[0]
+	a.out = slices.Delete(a.out, 0, 1)
+	return t, true
+}
+
+// NextEvent returns the next event, if there is one.
+func (a *Agent) NextEvent() (Event, bool) {
+	if len(a.events) == 0 {
+		return Event{}, false
+	}
+	e := a.events[0]
+	a.events = slices.Delete(a.events, 0, 1)
+	return e, true
+}
+
+func (a *Agent) transmit(t Transmit) {
+	if len(a.out) == maxOutput {
+		a.stats.OutputOverCap++
+		return
+	}
+	a.out = append(a.out, t)
+}
+
+func (a *Agent) setPrimary(p Path, why Reason) {
+	if p == a.primary {
+		return
+	}
+	a.primary, a.checking = p, time.Time{}
+	a.stats.PrimaryChanges++
+	if len(a.events) == maxOutput {
+		a.events = slices.Delete(a.events, 0, 1)
+	}
+	a.events = append(a.events, Event{p, why})
+}

@@ -1,0 +1,423 @@
+package path
+
+import (
+	"io"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/disco"
+)
+
+const (
+	// idleAfter is how long after its last use a peer is silent: above the pauses
+	// of interactive use, below the time for which it would pay to keep the
+	// mappings of NATs alive for nothing.
+	idleAfter = 45 * time.Second
+	// trust is how long an answer vouches for a path that is not being checked:
+	// two beats and some.
+	trust = 6500 * time.Millisecond
+	// beat is the distance of pings on the primary of an active peer. With the
+	// check it bounds the time in which a dead path is left to 4.5 s.
+	beat = 3 * time.Second
+	// quiet is how long the primary may be silent while packets leave before it
+	// is asked out of turn: a path that dies under traffic is left after 2.5 s.
+	quiet = time.Second
+	// A check asks checkTries times, checkSpacing apart; any answer ends it. At
+	// 20 % loss each way it fails wrongly once in 160 (0.36^5), and it allows for
+	// round trips of up to 1.5 s.
+	checkTries   = 5
+	checkSpacing = 300 * time.Millisecond
+
+	// slowProbe and fastProbe are the distances of probes after a burst, with a
+	// direct path and without one.
+	slowProbe = 60 * time.Second
+	fastProbe = 10 * time.Second
+
+	// probeBurst and probeInterval are the budget of challenges: a burst of eight
+	// for eight candidates at once, and eight a second in the long run. What an
+	// enrolled but hostile peer can make this node send to strangers is thus
+	// under 700 B/s.
+	probeBurst    = 64
+	probeInterval = 125 * time.Millisecond
+	// answerBurst and answerInterval are the budget of pongs. An honest peer
+	// needs as many as it has probes.
+	answerBurst    = 64
+	answerInterval = 100 * time.Millisecond
+	// callBurst and callInterval are the budget of the peer's calls, each of
+	// which can start a burst.
+	callBurst    = 4
+	callInterval = time.Second
+
+	// callBack is the age at which our own last call is too old for the peer to
+	// know our addresses, so that its call is answered by one. It is longer than
+	// a round trip over a relay, so that two nodes do not call in turns.
+	callBack = 10 * time.Second
+	// echoInterval spaces the challenges with which pings are met while a burst
+	// is under way: the peer's ping just opened its NAT for us.
+	echoInterval = 50 * time.Millisecond
+	// distressInterval spaces the bursts of a tunnel that gets no answer: it
+	// complains every 5 s.
+	distressInterval = 2 * time.Second
+	// skipAge is how late a probe may be sent. An older one is dropped: the
+	// machine slept, and what it missed is not to be made up for in a burst.
+	skipAge = time.Second
+)
+
+// probeDelays are the distances of the probes of a burst. The first few are
+// short because both ends must send before NATs on both sides let anything in,
+// and their clocks of use and call are a round trip apart.
+var probeDelays = [...]time.Duration{
+	100 * time.Millisecond, 150 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
+	time.Second, 2 * time.Second, 4 * time.Second,
+}
+
+// callDelays are the distances of our calls while there is no direct path; the
+// last one repeats.
+var callDelays = [...]time.Duration{time.Second, 3 * time.Second, 6 * time.Second, 30 * time.Second}
+
+// NextTimeout returns when HandleTimeout wants to be called: the last time
+// given where output is pending, false where nothing will happen without input.
+func (a *Agent) NextTimeout() (time.Time, bool) {
+	if len(a.out) > 0 || len(a.events) > 0 {
+		return a.now, true
+	}
+	return a.deadline()
+}
+
+// HandleTimeout does what is due at now.
+func (a *Agent) HandleTimeout(now time.Time) {
+	a.advance(now)
+	a.flush()
+}
+
+// advance moves the clock to now and does what was due on the way, in order and
+// each at its own time, so that a late call decides as punctual ones would
+// have. Probes are only noted; flush sends at most one to each candidate.
+func (a *Agent) advance(now time.Time) {
+	if now.Before(a.now) {
+		a.stats.ClockBack++
+		return
+	}
+	for {
+		d, ok := a.deadline()
+		if !ok || d.After(now) {
+			break
+		}
+		if d.After(a.now) {
+			a.now = d
+		}
+		a.step()
+	}
+	a.now = now
+}
+
+// deadline returns the earliest time at which step has something to do.
+func (a *Agent) deadline() (time.Time, bool) {
+	var next time.Time
+	consider := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	if a.active {
+		consider(a.used.Add(idleAfter))
+	}
+	consider(a.checkTime())
+	consider(a.staleTime())
+	consider(a.callNext)
+	for _, c := range a.candidates {
+		consider(c.next)
+	}
+	return next, !next.IsZero()
+}
+
+// checkTime is when the primary is to be asked, or given up.
+func (a *Agent) checkTime() time.Time {
+	if !a.active || a.primary.Kind != Direct {
+		return time.Time{}
+	}
+	if !a.checking.IsZero() {
+		return a.checking.Add(time.Duration(a.checks) * checkSpacing)
+	}
+	c := a.find(a.primary.Addr)
+	if c.proved.IsZero() {
+		return a.now
+	}
+	return c.proved.Add(beat)
+}
+
+// staleTime is when an unused direct primary gives way to the relay.
+func (a *Agent) staleTime() time.Time {
+	if a.active || a.primary.Kind != Direct || !a.relay {
+		return time.Time{}
+	}
+	if c := a.find(a.primary.Addr); !c.proved.IsZero() {
+		return c.proved.Add(trust)
+	}
+	return a.now
+}
+
+// step does everything that is due at a.now. Each part moves its own deadline
+// on.
+func (a *Agent) step() {
+	due := func(t time.Time) bool { return !t.IsZero() && !t.After(a.now) }
+	if a.active && due(a.used.Add(idleAfter)) {
+		a.rest()
+	}
+	if due(a.checkTime()) {
+		a.checkStep()
+	}
+	if due(a.staleTime()) {
+		a.choose(ReasonIdle)
+	}
+	if due(a.callNext) {
+		a.callStepNow()
+	}
+	for _, c := range a.candidates {
+		if due(c.next) {
+			a.probeStep(c)
+		}
+	}
+}
+
+// use notes that the peer is used.
+func (a *Agent) use() {
+	a.used = a.now
+	if a.active {
+		return
+	}
+	a.active = true
+	a.choose(ReasonProved)
+	a.schedule(a.candidates)
+	a.scheduleCall()
+	if a.primary.Kind == Direct && !a.alivePrimary() {
+		a.check()
+	}
+}
+
+// rest ends the activity of a peer that is not used.
+func (a *Agent) rest() {
+	a.active, a.checking, a.callNext = false, time.Time{}, time.Time{}
+	for _, c := range a.candidates {
+		c.next = time.Time{}
+	}
+	a.choose(ReasonIdle)
+}
+
+// schedule begins a burst at each of the given candidates.
+func (a *Agent) schedule(cs []*candidate) {
+	for _, c := range cs {
+		c.step, c.next = 0, a.now
+		a.probeStep(c)
+	}
+}
+
+func (a *Agent) probeStep(c *candidate) {
+	c.due = a.now
+	switch {
+	case c.step < len(probeDelays):
+		c.next = a.now.Add(probeDelays[c.step])
+		c.step++
+	case !a.active:
+		c.next = time.Time{}
+	case a.primary.Kind == Direct:
+		c.next = a.now.Add(slowProbe)
+	default:
+		c.next = a.now.Add(fastProbe)
+	}
+	if a.primary.Kind == Direct && c.step == len(probeDelays) && c.sources == SourceObserved && a.active {
+		// Where a direct path stands, an address that nobody lists and that did not
+		// answer a burst is not worth more.
+		c.next = time.Time{}
+	}
+}
+
+// scheduleCall asks the peer over the relay to probe, now and again until there
+// is a direct path.
+func (a *Agent) scheduleCall() {
+	a.callStep = 0
+	a.callStepNow()
+}
+
+func (a *Agent) callStepNow() {
+	a.callNext = time.Time{}
+	if !a.relay || !a.active || a.callStep > 0 && a.primary.Kind == Direct {
+		return
+	}
+	a.callDue = true
+	a.callNext = a.now.Add(callDelays[min(a.callStep, len(callDelays)-1)])
+	a.callStep++
+}
+
+// check asks the primary whether it still answers. It does nothing while a
+// check is under way or where the primary is not direct.
+func (a *Agent) check() {
+	if a.primary.Kind == Direct && a.active && a.checking.IsZero() {
+		a.checking, a.checks = a.now, 0
+		a.checkStep()
+	}
+}
+
+// checkIfQuiet checks the primary c unless it was heard within the last second.
+func (a *Agent) checkIfQuiet(c *candidate) {
+	if a.now.Sub(c.heard) >= quiet {
+		a.check()
+	}
+}
+
+func (a *Agent) checkStep() {
+	if a.checking.IsZero() {
+		a.checking, a.checks = a.now, 0
+	}
+	c := a.find(a.primary.Addr)
+	if a.checks < checkTries {
+		a.checks++
+		c.due = a.now
+		return
+	}
+	a.stats.Losses++
+	c.lost = true
+	c.sources &^= SourceProved
+	if c.sources == 0 {
+		// It stays a hint: it worked until now.
+		c.sources = SourceObserved
+	}
+	a.checking = time.Time{}
+	a.choose(ReasonLost)
+	a.schedule(a.candidates)
+	a.scheduleCall()
+}
+
+// alive reports whether a candidate can be the primary on the strength of its
+// last answer.
+func (a *Agent) alive(c *candidate) bool {
+	if c.proved.IsZero() || c.lost {
+		return false
+	}
+	// The primary of an active peer is under watch: the check decides.
+	return a.now.Sub(c.proved) < trust || a.active && DirectTo(c.addr) == a.primary
+}
+
+func (a *Agent) alivePrimary() bool {
+	c := a.find(a.primary.Addr)
+	return c != nil && a.now.Sub(c.proved) < trust && !c.proved.IsZero()
+}
+
+// choose sets the primary to the best path there is.
+func (a *Agent) choose(why Reason) {
+	var current, best *candidate
+	if a.primary.Kind == Direct {
+		current = a.find(a.primary.Addr)
+		if current != nil && a.alive(current) {
+			best = current
+		}
+	}
+	for _, c := range a.candidates {
+		if !a.alive(c) || c == best {
+			continue
+		}
+		switch {
+		case best == nil, best == current && Better(c.score(), best.score()),
+			best != current && c.score().cost() < best.score().cost():
+			best = c
+		}
+	}
+	switch {
+	case best != nil:
+		a.setPrimary(DirectTo(best.addr), why)
+	case a.relay:
+		a.setPrimary(viaRelay, why)
+	default:
+		a.setPrimary(a.lastResort(current), why)
+	}
+}
+
+// lastResort is where packets go when nothing is proved and there is no relay:
+// on where they went, or to what was proved last, unless that failed.
+func (a *Agent) lastResort(current *candidate) Path {
+	if current != nil && !current.lost {
+		return a.primary
+	}
+	var best *candidate
+	for _, c := range a.candidates {
+		if !c.lost && !c.proved.IsZero() && (best == nil || c.proved.After(best.proved)) {
+			best = c
+		}
+	}
+	if best == nil {
+		return Path{}
+	}
+	return DirectTo(best.addr)
+}
+
+// flush sends what fell due: one challenge to each candidate that wants one,
+// and one call.
+func (a *Agent) flush() {
+	for _, c := range a.candidates {
+		if c.due.IsZero() {
+			continue
+		}
+		late := a.now.Sub(c.due)
+		c.due = time.Time{}
+		if late > skipAge {
+			a.stats.ProbesSkipped++
+			continue
+		}
+		a.probe(c)
+	}
+	if a.callDue {
+		a.callDue = false
+		if a.relay {
+			a.called = a.now
+			a.stats.CallsSent++
+			a.transmit(Transmit{viaRelay, disco.CallMe{Endpoints: append(a.local[:0:0], a.local...)}})
+		}
+	}
+}
+
+func (a *Agent) probe(c *candidate) {
+	if !a.probes.take(a.now) {
+		a.stats.ProbesOverBudget++
+		return
+	}
+	var id disco.TxID
+	if _, err := io.ReadFull(a.cfg.Rand, id[:]); err != nil {
+		a.stats.RandFailed++
+		return
+	}
+	if len(c.outstanding) == maxOutstanding {
+		c.outstanding = append(c.outstanding[:0], c.outstanding[1:]...)
+	}
+	c.outstanding = append(c.outstanding, challenge{id, a.now})
+	c.pinged = a.now
+	a.seq++
+	a.stats.PingsSent++
+	a.transmit(Transmit{DirectTo(c.addr), disco.Ping{TxID: id, Session: a.session, Seq: a.seq}})
+}
+
+// budget is a token bucket of whole tokens.
+type budget struct {
+	burst    int
+	interval time.Duration // between two tokens
+	left     int
+	at       time.Time // since when the next token grows
+}
+
+func newBudget(burst int, interval time.Duration, now time.Time) budget {
+	return budget{burst, interval, burst, now}
+}
+
+func (b *budget) has(now time.Time) bool {
+	if n := now.Sub(b.at) / b.interval; n > 0 {
+		b.left = int(min(time.Duration(b.burst), time.Duration(b.left)+n))
+		b.at = b.at.Add(n * b.interval)
+	}
+	return b.left > 0
+}
+
+func (b *budget) take(now time.Time) bool {
+	if !b.has(now) {
+		return false
+	}
+	b.left--
+	return true
+}

@@ -1,0 +1,478 @@
+package relay
+
+import (
+	"crypto/ecdh"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// ConnID names one connection of a server. Its owner hands ids out and never
+// uses one again.
+type ConnID uint64
+
+// Admitter decides which network a node may use the relay for.
+type Admitter interface {
+	// Admit returns the network that token admits node to at the time now, or an
+	// error. It is called only for a node that proved its key, must not block,
+	// must not keep token, and must fail closed.
+	Admit(node ident.NodeKey, token []byte, now time.Time) (network string, err error)
+}
+
+// ServerConfig is what a server needs.
+type ServerConfig struct {
+	// Name is the name under which clients know this relay.
+	Name     string
+	Admitter Admitter
+	// Rand is the source of ephemeral keys and nonces.
+	Rand io.Reader
+	// MaxConns bounds connections, admitted or not. Zero means 10,000.
+	MaxConns int
+	// Rate bounds what one key may send, in bytes of payload per second; a burst
+	// of a quarter of a second may pass at once. Zero means 125,000,000, the
+	// Gigabit per second above which a node should have found another way.
+	Rate int64
+}
+
+// CommandKind says what a server asks of its shell.
+type CommandKind uint8
+
+const (
+	// CommandWake says that NextMessage has something for the connection.
+	CommandWake CommandKind = iota + 1
+	// CommandClose says that the connection is over, by Reason. The shell writes
+	// the message that NextMessage may still have, closes the connection, and
+	// calls HandleDisconnect.
+	CommandClose
+)
+
+// Command is one thing that a server asks of its shell.
+type Command struct {
+	Kind   CommandKind
+	Conn   ConnID
+	Reason Reason
+}
+
+const (
+	// helloWait bounds how long a stranger may hold a connection (F21).
+	helloWait = 10 * time.Second
+	// silentWait is after how much silence a client is dead: it pings every 25 s.
+	silentWait = 60 * time.Second
+	// goneInterval spaces the notices about missing peers that one connection
+	// gets, so that a sender into the void is not answered packet by packet.
+	goneInterval = 100 * time.Millisecond
+	// maxControl bounds the control frames waiting for one connection, for a
+	// client that asks without reading.
+	maxControl = 4 << 10
+
+	defaultMaxConns = 10_000
+	defaultRate     = 125_000_000
+)
+
+// ErrUnknownConn is returned for a connection that is not there (any more).
+var ErrUnknownConn = errors.New("relay: no such connection")
+
+// ErrRefused is wrapped by errors about a client that was not admitted.
+var ErrRefused = errors.New("relay: not admitted")
+
+type connState uint8
+
+const (
+	stateHello connState = iota + 1
+	stateAdmitted
+	stateClosing
+)
+
+// member is what packets are addressed to: a key in a network.
+type member struct {
+	network string
+	key     ident.NodeKey
+}
+
+type conn struct {
+	id      ConnID
+	state   connState
+	binding []byte
+	ask     challenge
+	private *ecdh.PrivateKey
+	member  member
+	heard   time.Time
+	woken   bool // CommandWake was given and NextMessage is not yet empty
+
+	control []byte // frames of ours, before any packet
+	queue   queue
+	rate    bucket
+	gone    time.Time // of the last notice about a missing peer
+
+	older, newer *conn // neighbours in its list, by heard
+}
+
+// ServerStats counts what happened in a server.
+type ServerStats struct {
+	ClockBack       uint64 // calls with a time before the last one's
+	Admitted        uint64
+	RejectedProof   uint64
+	RejectedToken   uint64
+	RejectedFull    uint64
+	Protocol        uint64 // connections ended for malformed messages
+	Replaced        uint64
+	TimedOut        uint64
+	Revoked         uint64
+	PacketsIn       uint64
+	BytesIn         uint64
+	PacketsOut      uint64 // handed to the shell by NextMessage
+	DroppedRate     uint64 // over the sender's rate
+	DroppedQueue    uint64 // over the sender's part of the destination's queue, or pushed out of it
+	DroppedNoPeer   uint64 // destination not connected in the sender's network
+	DroppedClosing  uint64 // waiting for a connection that ended
+	DroppedControl  uint64 // control frames that did not fit
+	UnknownFrames   uint64
+	HandshakeEnding uint64 // strangers that did not answer in time
+}
+
+// ServerSnapshot is the state of a server for people.
+type ServerSnapshot struct {
+	Conns    int
+	Admitted int
+	// QueuedBytes is what waits for all connections together.
+	QueuedBytes int
+	Stats       ServerStats
+}
+
+// Server is the heart of a relay. Its shell tells it of connections and their
+// messages, and does what NextCommand asks after each call.
+//
+// A Server is not safe for concurrent use.
+type Server struct {
+	cfg      ServerConfig
+	now      time.Time
+	conns    map[ConnID]*conn
+	members  map[member]*conn
+	hello    list // connections in stateHello, oldest first
+	admitted list // connections in stateAdmitted, longest silent first
+	commands []Command
+	read     int
+	free     buffers
+	queued   int
+	stats    ServerStats
+}
+
+// NewServer returns a server without connections. The error says which part of
+// the configuration is missing.
+func NewServer(cfg ServerConfig, now time.Time) (*Server, error) {
+	if cfg.Name == "" || cfg.Admitter == nil || cfg.Rand == nil || cfg.MaxConns < 0 || cfg.Rate < 0 {
+		return nil, errors.New("relay: a server needs a name, an admitter and a random source")
+	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = defaultMaxConns
+	}
+	if cfg.Rate == 0 {
+		cfg.Rate = defaultRate
+	}
+	return &Server{
+		cfg: cfg, now: now,
+		conns:   make(map[ConnID]*conn),
+		members: make(map[member]*conn),
+	}, nil
+}
+
+// HandleConnect takes a new connection and challenges it. binding is what both
+// ends know of its channel, empty for nothing; it is not kept by reference. The
+// error is about the id or the random source, and there is no connection then.
+func (s *Server) HandleConnect(id ConnID, binding []byte, now time.Time) error {
+	s.clock(now)
+	if s.conns[id] != nil {
+		return fmt.Errorf("relay: connection %d exists", id)
+	}
+	c := &conn{id: id, heard: s.now}
+	if len(s.conns) >= s.cfg.MaxConns {
+		s.conns[id] = c
+		s.stats.RejectedFull++
+		s.end(c, ReasonFull)
+		return nil
+	}
+	ask, private, err := newChallenge(s.cfg.Rand)
+	if err != nil {
+		return err
+	}
+	s.conns[id] = c
+	c.state, c.ask, c.private = stateHello, ask, private
+	c.binding = append([]byte(nil), binding...)
+	s.hello.push(c)
+	c.control = ask.append(c.control)
+	s.wake(c)
+	return nil
+}
+
+// HandleMessage takes one message of a connection; it is not kept. An error
+// says why the connection is being closed, for the log; it wraps ErrFrame,
+// ErrRefused or the Admitter's error, or is ErrUnknownConn. Messages of a
+// connection that is being closed are ignored.
+func (s *Server) HandleMessage(id ConnID, message []byte, now time.Time) error {
+	s.clock(now)
+	c := s.conns[id]
+	if c == nil {
+		return ErrUnknownConn
+	}
+	limit := MaxMessage
+	switch c.state {
+	case stateClosing:
+		return nil
+	case stateHello:
+		limit = MaxHelloMessage
+	case stateAdmitted:
+		c.heard = s.now
+		s.admitted.remove(c)
+		s.admitted.push(c)
+	}
+	if len(message) > limit {
+		return s.protocol(c, fmt.Errorf("%w: message of %d bytes", ErrFrame, len(message)))
+	}
+	for rest := message; ; {
+		var f Frame
+		var err error
+		if f, rest, err = Next(rest); err != nil {
+			return s.protocol(c, err)
+		}
+		if err := s.frame(c, f); err != nil {
+			return err
+		}
+		if len(rest) == 0 || c.state == stateClosing {
+			return nil
+		}
+	}
+}
+
+func (s *Server) frame(c *conn, f Frame) error {
+	if c.state == stateHello {
+		h, err := parseHello(f)
+		if err != nil {
+			return s.protocol(c, err)
+		}
+		return s.admit(c, &h)
+	}
+	switch f.Type {
+	case FrameSend:
+		to, payload, err := ParsePacket(f)
+		if err != nil {
+			return s.protocol(c, err)
+		}
+		s.forward(c, to, payload)
+	case FramePing, FramePong:
+		if len(f.Body) != 8 {
+			return s.protocol(c, fmt.Errorf("%w: ping", ErrFrame))
+		}
+		if f.Type == FramePing {
+			s.control(c, FramePong, f.Body)
+		}
+	case FrameChallenge, FrameHello, FrameWelcome, FrameReject, FrameRecv, FramePeerGone:
+		return s.protocol(c, fmt.Errorf("%w: type %d out of place", ErrFrame, f.Type))
+	default:
+		s.stats.UnknownFrames++
+	}
+	return nil
+}
+
+// admit decides on a client's answer. Only here does a connection get a key.
+func (s *Server) admit(c *conn, h *hello) error {
+	private := c.private
+	c.private = nil
+	if !verify(private, s.cfg.Name, c.binding, &c.ask, h) {
+		s.stats.RejectedProof++
+		s.end(c, ReasonProof)
+		return fmt.Errorf("%w: node key not proved", ErrRefused)
+	}
+	network, err := s.cfg.Admitter.Admit(h.key, h.token, s.now)
+	if err == nil && network == "" {
+		err = fmt.Errorf("%w: to no network", ErrRefused)
+	}
+	if err != nil {
+		s.stats.RejectedToken++
+		s.end(c, ReasonToken)
+		return fmt.Errorf("relay: admitting %s: %w", h.key.Short(), err)
+	}
+	c.member = member{network, h.key}
+	if old := s.members[c.member]; old != nil {
+		s.stats.Replaced++
+		s.end(old, ReasonReplaced)
+	}
+	s.hello.remove(c)
+	c.state, c.heard, c.binding = stateAdmitted, s.now, nil
+	c.rate = newBucket(s.cfg.Rate, s.now)
+	s.members[c.member] = c
+	s.admitted.push(c)
+	s.stats.Admitted++
+	s.control(c, FrameWelcome, nil)
+	return nil
+}
+
+// forward queues a packet at its destination, or drops and counts it.
+func (s *Server) forward(c *conn, to ident.NodeKey, payload []byte) {
+	s.stats.PacketsIn++
+	s.stats.BytesIn += uint64(len(payload))
+	if !c.rate.take(int64(len(payload)), s.now) {
+		s.stats.DroppedRate++
+		return
+	}
+	dst := s.members[member{c.member.network, to}]
+	if dst == nil {
+		s.stats.DroppedNoPeer++
+		if c.gone.IsZero() || s.now.Sub(c.gone) >= goneInterval {
+			c.gone = s.now
+			s.control(c, FramePeerGone, to[:])
+		}
+		return
+	}
+	frame := AppendFrame(s.free.get(SendFrameSize(len(payload))), FrameRecv, c.member.key[:], payload)
+	before := dst.queue.bytes
+	s.stats.DroppedQueue += uint64(dst.queue.push(c.member.key, frame, &s.free))
+	s.queued += dst.queue.bytes - before
+	s.wake(dst)
+}
+
+// control queues a frame of the server's own.
+func (s *Server) control(c *conn, kind FrameType, body []byte) {
+	if len(c.control)+frameHeaderSize+len(body) > maxControl {
+		s.stats.DroppedControl++
+		return
+	}
+	c.control = AppendFrame(c.control, kind, body)
+	s.wake(c)
+}
+
+// NextMessage appends to dst the next message for a connection, at most
+// MaxMessage bytes, and reports whether there is one. Once it reports false,
+// CommandWake announces the next.
+func (s *Server) NextMessage(id ConnID, dst []byte) ([]byte, bool) {
+	c := s.conns[id]
+	if c == nil {
+		return dst, false
+	}
+	start := len(dst)
+	dst = append(dst, c.control...)
+	c.control = c.control[:0]
+	before := c.queue.bytes
+	dst, packets := c.queue.pop(dst, start+MaxMessage, &s.free)
+	s.queued += c.queue.bytes - before
+	s.stats.PacketsOut += uint64(packets)
+	c.woken = len(dst) > start
+	return dst, c.woken
+}
+
+// HandleDisconnect tells that a connection is gone.
+func (s *Server) HandleDisconnect(id ConnID, now time.Time) {
+	s.clock(now)
+	if c := s.conns[id]; c != nil {
+		s.detach(c)
+		delete(s.conns, id)
+	}
+}
+
+// HandleRevoked ends the connection of a key that may not use the relay any
+// longer. It does nothing where there is none.
+func (s *Server) HandleRevoked(network string, key ident.NodeKey, now time.Time) {
+	s.clock(now)
+	if c := s.members[member{network, key}]; c != nil {
+		s.stats.Revoked++
+		s.end(c, ReasonRevoked)
+	}
+}
+
+// NextTimeout returns when HandleTimeout wants to be called: the last time
+// given where a command is pending.
+func (s *Server) NextTimeout() (time.Time, bool) {
+	if s.read < len(s.commands) {
+		return s.now, true
+	}
+	var next time.Time
+	if c := s.hello.oldest; c != nil {
+		next = c.heard.Add(helloWait)
+	}
+	if c := s.admitted.oldest; c != nil {
+		if d := c.heard.Add(silentWait); next.IsZero() || d.Before(next) {
+			next = d
+		}
+	}
+	return next, !next.IsZero()
+}
+
+// HandleTimeout ends the connections whose time is over at now.
+func (s *Server) HandleTimeout(now time.Time) {
+	s.clock(now)
+	for c := s.hello.oldest; c != nil && s.now.Sub(c.heard) >= helloWait; c = s.hello.oldest {
+		s.stats.HandshakeEnding++
+		s.end(c, ReasonTimeout)
+	}
+	for c := s.admitted.oldest; c != nil && s.now.Sub(c.heard) >= silentWait; c = s.admitted.oldest {
+		s.stats.TimedOut++
+		s.end(c, ReasonTimeout)
+	}
+}
+
+// NextCommand returns the next command, if there is one.
+func (s *Server) NextCommand() (Command, bool) {
+	if s.read == len(s.commands) {
+		s.commands, s.read = s.commands[:0], 0
+		return Command{}, false
+	}
+	cmd := s.commands[s.read]
+	s.read++
+	return cmd, true
+}
+
+// Snapshot returns the state for people.
+func (s *Server) Snapshot() ServerSnapshot {
+	return ServerSnapshot{Conns: len(s.conns), Admitted: len(s.members), QueuedBytes: s.queued, Stats: s.stats}
+}
+
+func (s *Server) protocol(c *conn, err error) error {
+	s.stats.Protocol++
+	s.end(c, ReasonProtocol)
+	return err
+}
+
+// end takes a connection out of service and asks the shell to close it. What
+// waited for it is dropped; the reason is its last frame.
+func (s *Server) end(c *conn, r Reason) {
+	if c.state == stateClosing {
+		return
+	}
+	s.detach(c)
+	c.state, c.private = stateClosing, nil
+	c.control = AppendFrame(c.control[:0], FrameReject, []byte{byte(r)})
+	s.commands = append(s.commands, Command{Kind: CommandClose, Conn: c.id, Reason: r})
+}
+
+// detach takes a connection out of every index but conns.
+func (s *Server) detach(c *conn) {
+	switch c.state {
+	case stateHello:
+		s.hello.remove(c)
+	case stateAdmitted:
+		s.admitted.remove(c)
+		if s.members[c.member] == c {
+			delete(s.members, c.member)
+		}
+	case stateClosing:
+	}
+	s.queued -= c.queue.bytes
+	s.stats.DroppedClosing += uint64(c.queue.clear(&s.free))
+}
+
+func (s *Server) wake(c *conn) {
+	if !c.woken && c.state != stateClosing {
+		c.woken = true
+		s.commands = append(s.commands, Command{Kind: CommandWake, Conn: c.id})
+	}
+}
+
+func (s *Server) clock(now time.Time) {
+	if now.Before(s.now) {
+		s.stats.ClockBack++
+		return
+	}
+	s.now = now
+}
