@@ -2,13 +2,18 @@ package tun
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Headroom is the least offset at which packets may be passed to Device.Write,
 // and the least that callers should leave in Device.Read: devices write their
 // own header into the bytes before the packet.
 const Headroom = 16
+
+// DefaultName is the name of a device whose Config gives none.
+const DefaultName = "warren%d"
 
 // DefaultMTU is the MTU of a device whose Config names none: 1500 bytes less
 // what WireGuard over IPv6 adds (40 IPv6 + 8 UDP + 32 WireGuard), rounded as
@@ -99,12 +104,49 @@ type Settings struct {
 	MTU int
 }
 
+// Validate reports prefixes that are not valid or are IPv4 addresses mapped into
+// IPv6, and an MTU under 576 or over 65535 bytes. Configure starts with it and
+// changes nothing where it fails.
+func (s Settings) Validate() error {
+	for _, prefixes := range [][]netip.Prefix{s.Addresses, s.Routes} {
+		for _, p := range prefixes {
+			if !p.IsValid() || p.Addr().Is4In6() {
+				return fmt.Errorf("tun: invalid prefix %v", p)
+			}
+		}
+	}
+	return validateMTU(s.MTU)
+}
+
+// validateMTU accepts zero, which leaves the choice to the device.
+func validateMTU(mtu int) error {
+	if mtu != 0 && (mtu < 576 || mtu > 65535) { // RFC 791 §3.1 and the IP length fields
+		return fmt.Errorf("tun: MTU %d is outside 576 to 65535", mtu)
+	}
+	return nil
+}
+
 // Config says what Open opens.
 type Config struct {
-	// Name of the interface, at most 15 bytes. On Linux a name may contain
-	// "%d", which the kernel replaces by a number.
+	// Name of the interface, at most 15 bytes; empty means DefaultName. On
+	// Linux "%d" in a name is replaced by a number that makes it unique.
 	Name string
 
 	// MTU in bytes; zero means DefaultMTU.
 	MTU int
+}
+
+func (cfg Config) withDefaults() (Config, error) {
+	if cfg.Name == "" {
+		cfg.Name = DefaultName
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = DefaultMTU
+	}
+	if len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsFunc(cfg.Name, func(r rune) bool {
+		return r <= ' ' || r > '~' || r == '/' || r == ':'
+	}) {
+		return cfg, fmt.Errorf("tun: interface name %q: want 1 to 15 printable ASCII characters without space, '/' and ':'", cfg.Name)
+	}
+	return cfg, validateMTU(cfg.MTU)
 }
