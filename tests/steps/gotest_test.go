@@ -1,0 +1,79 @@
+package main
+
+import (
+	"bytes"
+	"testing"
+)
+
+func TestReportCountsAndShows(t *testing.T) {
+	var out bytes.Buffer
+	r := newReport(&out)
+	for _, e := range []event{
+		{Action: "output", Package: "a", Test: "TestGood", Output: "noise of a passing test\n"},
+		{Action: "pass", Package: "a", Test: "TestGood"},
+		{Action: "output", Package: "a", Test: "TestBad", Output: "--- FAIL: TestBad\n"},
+		{Action: "output", Package: "a", Test: "TestBad", Output: "    a_test.go:3: broken\n"},
+		{Action: "fail", Package: "a", Test: "TestBad"},
+		{Action: "output", Package: "a", Test: "TestRoot", Output: "=== RUN   TestRoot\n"},
+		{Action: "output", Package: "a", Test: "TestRoot", Output: "    a_test.go:9: needs root\n"},
+		{Action: "output", Package: "a", Test: "TestRoot", Output: "--- SKIP: TestRoot (0.00s)\n"},
+		{Action: "skip", Package: "a", Test: "TestRoot"},
+		{Action: "pass", Package: "a", Test: "FuzzParse/seed#0"},
+		{Action: "pass", Package: "a", Test: "FuzzParse/1f"},
+		{Action: "pass", Package: "a", Test: "FuzzParse"},
+		{Action: "output", Package: "a", Output: "FAIL\ta\t0.1s\n"},
+		{Action: "fail", Package: "a"},
+		{Action: "output", Package: "b", Output: "PASS\n"},
+		{Action: "output", Package: "b", Output: "ok  \tb\t0.1s\n"},
+		{Action: "pass", Package: "b"},
+		{Action: "build-output", ImportPath: "c", Output: "c.go:1: undefined: x\n"},
+	} {
+		r.handle(e)
+	}
+	if r.passed != 4 || r.failed != 1 || r.skipped != 1 || r.packagesFailed != 1 {
+		t.Errorf("passed %d, failed %d, skipped %d, packages failed %d; want 4, 1, 1, 1", r.passed, r.failed, r.skipped, r.packagesFailed)
+	}
+	if n := r.replayed[key{"a", "FuzzParse"}]; n != 2 {
+		t.Errorf("replayed %d entries of FuzzParse, want 2", n)
+	}
+	const want = "--- FAIL: TestBad\n    a_test.go:3: broken\n" +
+		"skip a TestRoot: a_test.go:9: needs root\n" +
+		"FAIL\ta\t0.1s\nok  \tb\t0.1s\nc.go:1: undefined: x\n"
+	if out.String() != want {
+		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+func TestFuzzDeclarations(t *testing.T) {
+	const text = `
+func FuzzA(f *testing.F) {
+func TestB(t *testing.T) {
+	func FuzzC(f *testing.F) {
+func Fuzz(x *testing.F) {
+func FuzzyD(n int) {
+`
+	var got []string
+	for _, m := range declaration.FindAllStringSubmatch(text, -1) {
+		got = append(got, m[1])
+	}
+	if len(got) != 2 || got[0] != "FuzzA" || got[1] != "Fuzz" {
+		t.Errorf("found %v, want [FuzzA Fuzz]", got)
+	}
+}
+
+// TestUsage checks that nothing runs on a wrong command line.
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{
+		nil,
+		{"unknown"},
+		{"install", "now"},
+		{"test"},
+		{"fuzz", "60s"},
+		{"fuzz", "soon", "./..."},
+		{"policy-cases", "bin/warren"},
+	} {
+		if err := run(args); err == nil {
+			t.Errorf("run(%q) = nil, want a usage error", args)
+		}
+	}
+}
