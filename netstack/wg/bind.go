@@ -1,0 +1,305 @@
+package wg
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+// relayQueue bounds the relayed packets that wait for the device: one batch of
+// its own and one that is being read.
+const relayQueue = 2 * conn.IdealBatchSize
+
+// bind is the conn.Bind through which the device sends and receives.
+type bind struct {
+	listen  func(port uint16) (sock.Conn, error)
+	control func(packet []byte, from netip.AddrPort)
+	onSend  func(key ident.NodeKey)
+
+	identity atomic.Pointer[identity]
+	indexes  indexTable
+	limit    limiter
+	counters counters
+	relayed  chan relayedPacket
+	current  atomic.Pointer[opened]
+
+	mu    sync.RWMutex
+	peers map[ident.NodeKey]*Peer // protected by mu
+}
+
+// opened is what one Open made and the next Close ends.
+type opened struct {
+	conn   sock.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+// relayedPacket is a packet that came over a relay. The relay vouches for who
+// sent it, so it needs no mapping.
+type relayedPacket struct {
+	from *Peer
+	data []byte
+}
+
+var _ conn.Bind = (*bind)(nil)
+
+func newBind(cfg *Config) *bind {
+	return &bind{
+		listen: cfg.Listen, control: cfg.Control, onSend: cfg.Active,
+		indexes: indexTable{peers: make(map[uint32]*Peer)},
+		relayed: make(chan relayedPacket, relayQueue),
+		peers:   make(map[ident.NodeKey]*Peer),
+	}
+}
+
+func (b *bind) peer(key ident.NodeKey) *Peer {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.peers[key]
+}
+
+// Open implements conn.Bind.
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	if b.current.Load() != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	c, err := b.listen(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	o := &opened{conn: c, closed: make(chan struct{})}
+	b.current.Store(o)
+	fns := []conn.ReceiveFunc{b.receiveRelayed(o)}
+	for _, r := range c.Readers() {
+		fns = append(fns, b.receiveDirect(r))
+	}
+	return fns, c.LocalPort(), nil
+}
+
+// Close implements conn.Bind.
+func (b *bind) Close() error {
+	o := b.current.Swap(nil)
+	if o == nil {
+		return nil
+	}
+	o.once.Do(func() { close(o.closed) })
+	return o.conn.Close()
+}
+
+// SetMark implements conn.Bind.
+func (b *bind) SetMark(mark uint32) error {
+	if o := b.current.Load(); o != nil {
+		return o.conn.SetMark(mark)
+	}
+	return nil
+}
+
+// BatchSize implements conn.Bind.
+func (b *bind) BatchSize() int { return conn.IdealBatchSize }
+
+// ParseEndpoint implements conn.Bind: the text is a peer's key in hexadecimal,
+// as Device.SetPeers writes it. An address is not an endpoint here.
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	raw, err := hex.DecodeString(s)
+	if err != nil || len(raw) != ident.KeySize {
+		return nil, fmt.Errorf("wg: an endpoint is a peer's key, not %q", s)
+	}
+	p := b.peer(ident.NodeKey(raw))
+	if p == nil {
+		return nil, errors.New("wg: endpoint of an unknown peer")
+	}
+	return p, nil
+}
+
+// Send implements conn.Bind. Packets that can not be sent are lost and counted;
+// the protocol above repeats what matters.
+func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	p, ok := ep.(*Peer)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	for _, packet := range bufs {
+		switch messageType(packet) {
+		case typeInitiation:
+			p.unanswered.Add(1)
+			fallthrough
+		case typeResponse:
+			b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, time.Now())
+		}
+	}
+	b.send(p, p.path.Load(), bufs)
+	if !p.active.Load() && p.active.CompareAndSwap(false, true) && b.onSend != nil {
+		b.onSend(p.key)
+	}
+	return nil
+}
+
+func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
+	switch {
+	case path.Direct.IsValid():
+		o := b.current.Load()
+		if o == nil {
+			return
+		}
+		if err := o.conn.WriteBatch(bufs, path.Direct); err != nil {
+			b.counters.sendErrors.Add(1)
+			return
+		}
+		b.counters.sent[linkOf(path.Direct)].add(bufs)
+	case path.Relay != nil:
+		path.Relay.SendPackets(p.key, bufs)
+		b.counters.sent[LinkRelay].add(bufs)
+	default:
+		b.counters.noPath.Add(uint64(p.keepPending(bufs)))
+	}
+}
+
+// receiveDirect returns the function that reads one socket straight into the
+// device's buffers.
+func (b *bind) receiveDirect(r sock.Reader) conn.ReceiveFunc {
+	from := make([]netip.AddrPort, conn.IdealBatchSize)
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		n, err := r.ReadBatch(bufs, sizes, from)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return 0, net.ErrClosed
+			}
+			b.counters.receiveErrors.Add(1)
+			return 0, nil
+		}
+		b.mapBatch(bufs[:n], sizes, from, eps)
+		return n, nil
+	}
+}
+
+// mapBatch gives every packet its peer. A packet of size zero is skipped by the
+// device.
+func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps []conn.Endpoint) {
+	var lastIndex uint32
+	var last *Peer
+	for i, buf := range bufs {
+		packet := buf[:sizes[i]]
+		kind := messageType(packet)
+		var p *Peer
+		switch kind {
+		case typeTransport, typeCookie:
+			index := binary.LittleEndian.Uint32(packet[4:])
+			if last == nil || index != lastIndex {
+				last, lastIndex = b.indexes.lookup(index), index
+			}
+			p = last
+		case typeResponse:
+			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
+		case typeInitiation:
+			p = b.identify(packet)
+		default:
+			b.control(packet, from[i])
+			sizes[i] = 0
+			continue
+		}
+		if p == nil {
+			b.counters.nobody[kind-1].Add(1)
+			sizes[i] = 0
+			continue
+		}
+		if kind == typeResponse || kind == typeTransport {
+			if p.unanswered.Load() != 0 {
+				p.unanswered.Store(0)
+			}
+		}
+		eps[i] = p
+		b.counters.received[linkOf(from[i])].addOne(len(packet))
+	}
+}
+
+// identify returns the peer that an initiation claims to come from.
+func (b *bind) identify(packet []byte) *Peer {
+	id := b.identity.Load()
+	if id == nil || !id.checkMAC1(packet) {
+		return nil
+	}
+	if !b.limit.allow(time.Now()) {
+		b.counters.limited.Add(1)
+		return nil
+	}
+	key, ok := id.initiator(packet)
+	if !ok {
+		return nil
+	}
+	return b.peer(key)
+}
+
+// receiveRelayed returns the function that hands relayed packets to the device.
+func (b *bind) receiveRelayed(o *opened) conn.ReceiveFunc {
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		select {
+		case <-o.closed:
+			return 0, net.ErrClosed
+		case packet := <-b.relayed:
+			n := 0
+			for {
+				if size := copy(bufs[n], packet.data); size == len(packet.data) {
+					sizes[n], eps[n] = size, packet.from
+					n++
+				}
+				if n == len(bufs) {
+					return n, nil
+				}
+				select {
+				case packet = <-b.relayed:
+				default:
+					return n, nil
+				}
+			}
+		}
+	}
+}
+
+// handleRelayed takes a packet that a relay says is of the peer with the key.
+func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
+	kind := messageType(packet)
+	if kind == 0 {
+		return false
+	}
+	p := b.peer(from)
+	if p == nil {
+		b.counters.nobody[kind-1].Add(1)
+		return true
+	}
+	// The relay's word is not enough for the endpoint: a member of the network
+	// may relay another's packet to us under its own name.
+	switch kind {
+	case typeInitiation:
+		if p = b.identify(packet); p == nil {
+			b.counters.nobody[kind-1].Add(1)
+			return true
+		}
+	case typeResponse:
+		p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
+	default:
+		p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[4:]))
+	}
+	if p == nil || p.key != from {
+		b.counters.nobody[kind-1].Add(1)
+		return true
+	}
+	p.unanswered.Store(0)
+	select {
+	case b.relayed <- relayedPacket{p, append([]byte(nil), packet...)}:
+		b.counters.received[LinkRelay].addOne(len(packet))
+	default:
+		b.counters.relayOverflow.Add(1)
+	}
+	return true
+}

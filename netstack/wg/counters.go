@@ -1,0 +1,100 @@
+package wg
+
+import (
+	"net/netip"
+	"sync/atomic"
+)
+
+// Link is the kind of way that a sealed packet took.
+type Link int
+
+// The kinds of ways, in the order of Counters.Sent and Counters.Received.
+const (
+	LinkIPv4 Link = iota
+	LinkIPv6
+	LinkRelay
+	links
+)
+
+// String returns the kind as a metric label.
+func (l Link) String() string {
+	switch l {
+	case LinkIPv4:
+		return "direct_ipv4"
+	case LinkIPv6:
+		return "direct_ipv6"
+	case LinkRelay:
+		return "relay"
+	}
+	return "unknown"
+}
+
+func linkOf(a netip.AddrPort) Link {
+	if a.Addr().Is4() {
+		return LinkIPv4
+	}
+	return LinkIPv6
+}
+
+type traffic struct{ packets, bytes atomic.Uint64 }
+
+func (t *traffic) add(bufs [][]byte) {
+	size := 0
+	for _, b := range bufs {
+		size += len(b)
+	}
+	t.packets.Add(uint64(len(bufs)))
+	t.bytes.Add(uint64(size))
+}
+
+func (t *traffic) addOne(size int) {
+	t.packets.Add(1)
+	t.bytes.Add(uint64(size))
+}
+
+type counters struct {
+	sent, received [links]traffic
+	nobody         [typeTransport]atomic.Uint64 // by message type less one
+	limited        atomic.Uint64
+	noPath         atomic.Uint64
+	relayOverflow  atomic.Uint64
+	sendErrors     atomic.Uint64
+	receiveErrors  atomic.Uint64
+}
+
+// Traffic counts sealed packets and their bytes.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// Counters is what a device counted since it was made.
+type Counters struct {
+	// Sent and Received are by Link.
+	Sent, Received [links]Traffic
+	// UnknownInitiations are handshakes of keys that are no peers, or that are
+	// malformed; UnknownReceivers are packets for an index that this device did
+	// not hand out, or not to their sender.
+	UnknownInitiations, UnknownReceivers uint64
+	// Limited are initiations over the rate that strangers may cause.
+	Limited uint64
+	// NoPath are packets for which there was neither a direct path nor a relay.
+	NoPath uint64
+	// RelayOverflow are packets from the relay that came faster than the
+	// device took them.
+	RelayOverflow uint64
+	// SendErrors and ReceiveErrors are what the operating system refused.
+	SendErrors, ReceiveErrors uint64
+}
+
+func (c *counters) snapshot() Counters {
+	out := Counters{
+		UnknownInitiations: c.nobody[typeInitiation-1].Load(),
+		UnknownReceivers: c.nobody[typeResponse-1].Load() + c.nobody[typeCookie-1].Load() +
+			c.nobody[typeTransport-1].Load(),
+		Limited: c.limited.Load(), NoPath: c.noPath.Load(), RelayOverflow: c.relayOverflow.Load(),
+		SendErrors: c.sendErrors.Load(), ReceiveErrors: c.receiveErrors.Load(),
+	}
+	for l := range links {
+		out.Sent[l] = Traffic{c.sent[l].packets.Load(), c.sent[l].bytes.Load()}
+		out.Received[l] = Traffic{c.received[l].packets.Load(), c.received[l].bytes.Load()}
+	}
+	return out
+}

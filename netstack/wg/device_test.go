@@ -1,0 +1,431 @@
+package wg
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+// channelTUN is a TUN whose host is a test.
+type channelTUN struct {
+	out, in chan []byte // towards the overlay, from the overlay
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func newChannelTUN() *channelTUN {
+	return &channelTUN{out: make(chan []byte, 64), in: make(chan []byte, 1024), closed: make(chan struct{})}
+}
+
+func (c *channelTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	select {
+	case p := <-c.out:
+		sizes[0] = copy(bufs[0][offset:], p)
+		return 1, nil
+	case <-c.closed:
+		return 0, os.ErrClosed
+	}
+}
+
+func (c *channelTUN) Write(bufs [][]byte, offset int) (int, error) {
+	for _, b := range bufs {
+		select {
+		case c.in <- bytes.Clone(b[offset:]):
+		case <-c.closed:
+			return 0, os.ErrClosed
+		}
+	}
+	return len(bufs), nil
+}
+
+func (c *channelTUN) MTU() (int, error)     { return 1420, nil }
+func (c *channelTUN) Name() (string, error) { return "test", nil }
+func (c *channelTUN) BatchSize() int        { return 1 }
+func (c *channelTUN) Close() error          { c.once.Do(func() { close(c.closed) }); return nil }
+
+// side is one of two devices on the loopback interface.
+type side struct {
+	device  *Device
+	tun     *channelTUN
+	private ident.NodePrivate
+	key     ident.NodeKey
+	addr    netip.Addr // in the overlay
+	at      netip.AddrPort
+	control chan []byte
+	tap     chan []byte // what was sent, if not full
+}
+
+// tapConn shows what is sent.
+type tapConn struct {
+	sock.Conn
+	tap chan []byte
+}
+
+func (c tapConn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+	for _, b := range bufs {
+		select {
+		case c.tap <- bytes.Clone(b):
+		default:
+		}
+	}
+	return c.Conn.WriteBatch(bufs, to)
+}
+
+func newSide(t *testing.T, addr string) *side {
+	t.Helper()
+	private, err := ident.NewNodePrivate(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &side{
+		tun: newChannelTUN(), private: private, key: private.Public(), addr: netip.MustParseAddr(addr),
+		control: make(chan []byte, 16), tap: make(chan []byte, 256),
+	}
+	s.device, err = New(Config{
+		TUN: s.tun,
+		Listen: func(port uint16) (sock.Conn, error) {
+			c, err := sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+			if err != nil {
+				return nil, err
+			}
+			return tapConn{c, s.tap}, nil
+		},
+		Control: func(packet []byte, _ netip.AddrPort) {
+			select {
+			case s.control <- bytes.Clone(packet):
+			default:
+			}
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.device.Close)
+	if err := s.device.SetPrivateKey(private); err != nil {
+		t.Fatal(err)
+	}
+	s.at = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.device.Port())
+	return s
+}
+
+func (s *side) add(t *testing.T, other *side) *Peer {
+	t.Helper()
+	err := s.device.SetPeers([]PeerConfig{{other.key, []netip.Prefix{netip.PrefixFrom(other.addr, 32)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.device.Peer(other.key)
+}
+
+// packet is an IPv4 packet of protocol 253 (RFC 3692) with one byte.
+func packet(from, to netip.Addr, content byte) []byte {
+	p := make([]byte, 21)
+	p[0], p[3], p[8], p[9], p[20] = 0x45, 21, 64, 253, content
+	copy(p[12:], from.AsSlice())
+	copy(p[16:], to.AsSlice())
+	return p
+}
+
+const patience = 10 * time.Second
+
+func receive(t *testing.T, from chan []byte) []byte {
+	t.Helper()
+	select {
+	case p := <-from:
+		return p
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+		return nil
+	}
+}
+
+// pass sends a packet and waits until it arrives.
+func pass(t *testing.T, a, b *side, content byte) {
+	t.Helper()
+	want := packet(a.addr, b.addr, content)
+	a.tun.out <- want
+	if got := receive(t, b.tun.in); !bytes.Equal(got, want) {
+		t.Fatalf("got % x, want % x", got, want)
+	}
+}
+
+func connected(t *testing.T) (a, b *side, atA, atB *Peer) {
+	t.Helper()
+	a, b = newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	atA, atB = a.add(t, b), b.add(t, a)
+	atA.SetPath(Path{Direct: b.at})
+	atB.SetPath(Path{Direct: a.at})
+	pass(t, a, b, 1)
+	pass(t, b, a, 2)
+	return a, b, atA, atB
+}
+
+// stranger sends packets from an address that is nobody's.
+func stranger(t *testing.T, to netip.AddrPort, packets ...[]byte) {
+	t.Helper()
+	c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	for _, p := range packets {
+		if _, err := c.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
+	a, b, _, atB := connected(t)
+	var captured [][]byte
+	for len(a.tap) > 0 {
+		captured = append(captured, <-a.tap)
+	}
+	kinds := make(map[uint32]bool)
+	for _, p := range captured {
+		kinds[messageType(p)] = true
+	}
+	if !kinds[typeInitiation] || !kinds[typeTransport] {
+		t.Fatalf("captured only types %v", kinds)
+	}
+	stranger(t, b.at, captured...)
+
+	// A packet that is authentic and new, but never reached b from a: the
+	// stranger is the first to deliver it.
+	atA := a.device.Peer(b.key)
+	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	atA.SetPath(Path{Direct: sink.LocalAddr().(*net.UDPAddr).AddrPort()})
+	fresh := packet(a.addr, b.addr, 3)
+	a.tun.out <- fresh
+	buf := make([]byte, 2048)
+	n, _, err := sink.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger(t, b.at, buf[:n])
+	if got := receive(t, b.tun.in); !bytes.Equal(got, fresh) {
+		t.Fatalf("got % x, want the packet that the stranger carried", got)
+	}
+	if got := atB.Path().Direct; got != a.at {
+		t.Fatalf("path moved to %v", got)
+	}
+	atA.SetPath(Path{Direct: b.at})
+	pass(t, b, a, 4)
+	pass(t, a, b, 5)
+}
+
+func TestUnknownInitiationsAreDropped(t *testing.T) {
+	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	a.add(t, b).SetPath(Path{Direct: b.at})
+	a.tun.out <- packet(a.addr, b.addr, 1)
+	initiation := receive(t, a.tap)
+	if messageType(initiation) != typeInitiation {
+		t.Fatalf("first message is of type %d", messageType(initiation))
+	}
+	key, ok := b.device.bind.identity.Load().initiator(initiation)
+	if !ok || key != a.key {
+		t.Fatalf("initiation of %v, %v; want %v", key, ok, a.key)
+	}
+	junk := bytes.Clone(initiation)
+	junk[50] ^= 1
+	stranger(t, b.at, junk, []byte("something else"))
+	receive(t, b.control) // what was sent after them was read
+	if got := b.device.Counters().UnknownInitiations; got != 2 {
+		t.Fatalf("%d unknown initiations counted, want 2", got)
+	}
+	// The same device becomes a peer: its next handshake is taken.
+	b.add(t, a).SetPath(Path{Direct: a.at})
+	pass(t, b, a, 2)
+}
+
+func TestRemovedPeerIsCut(t *testing.T) {
+	a, b, _, _ := connected(t)
+	b.device.RemovePeer(a.key)
+	if b.device.Peer(a.key) != nil {
+		t.Fatal("peer is still there")
+	}
+	before := b.device.Counters().UnknownReceivers
+	a.tun.out <- packet(a.addr, b.addr, 9)
+	for {
+		p := receive(t, a.tap)
+		if messageType(p) == typeTransport && len(p) > transportSize {
+			break
+		}
+	}
+	stranger(t, b.at, []byte("something else"))
+	receive(t, b.control)
+	if got := b.device.Counters().UnknownReceivers; got == before {
+		t.Fatal("a packet of the removed peer was not dropped as unknown")
+	}
+	if len(b.tun.in) != 0 {
+		t.Fatal("a packet of the removed peer arrived")
+	}
+	if len(b.device.bind.indexes.peers) != 0 {
+		t.Fatal("indexes of the removed peer remain")
+	}
+}
+
+func TestHandshakeWaitsForPath(t *testing.T) {
+	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	atA := a.add(t, b)
+	b.add(t, a).SetPath(Path{Direct: a.at})
+	want := packet(a.addr, b.addr, 7)
+	start := time.Now()
+	a.tun.out <- want
+	for atA.Unanswered() == 0 {
+		if time.Since(start) > patience {
+			t.Fatal("no handshake was begun")
+		}
+	}
+	atA.SetPath(Path{Direct: b.at})
+	if got := receive(t, b.tun.in); !bytes.Equal(got, want) {
+		t.Fatalf("got % x", got)
+	}
+	if took := time.Since(start); took > pendingLife {
+		t.Fatalf("the handshake was repeated: %v", took)
+	}
+}
+
+// pipe is a relay between two devices.
+type pipe struct {
+	from ident.NodeKey
+	to   *Device
+}
+
+func (p pipe) SendPackets(_ ident.NodeKey, packets [][]byte) {
+	for _, b := range packets {
+		p.to.HandleRelayed(p.from, b)
+	}
+}
+
+func TestRelayedPackets(t *testing.T) {
+	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	a.add(t, b).SetPath(Path{Relay: pipe{a.key, b.device}})
+	b.add(t, a).SetPath(Path{Relay: pipe{b.key, a.device}})
+	pass(t, a, b, 1)
+	pass(t, b, a, 2)
+	if got := b.device.Counters().Received[LinkRelay].Packets; got == 0 {
+		t.Fatal("no relayed packets were counted")
+	}
+	stats, err := a.device.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := stats[b.key]
+	if s.LastHandshake.IsZero() || s.RxBytes == 0 || s.TxBytes == 0 {
+		t.Fatalf("stats %+v", s)
+	}
+}
+
+func TestRelayedUnderAnotherNameIsDropped(t *testing.T) {
+	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	c := newSide(t, "100.64.0.3")
+	a.add(t, b).SetPath(Path{Relay: pipe{c.key, b.device}}) // the relay says it is c's
+	err := b.device.SetPeers([]PeerConfig{
+		{a.key, []netip.Prefix{netip.PrefixFrom(a.addr, 32)}},
+		{c.key, []netip.Prefix{netip.PrefixFrom(c.addr, 32)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.tun.out <- packet(a.addr, b.addr, 1)
+	start := time.Now()
+	for b.device.Counters().UnknownInitiations == 0 {
+		if time.Since(start) > patience {
+			t.Fatal("the initiation was not dropped")
+		}
+	}
+}
+
+func TestRebindKeepsSessions(t *testing.T) {
+	a, b, _, _ := connected(t)
+	if err := a.device.Rebind(); err != nil {
+		t.Fatal(err)
+	}
+	if a.device.Port() != a.at.Port() {
+		t.Fatalf("port %d, was %d", a.device.Port(), a.at.Port())
+	}
+	pass(t, a, b, 3)
+	pass(t, b, a, 4)
+}
+
+func TestSetPeersRefuses(t *testing.T) {
+	a, b, _, _ := connected(t)
+	for name, peers := range map[string][]PeerConfig{
+		"own key":  {{Key: a.key}},
+		"no key":   {{}},
+		"repeated": {{Key: b.key}, {Key: b.key}},
+	} {
+		if err := a.device.SetPeers(peers); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	pass(t, a, b, 3)
+}
+
+func TestUAPILists(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the control socket's directory belongs to root")
+	}
+	a, b, _, _ := connected(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	name := "warrentest" + a.key.Short()[:4]
+	done := make(chan error, 1)
+	go func() { done <- a.device.ServeUAPI(ctx, name) }()
+	ask := func(request string) string {
+		var c net.Conn
+		start := time.Now()
+		for {
+			var err error
+			if c, err = net.Dial("unix", "/var/run/wireguard/"+name+".sock"); err == nil {
+				break
+			}
+			if time.Since(start) > patience {
+				t.Fatal(err)
+			}
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte(request)); err != nil {
+			t.Fatal(err)
+		}
+		var answer bytes.Buffer
+		buf := make([]byte, 4096)
+		for !bytes.Contains(answer.Bytes(), []byte("errno=")) {
+			n, err := c.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Write(buf[:n])
+		}
+		return answer.String()
+	}
+	listing := ask("get=1\n\n")
+	for _, want := range []string{"listen_port=", "endpoint=" + b.at.String(), "allowed_ip=100.64.0.2/32", "errno=0"} {
+		if !bytes.Contains([]byte(listing), []byte(want)) {
+			t.Errorf("no %q in\n%s", want, listing)
+		}
+	}
+	if got := ask("set=1\nreplace_peers=true\n\n"); got != "errno=-1\n\n" {
+		t.Errorf("set: %q, want errno -1 (EPERM)", got)
+	}
+	pass(t, a, b, 3)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,72 @@
+package wg
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	// indexLife is how long a receiver index may be in use: a key pair lives
+	// for 180 s (RejectAfterTime) after a handshake that may take some
+	// seconds.
+	indexLife = 200 * time.Second
+	// maxIndexes bounds the indexes of one peer: one for each initiation that
+	// is repeated every 5 s during indexLife, and as many responses again. A
+	// peer that makes us hand out more loses its own old ones only.
+	maxIndexes = 80
+)
+
+type ownIndex struct {
+	index uint32
+	at    time.Time
+}
+
+// indexTable tells whose packets carry a receiver index of this device.
+type indexTable struct {
+	mu    sync.RWMutex
+	peers map[uint32]*Peer // protected by mu
+}
+
+func (t *indexTable) lookup(index uint32) *Peer {
+	t.mu.RLock()
+	p := t.peers[index]
+	t.mu.RUnlock()
+	return p
+}
+
+// learn notes that this device gave index to p.
+func (t *indexTable) learn(index uint32, p *Peer, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	expired := 0
+	for _, own := range p.indexes {
+		if len(p.indexes)-expired < maxIndexes && now.Sub(own.at) < indexLife {
+			break
+		}
+		if t.peers[own.index] == p {
+			delete(t.peers, own.index)
+		}
+		expired++
+	}
+	p.indexes = append(p.indexes[expired:], ownIndex{index, now})
+	t.peers[index] = p
+}
+
+// forget drops everything about p, for good.
+func (t *indexTable) forget(p *Peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, own := range p.indexes {
+		if t.peers[own.index] == p {
+			delete(t.peers, own.index)
+		}
+	}
+	p.indexes, p.pending, p.removed = nil, nil, true
+}

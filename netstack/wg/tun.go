@@ -1,0 +1,68 @@
+package wg
+
+import (
+	"os"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// adapter gives a TUN the rest of the shape that the implementation wants.
+type adapter struct {
+	TUN
+	events chan tun.Event
+
+	mu     sync.Mutex // protects closed, and sending on events
+	closed bool
+}
+
+var _ tun.Device = (*adapter)(nil)
+
+func newAdapter(t TUN) *adapter { return &adapter{TUN: t, events: make(chan tun.Event, 1)} }
+
+// Read implements tun.Device. The implementation knows its own error only.
+func (a *adapter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := a.TUN.Read(bufs, sizes, offset)
+	if err != nil && a.isClosed() {
+		err = os.ErrClosed
+	}
+	return n, err
+}
+
+// File implements tun.Device; nobody asks.
+func (a *adapter) File() *os.File { return nil }
+
+// Events implements tun.Device. The device is brought up by its owner, so the
+// only event is a new MTU.
+func (a *adapter) Events() <-chan tun.Event { return a.events }
+
+// Close implements tun.Device.
+func (a *adapter) Close() error {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil
+	}
+	a.closed = true
+	close(a.events)
+	a.mu.Unlock()
+	return a.TUN.Close()
+}
+
+func (a *adapter) isClosed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.closed
+}
+
+func (a *adapter) notifyMTU() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return
+	}
+	select {
+	case a.events <- tun.EventMTUUpdate:
+	default: // one is waiting already
+	}
+}
