@@ -72,13 +72,14 @@ type tapConn struct {
 }
 
 func (c tapConn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+	err := c.Conn.WriteBatch(bufs, to)
 	for _, b := range bufs {
 		select {
 		case c.tap <- bytes.Clone(b):
 		default:
 		}
 	}
-	return c.Conn.WriteBatch(bufs, to)
+	return err
 }
 
 func newSide(t *testing.T, addr string) *side {
@@ -256,6 +257,9 @@ func TestUnknownInitiationsAreDropped(t *testing.T) {
 func TestRemovedPeerIsCut(t *testing.T) {
 	a, b, _, _ := connected(t)
 	b.device.RemovePeer(a.key)
+	for len(a.tap) > 0 {
+		<-a.tap
+	}
 	if b.device.Peer(a.key) != nil {
 		t.Fatal("peer is still there")
 	}
