@@ -1,0 +1,18 @@
+// Package lab runs Warren's programs as they are shipped, on several hosts that
+// are network namespaces of one machine: real kernels' routing, real TUN
+// devices, real sockets.
+//
+// A Lab is one LAN:
+//
+//	host a         host b         host c        ...
+//	eth0           eth0           eth0          10.77.0.N/24, fd77::N/64
+//	  |              |              |
+//	  +----veth------+----veth------+           a bridge in a namespace of its own
+//
+// It needs root and Linux; New skips the test with the reason elsewhere.
+// Namespaces have no names and processes die with the test, so nothing is left
+// behind, not even after a crash. Traffic stays inside.
+//
+// Goroutines: one for each host, bound to a thread in the host's namespace,
+// until the test ends.
+package lab

@@ -1,0 +1,280 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// build makes the programs once for each test binary.
+var build = sync.OnceValues(func() (string, error) {
+	_, file, _, _ := runtime.Caller(0)
+	root := filepath.Dir(filepath.Dir(filepath.Dir(file)))
+	// The directory belongs to the whole run of the test binary; the system's
+	// temporary directory is where such things are left.
+	dir, err := os.MkdirTemp("", "warren-lab-")
+	if err != nil {
+		return "", err
+	}
+	for _, program := range []string{"warren", "warren-coordinator"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, program), "./cmd/"+program)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
+		}
+	}
+	return dir, nil
+})
+
+// Program returns the path of one of Warren's programs, built from this tree.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	dir, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+// RemovePrograms deletes what Program built. Call it from TestMain after the
+// tests.
+func RemovePrograms() {
+	if dir, err := build(); err == nil {
+		os.RemoveAll(dir)
+	}
+}
+
+// process is a program that runs until it is stopped.
+type process struct {
+	cmd    *exec.Cmd
+	log    *os.File
+	exited chan struct{}
+}
+
+func (h *Host) launch(t testing.TB, name string, args ...string) *process {
+	t.Helper()
+	log, err := os.CreateTemp(t.TempDir(), filepath.Base(name)+"-*.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(name, args...), log: log, exited: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := h.Start(p.cmd); err != nil {
+		t.Fatalf("starting %s on %s: %v", name, h.Name, err)
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.signal(syscall.SIGTERM)
+		select {
+		case <-p.exited:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s on %s did not end within 10 s of SIGTERM", name, h.Name)
+			p.signal(syscall.SIGKILL)
+			<-p.exited
+		}
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("%s on %s printed:\n%s", filepath.Base(name), h.Name, tail(text, 60))
+		}
+		log.Close()
+	})
+	return p
+}
+
+func (p *process) signal(s syscall.Signal) {
+	select {
+	case <-p.exited:
+	default:
+		p.cmd.Process.Signal(s)
+	}
+}
+
+// kill ends the process at once and waits for it.
+func (p *process) kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.exited
+}
+
+func tail(text []byte, lines int) []byte {
+	all := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return bytes.Join(all[max(0, len(all)-lines):], []byte("\n"))
+}
+
+// Coordinator is a running warren-coordinator.
+type Coordinator struct {
+	Host *Host
+	Dir  string
+
+	t       testing.TB
+	process *process
+}
+
+// Coordinator starts a coordinator with a new network on the host.
+func (h *Host) Coordinator(t testing.TB) *Coordinator {
+	t.Helper()
+	c := &Coordinator{Host: h, Dir: filepath.Join(t.TempDir(), "coordinator"), t: t}
+	c.Start()
+	return c
+}
+
+// URL returns where nodes reach the coordinator.
+func (c *Coordinator) URL() string { return "http://" + c.Host.V4.String() + ":8080" }
+
+// Start starts the coordinator again after Kill and waits until it serves.
+func (c *Coordinator) Start() {
+	c.t.Helper()
+	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), "serve", "--data", c.Dir, "--listen", "0.0.0.0:8080", "--log-level", "debug")
+	Eventually(c.t, 20*time.Second, func() error {
+		_, err := c.Try("users", "list")
+		return err
+	})
+}
+
+// Kill ends the coordinator with SIGKILL.
+func (c *Coordinator) Kill() { c.process.kill() }
+
+// Admin runs an administrator's command and returns its standard output.
+func (c *Coordinator) Admin(args ...string) string {
+	c.t.Helper()
+	out, err := c.Try(args...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return out
+}
+
+// Try is Admin for commands that may be refused.
+func (c *Coordinator) Try(args ...string) (string, error) {
+	return run(c.Host, Program(c.t, "warren-coordinator"), append([]string{"--data", c.Dir}, args...)...)
+}
+
+// Key makes a join key and returns its text.
+func (c *Coordinator) Key(args ...string) string {
+	c.t.Helper()
+	for _, word := range strings.Fields(c.Admin(append([]string{"keys", "create"}, args...)...)) {
+		if strings.HasPrefix(word, "wkey-auth-") {
+			return word
+		}
+	}
+	c.t.Fatal("keys create printed no key")
+	return ""
+}
+
+// SetPolicy puts a policy in force.
+func (c *Coordinator) SetPolicy(text string) {
+	c.t.Helper()
+	file := filepath.Join(c.t.TempDir(), "policy.hujson")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.Admin("policy", "set", file)
+}
+
+// Node is a running warren daemon.
+type Node struct {
+	Host *Host
+
+	t       testing.TB
+	dir     string
+	flags   []string
+	process *process
+}
+
+// Daemon starts a daemon on the host. With no flags it has a TUN device.
+func (h *Host) Daemon(t testing.TB, flags ...string) *Node {
+	t.Helper()
+	n := &Node{Host: h, t: t, dir: t.TempDir(), flags: flags}
+	n.Start()
+	return n
+}
+
+// Start starts the daemon again after Kill, with the same state.
+func (n *Node) Start() {
+	n.t.Helper()
+	args := append([]string{
+		"daemon", "--state", filepath.Join(n.dir, "state"), "--socket", n.socket(), "--log-level", "debug",
+	}, n.flags...)
+	n.process = n.Host.launch(n.t, Program(n.t, "warren"), args...)
+	Eventually(n.t, 20*time.Second, func() error {
+		_, err := os.Stat(n.socket())
+		return err
+	})
+}
+
+// Kill ends the daemon with SIGKILL.
+func (n *Node) Kill() {
+	n.process.kill()
+	os.Remove(n.socket())
+}
+
+// Pid returns the process id of the daemon.
+func (n *Node) Pid() int { return n.process.cmd.Process.Pid }
+
+func (n *Node) socket() string { return filepath.Join(n.dir, "warrend.sock") }
+
+// CLI runs a user's command and returns its standard output.
+func (n *Node) CLI(args ...string) string {
+	n.t.Helper()
+	out, err := n.Try(args...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
+}
+
+// Try is CLI for commands that may be refused.
+func (n *Node) Try(args ...string) (string, error) {
+	return run(n.Host, Program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
+}
+
+// Up joins the coordinator's network by a key.
+func (n *Node) Up(c *Coordinator, key string) {
+	n.t.Helper()
+	n.CLI("up", "--login-server", c.URL(), "--auth-key", key, "--hostname", n.Host.Name)
+}
+
+// IP returns the node's own overlay address of the family, "-4" or "-6".
+func (n *Node) IP(family string) string {
+	n.t.Helper()
+	return strings.TrimSpace(n.CLI("ip", family))
+}
+
+// Status returns the decoded output of status --json.
+func (n *Node) Status() map[string]any {
+	n.t.Helper()
+	var status map[string]any
+	if err := json.Unmarshal([]byte(n.CLI("status", "--json")), &status); err != nil {
+		n.t.Fatal("status --json: ", err)
+	}
+	return status
+}
+
+// run runs a command on the host and returns its standard output; the error
+// holds what it printed on the other.
+func run(h *Host, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(h.t.Context(), 60*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := h.Start(cmd); err != nil {
+		return "", err
+	}
+	if err := cmd.Wait(); err != nil {
+		return stdout.String(), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String(), nil
+}
