@@ -81,7 +81,7 @@ sim-short:
 
 .PHONY: netns
 netns: ## ring 3: real kernel, real TUN devices, in network namespaces; says why it skips
-	@$(STEPS) test netns -count=1 -timeout=15m -tags=netns ./tests/netns/...
+	@$(STEPS) test netns -count=1 -timeout=15m ./tests/netns/...
 
 .PHONY: cli
 cli: build ## the programs driven as a person would, by script
@@ -126,7 +126,7 @@ deps: bin/tools/stamp ## go.mod, checksums, licences, known vulnerabilities
 
 .PHONY: bench
 bench: build bin/tools/stamp ## the figures of tests/bench/README.md
-	@$(GO) test ./tests/bench/... -tags=netns -run='^$$' -bench=. -benchtime=1x -timeout=30m
+	@$(GO) test ./tests/bench/... -run='^$$' -bench=. -benchtime=1x -timeout=30m
 
 .PHONY: demo
 demo: install-needs build ## a coordinator and three nodes on this machine: allowed, denied, cut

@@ -37,6 +37,10 @@ var dependencies = []dependency{
 		importers: []string{"coordinator/wire/channel"},
 	},
 	{
+		path: "github.com/gaissmai/bart", why: "longest-prefix match that is immutable and fast",
+		importers: []string{"netstack/route"},
+	},
+	{
 		path: "github.com/google/nftables", why: "NATs and firewalls of the kernel without running other programs",
 	},
 	{
@@ -45,6 +49,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/vishvananda/netlink", why: "devices, addresses and routes of the kernel without running other programs",
+		importers: []string{"netstack/tun"},
 	},
 	{
 		path: "github.com/vishvananda/netns", why: "network namespaces for tests with real sockets",
@@ -54,12 +59,19 @@ var dependencies = []dependency{
 		importers: []string{"netstack/disco", "netstack/wg"},
 	},
 	{
+		path: "golang.org/x/net", why: "a SOCKS5 client that is not ours, to test our server with",
+	},
+	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"netstack/sock"},
+		importers: []string{"netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.zx2c4.com/wireguard", why: "WireGuard itself, upstream and unforked",
 		importers: []string{"netstack/wg"},
+	},
+	{
+		path: "golang.zx2c4.com/wireguard/tun", why: "WireGuard's TUN devices, with the kernel's segmentation offload",
+		importers: []string{"netstack/tun", "netstack/wg"},
 	},
 	{
 		path: "google.golang.org/protobuf", why: "messages of the control protocol, which other programs may read and old ones must skip over",

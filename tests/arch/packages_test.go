@@ -27,8 +27,8 @@ type pkg struct {
 	imports []string
 }
 
-// table has one line for every package of the module, in the order of the
-// layers: a package imports only what stands above it.
+// table has one line for every package of the module, from the lowest layer to
+// the highest.
 var table = []pkg{
 	{"acl/ident", pure, "ids, keys, labels and their encodings", nil},
 	{"acl/canonical", pure, "the one encoding that signatures cover", nil},
@@ -41,16 +41,20 @@ var table = []pkg{
 
 	{"netstack/stun", pure, "STUN codec", nil},
 	{"netstack/disco", pure, "sealed path-probe messages", []string{"acl/ident", "acl/canonical"}},
+	{"netstack/route", pure, "overlay address to peer", []string{"acl/ident"}},
 	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
 	{"netstack/tun", shell, "the system's TUN device, addresses, routes", nil},
 
 	{"netstack/config", pure, "the desired data plane, shared by client and engine", []string{"acl/ident", "acl/ruleset", "acl/authority"}},
+	{"netstack/nat", pure, "a node's own public endpoints", []string{"netstack/stun", "acl/ident"}},
 	{"netstack/path", pure, "chooses the path to one peer", []string{"netstack/disco", "acl/ident"}},
 	{"netstack/proxy", shell, "SOCKS5 and HTTP CONNECT proxies into the overlay", nil},
 	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},
 	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
 	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
+	{"netstack/simnet", support, "a simulated internet: NATs, loss, latency, roaming", []string{"netstack/..."}},
 
+	{"coordinator/audit", pure, "hash-chained audit entries", []string{"acl/ident", "acl/canonical"}},
 	{"coordinator/wire", pure, "control protocol: messages, codec, versions", []string{"acl/ident", "acl/ruleset", "acl/authority", "acl/canonical", "coordinator/wire/wirepb"}},
 	{"coordinator/wire/wirepb", pure, "generated protobuf code of the control protocol", nil},
 
@@ -58,8 +62,11 @@ var table = []pkg{
 
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
-	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset"}},
+	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset", "client/health"}},
 
+	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
+	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
+	{"tests/netns", support, "ring 3: the programs on a real kernel", []string{"tests/lab"}},
 	{"tests/lab", support, "network namespaces, links and NATs for ring 3", nil},
 	{"tests/arch", support, "these rules", nil},
 	{"tests/steps", program, "the steps of the Makefile that need more than a line of shell", nil},
