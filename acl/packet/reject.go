@@ -14,9 +14,9 @@ const (
 // anything else ICMP "communication administratively prohibited" (type 3 code
 // 13, ICMPv6 type 1 code 1), sent in the name of b's destination. Where no
 // answer may be given, dst comes back as it was: b does not parse, is a reset,
-// a fragment, an echo reply or any other ICMP message than an echo request, or
-// its source or destination is not one host. b must not overlap the room behind
-// dst.
+// a fragment, an ICMP message other than an echo request, or shorter than the 8
+// bytes that an ICMP error must send back, or its source or destination is not
+// one host. b must not overlap the room behind dst.
 func AppendReject(dst, b []byte) []byte {
 	var i Info
 	if Parse(b, &i) != None || i.Fragment() || !i.Source.host() || !i.Destination.host() {
@@ -34,6 +34,10 @@ func AppendReject(dst, b []byte) []byte {
 		return appendReset(dst, t, RST|ACK, 0, i.SequenceEnd())
 	case EchoReply, ICMPError, ICMPOther:
 		return dst
+	case Other:
+		if i.PayloadLength < quoteTransport {
+			return dst // too little for an ICMP error to send back
+		}
 	}
 	return appendProhibited(dst, i.Destination, i.Source, b[:i.Length])
 }

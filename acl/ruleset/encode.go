@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -26,6 +27,9 @@ const (
 	// MaxRuleIDLength bounds a rule's ID in bytes, because it is written into
 	// every record of a flow.
 	MaxRuleIDLength = 255
+
+	// maxZoneLength is above the longest name of a time zone.
+	maxZoneLength = 64
 )
 
 var (
@@ -58,11 +62,12 @@ func (s *RuleSet) AppendBinary(b []byte) []byte {
 }
 
 func (r *Rule) appendBinary(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(r.ID)))
-	b = append(b, r.ID...)
+	b = appendString(b, string(r.ID))
 	b = append(b, byte(r.Action), byte(r.Mode))
 	b = appendTime(b, r.NotBefore)
 	b = appendTime(b, r.NotAfter)
+	b = r.Schedule.appendBinary(b)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.MaxSession))
 	b = binary.AppendUvarint(b, uint64(len(r.Peers)))
 	for _, sel := range r.Peers {
 		b = binary.AppendUvarint(b, uint64(sel.Labels.Len()))
@@ -70,6 +75,11 @@ func (r *Rule) appendBinary(b []byte) []byte {
 			b = binary.BigEndian.AppendUint64(b, uint64(l))
 		}
 		b = appendPrefixes(b, sel.Prefixes)
+		if sel.Subnets {
+			b = append(b, 1)
+		} else {
+			b = append(b, 0)
+		}
 	}
 	b = appendPrefixes(b, r.Own)
 	b = binary.AppendUvarint(b, uint64(len(r.Services)))
@@ -78,7 +88,33 @@ func (r *Rule) appendBinary(b []byte) []byte {
 		b = binary.BigEndian.AppendUint16(b, svc.First)
 		b = binary.BigEndian.AppendUint16(b, svc.Last)
 	}
+	b = binary.AppendUvarint(b, uint64(len(r.Capabilities)))
+	for _, c := range r.Capabilities {
+		b = appendString(b, c.Name)
+		b = binary.AppendUvarint(b, uint64(len(c.Values)))
+		for _, v := range c.Values {
+			b = appendString(b, v)
+		}
+	}
 	return b
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// appendBinary writes the number of windows first: 0 is no schedule.
+func (s *Schedule) appendBinary(b []byte) []byte {
+	if s == nil {
+		return append(b, 0)
+	}
+	b = binary.AppendUvarint(b, uint64(len(s.windows)))
+	for _, w := range s.windows {
+		b = append(b, w.Days)
+		b = binary.BigEndian.AppendUint16(b, w.Start)
+		b = binary.BigEndian.AppendUint16(b, w.End)
+	}
+	return appendString(b, s.Zone())
 }
 
 func appendTime(b []byte, t time.Time) []byte {
@@ -191,11 +227,13 @@ func (d *decoder) count(itemSize, limit int) int {
 
 // The least sizes in bytes of what lists hold, for decoder.count.
 const (
-	minRuleSize     = 9
-	minSelectorSize = 2
-	minPrefixSize   = 1
-	labelSize       = 8
-	serviceSize     = 5
+	minRuleSize       = 19
+	minSelectorSize   = 3
+	minPrefixSize     = 1
+	minCapabilitySize = 2
+	labelSize         = 8
+	serviceSize       = 5
+	windowSize        = 5
 )
 
 func (d *decoder) rules() []Rule {
@@ -213,11 +251,7 @@ func (d *decoder) rules() []Rule {
 }
 
 func (d *decoder) rule(r *Rule) {
-	id := d.take(d.count(1, MaxRuleIDLength))
-	if !utf8.Valid(id) {
-		d.refuse("a rule's id is not UTF-8")
-	}
-	r.ID = RuleID(id)
+	r.ID = RuleID(d.string(MaxRuleIDLength))
 	if r.Action = Action(d.byte()); r.Action > Deny {
 		d.refuse("unknown action %d", r.Action)
 	}
@@ -226,11 +260,17 @@ func (d *decoder) rule(r *Rule) {
 	}
 	r.NotBefore = d.time()
 	r.NotAfter = d.time()
+	r.Schedule = d.schedule()
+	r.MaxSession = time.Duration(d.uint64())
+	if r.MaxSession < 0 || r.MaxSession%time.Second != 0 {
+		d.refuse("a session of %d nanoseconds", int64(r.MaxSession))
+	}
 	if n := d.count(minSelectorSize, MaxEncodedSize); n > 0 {
 		r.Peers = make([]Selector, n)
 		for i := range r.Peers {
 			r.Peers[i].Labels = d.labels()
 			r.Peers[i].Prefixes = d.prefixes()
+			r.Peers[i].Subnets = d.bool()
 		}
 	}
 	r.Own = d.prefixes()
@@ -244,6 +284,59 @@ func (d *decoder) rule(r *Rule) {
 			r.Services[i] = svc
 		}
 	}
+	if n := d.count(minCapabilitySize, MaxEncodedSize); n > 0 {
+		r.Capabilities = make([]Capability, n)
+		for i := range r.Capabilities {
+			c := &r.Capabilities[i]
+			c.Name = d.string(MaxEncodedSize)
+			if values := d.count(1, MaxEncodedSize); values > 0 {
+				c.Values = make([]string, values)
+				for k := range c.Values {
+					c.Values[k] = d.string(MaxEncodedSize)
+				}
+			}
+		}
+	}
+}
+
+func (d *decoder) bool() bool {
+	v := d.byte()
+	if v > 1 {
+		d.refuse("a truth value of %d", v)
+	}
+	return v == 1
+}
+
+func (d *decoder) string(limit int) string {
+	b := d.take(d.count(1, limit))
+	if !utf8.Valid(b) {
+		d.refuse("a text that is not UTF-8")
+	}
+	return string(b)
+}
+
+func (d *decoder) schedule() *Schedule {
+	n := d.count(windowSize, MaxWindows)
+	if n == 0 {
+		return nil
+	}
+	windows := make([]Window, n)
+	for i := range windows {
+		windows[i] = Window{Days: d.byte(), Start: d.uint16(), End: d.uint16()}
+	}
+	zone := d.string(maxZoneLength)
+	if d.err != nil {
+		return nil
+	}
+	s, err := NewSchedule(zone, windows)
+	if err != nil {
+		d.refuse("%v", err)
+		return nil
+	}
+	if s.Zone() != zone || !slices.Equal(s.windows, windows) {
+		d.refuse("a schedule that is not sorted")
+	}
+	return s
 }
 
 // The seconds since 1970 between which a time must lie: the years 1 to 9999,

@@ -20,7 +20,7 @@ func fullSet() *RuleSet {
 		In: []Rule{{
 			ID: "web",
 			Peers: []Selector{
-				{Labels: ident.NewLabelSet(9, 3)},
+				{Labels: ident.NewLabelSet(9, 3), Subnets: true},
 				{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/16"), {}}},
 			},
 			Own:       []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24")},
@@ -29,9 +29,21 @@ func fullSet() *RuleSet {
 			Mode:      Audit,
 			NotBefore: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 			NotAfter:  time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC),
+			Schedule: mustSchedule("Europe/Paris",
+				Window{Days: 0x3e, Start: 480, End: 1080}, Window{Days: 0x41, Start: 1320, End: 360}),
+			MaxSession:   time.Hour,
+			Capabilities: []Capability{{Name: "x.org/a", Values: []string{`{"b":1}`}}, {Name: "x.org/b"}},
 		}},
 		Out: []Rule{{ID: "all", Peers: []Selector{{}}}},
 	}
+}
+
+func mustSchedule(zone string, windows ...Window) *Schedule {
+	s, err := NewSchedule(zone, windows)
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 func TestEncodingIsTheOneThatIsWritten(t *testing.T) {
@@ -40,11 +52,13 @@ func TestEncodingIsTheOneThatIsWritten(t *testing.T) {
 	const want = "01" + "0000000000000007" +
 		"01" + "03776562" + "0101" +
 		"01" + "00000000695735a500000006" + "01" + "000000006b38692500000000" +
-		"02" + "02" + "0000000000000003" + "0000000000000009" + "00" +
-		"00" + "03" + "0408" + "0a000000" + "0610" + "fd000000000000000000000000000000" + "00" +
+		"02" + "3e" + "01e0" + "0438" + "41" + "0528" + "0168" + "0c4575726f70652f5061726973" + "00000346" + "30b8a000" +
+		"02" + "02" + "0000000000000003" + "0000000000000009" + "00" + "01" +
+		"00" + "03" + "0408" + "0a000000" + "0610" + "fd000000000000000000000000000000" + "00" + "00" +
 		"01" + "0418" + "c0a80700" +
 		"02" + "06" + "0050" + "01bb" + "00" + "0000" + "ffff" +
-		"01" + "03616c6c" + "0000" + "00" + "00" + "01" + "0000" + "00" + "00"
+		"02" + "07782e6f72672f61" + "01" + "077b2262223a317d" + "07782e6f72672f62" + "00" +
+		"01" + "03616c6c" + "0000" + "00" + "00" + "00" + "0000000000000000" + "01" + "0000" + "00" + "00" + "00" + "00"
 	got := hex.EncodeToString(fullSet().AppendBinary(nil))
 	if got != want {
 		t.Fatalf("encoding\n got %s\nwant %s", got, want)
@@ -102,6 +116,11 @@ func TestDecodeRefusesWhatIsNotCanonical(t *testing.T) {
 		{"long prefix", "0418c0a80700", "0421c0a80700", "not a prefix"},
 		{"family", "0418c0a80700", "0518c0a80700", "address family"},
 		{"ports", "06005001bb", "0601bb0050", "port range"},
+		{"subnets", "0000000000000009" + "0001", "0000000000000009" + "0002", "truth value"},
+		{"windows unsorted", "3e01e00438" + "4105280168", "4105280168" + "3e01e00438", "not sorted"},
+		{"window", "3e01e00438", "0001e00438", "invalid schedule"},
+		{"zone", "4575726f70652f5061726973", "4575726f70652f5061726974", "unknown time zone"},
+		{"session", "0000034630b8a000", "0000034630b8a001", "a session of"},
 		{"count beyond input", "020600500", "7f0600500", "more than the input"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -138,9 +157,12 @@ func TestEveryFieldIsEncoded(t *testing.T) {
 		fields int
 	}{
 		{reflect.TypeFor[RuleSet](), 3},
-		{reflect.TypeFor[Rule](), 8},
-		{reflect.TypeFor[Selector](), 2},
+		{reflect.TypeFor[Rule](), 11},
+		{reflect.TypeFor[Selector](), 3},
 		{reflect.TypeFor[Service](), 3},
+		{reflect.TypeFor[Capability](), 2},
+		{reflect.TypeFor[Schedule](), 2},
+		{reflect.TypeFor[Window](), 3},
 	} {
 		if got := test.of.NumField(); got != test.fields {
 			t.Errorf("%v has %d fields, the encoding knows %d", test.of, got, test.fields)

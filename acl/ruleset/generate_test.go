@@ -58,10 +58,20 @@ func randomRule(r *rand.Rand, i int) Rule {
 	if r.IntN(5) == 0 {
 		rule.Mode = Audit
 	}
+	if r.IntN(8) == 0 {
+		rule.Schedule = mustSchedule("UTC", Window{Days: 0x7f, Start: uint16(r.IntN(3)), End: uint16(r.IntN(3))})
+	}
+	if r.IntN(4) == 0 {
+		rule.MaxSession = time.Duration(r.IntN(3)) * time.Minute
+	}
+	if r.IntN(8) == 0 {
+		rule.Capabilities = []Capability{{Name: "example.com/x", Values: someOf(r, 2, []string{"1", "{}"})}}
+	}
 	for range r.IntN(3) {
 		rule.Peers = append(rule.Peers, Selector{
 			Labels:   ident.NewLabelSet(someOf(r, 2, []ident.Label{1, 2, 3, 4})...),
 			Prefixes: someOf(r, 2, somePrefixes),
+			Subnets:  r.IntN(4) == 0,
 		})
 	}
 	for range r.IntN(4) {
