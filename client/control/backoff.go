@@ -1,0 +1,42 @@
+package control
+
+import (
+	"encoding/binary"
+	"io"
+	"time"
+)
+
+const (
+	// firstDelay is short, so that a coordinator that restarts has its nodes
+	// back within a second.
+	firstDelay = 500 * time.Millisecond
+	// longestDelay keeps ten thousand waiting nodes at some hundred attempts a
+	// second, which a coordinator serves beside its work.
+	longestDelay = 30 * time.Second
+	// longestRetryAfter bounds what a coordinator can ask for, so that it
+	// cannot send its nodes away for good by one wrong number.
+	longestRetryAfter = 10 * time.Minute
+)
+
+// backoff counts failed attempts. The zero value has none.
+type backoff struct{ failures int }
+
+// next counts a failure and returns how long to wait: twice as long each time
+// up to longestDelay, and of that a random part between the half and the whole,
+// so that nodes that lost one coordinator together do not come back together.
+// A reader that fails counts as one that gives zeros.
+func (b *backoff) next(rand io.Reader) time.Duration {
+	delay := longestDelay
+	if b.failures < 6 { // 500 ms << 6 is above longestDelay
+		delay = firstDelay << b.failures
+	}
+	b.failures++
+	var raw [8]byte
+	if _, err := io.ReadFull(rand, raw[:]); err != nil {
+		raw = [8]byte{}
+	}
+	half := uint64(delay / 2)
+	return delay/2 + time.Duration(binary.BigEndian.Uint64(raw[:])%(half+1))
+}
+
+func (b *backoff) reset() { b.failures = 0 }
