@@ -84,7 +84,9 @@ func (s *script) play(text string) string {
 			}
 		}
 		out.WriteString(input)
-		if trace := s.trace.String(); strings.Contains(step, "\n----") {
+		// protobuf puts no-break spaces into the texts of its errors in some
+		// builds, so that nobody relies on them.
+		if trace := strings.ReplaceAll(s.trace.String(), "\u00a0", " "); strings.Contains(step, "\n----") {
 			out.WriteString("\n----\n" + strings.TrimSuffix(trace, "\n"))
 			if trace == "" {
 				out.WriteString("nothing")
