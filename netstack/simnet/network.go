@@ -1,0 +1,427 @@
+package simnet
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+)
+
+// Path describes what happens to packets between two hosts, each way.
+type Path struct {
+	// Delay is the time one way. Zero means that packets arrive at once.
+	Delay time.Duration
+	// Jitter is added at random, evenly from 0; packets overtake each other.
+	Jitter time.Duration
+	// Loss and Duplicate are probabilities from 0 to 1.
+	Loss, Duplicate float64
+	// Reorder is the probability that a packet takes twice the time.
+	Reorder float64
+	// Corrupt is the probability that one bit of the payload flips.
+	Corrupt float64
+}
+
+// Packet is a UDP datagram.
+type Packet struct {
+	From, To netip.AddrPort
+	Payload  []byte
+}
+
+// Delivery is a packet that reached a host.
+type Delivery struct {
+	Host   *Host
+	Packet Packet
+}
+
+// Stats counts what became of packets.
+type Stats struct {
+	Sent, Delivered, Lost, Duplicated, Corrupted uint64
+	Unroutable                                   uint64 // no host or router with the address
+	Filtered                                     uint64 // stopped by a NAT, firewall, cut or blocked host
+}
+
+// Network is the pure simulation. It is not safe for concurrent use.
+type Network struct {
+	rand     *rand.Rand
+	internet *Segment
+	path     Path
+	queue    queue
+	order    uint64
+	arrived  []Delivery
+	cut      map[[2]*Host]bool
+	stats    Stats
+}
+
+// NewNetwork returns an internet without hosts, on which packets arrive at
+// once. Equal seeds and calls give equal simulations.
+func NewNetwork(seed uint64) *Network {
+	n := &Network{rand: rand.New(rand.NewPCG(seed, 0x77617272656e)), cut: make(map[[2]*Host]bool)}
+	n.internet = &Segment{network: n, name: "internet", hosts: make(map[netip.Addr]*Host), routers: make(map[netip.Addr]*Router)}
+	return n
+}
+
+// Internet returns the outermost segment.
+func (n *Network) Internet() *Segment { return n.internet }
+
+// SetPath says how packets fare between hosts of different segments; those of
+// one segment arrive after a twentieth of the delay and without faults.
+func (n *Network) SetPath(p Path) { n.path = p }
+
+// Stats returns the counters.
+func (n *Network) Stats() Stats { return n.stats }
+
+// Segment is a stretch of network without translation.
+type Segment struct {
+	network *Network
+	name    string
+	router  *Router // towards the internet, nil for the internet itself
+	hosts   map[netip.Addr]*Host
+	routers map[netip.Addr]*Router // by external address
+	routed  []routed               // IPv6 prefixes behind routers
+}
+
+type routed struct {
+	prefix netip.Prefix
+	router *Router
+}
+
+// Router joins an inner segment to an outer one.
+type Router struct {
+	inside, outside *Segment
+	external        netip.Addr // IPv4, outside
+	nat             *translator
+	firewall6       *translator
+	blockUDP        bool
+	blockTCP        bool
+}
+
+// Host is a machine.
+type Host struct {
+	network *Network
+	name    string
+	segment *Segment
+	addrs   []netip.Addr
+	path    Path // added to the network's
+	down    bool
+	world   *hostWorld
+}
+
+// NewLAN adds a segment behind a NAT of the given kind with the external IPv4
+// address, in the outer segment. prefix6, where valid, is the LAN's global IPv6
+// prefix, reached through a firewall that lets in what was sent to.
+func (s *Segment) NewLAN(name string, kind NAT, external netip.Addr, prefix6 netip.Prefix) (*Segment, *Router) {
+	n := s.network
+	inner := &Segment{network: n, name: name, hosts: make(map[netip.Addr]*Host), routers: make(map[netip.Addr]*Router)}
+	r := &Router{
+		inside: inner, outside: s, external: external,
+		nat: newTranslator(kind, n.rand),
+		firewall6: newTranslator(NAT{
+			Mapping: EndpointIndependent, Filtering: AddressAndPortDependent, Timeout: kind.Timeout,
+		}, n.rand),
+	}
+	inner.router = r
+	if external.IsValid() {
+		if s.hosts[external] != nil || s.routers[external] != nil {
+			panic(fmt.Sprintf("simnet: address %v is taken", external))
+		}
+		s.routers[external] = r
+	}
+	if prefix6.IsValid() {
+		for outer := s; outer != nil; outer = outer.outer() {
+			outer.routed = append(outer.routed, routed{prefix6, r})
+		}
+	}
+	return inner, r
+}
+
+func (s *Segment) outer() *Segment {
+	if s.router == nil {
+		return nil
+	}
+	return s.router.outside
+}
+
+// NewHost adds a host with the given addresses.
+func (s *Segment) NewHost(name string, addrs ...netip.Addr) *Host {
+	h := &Host{network: s.network, name: name, segment: s}
+	h.attach(s, addrs)
+	return h
+}
+
+// Name returns the host's name.
+func (h *Host) Name() string { return h.name }
+
+// Addrs returns the host's addresses; the caller must not change them.
+func (h *Host) Addrs() []netip.Addr { return h.addrs }
+
+// SetPath adds delay and faults to all that the host sends and receives.
+func (h *Host) SetPath(p Path) { h.path = p }
+
+// SetDown cuts the host off, or joins it again.
+func (h *Host) SetDown(down bool) { h.down = down }
+
+// Move takes the host to another segment, or gives it other addresses in its
+// own: roaming. Sockets stay open; what is in flight to old addresses is lost.
+func (h *Host) Move(s *Segment, addrs ...netip.Addr) {
+	for _, a := range h.addrs {
+		delete(h.segment.hosts, a)
+	}
+	h.attach(s, addrs)
+}
+
+func (h *Host) attach(s *Segment, addrs []netip.Addr) {
+	h.segment, h.addrs = s, append([]netip.Addr(nil), addrs...)
+	for _, a := range addrs {
+		if s.hosts[a] != nil || s.routers[a] != nil {
+			panic(fmt.Sprintf("simnet: address %v is taken", a))
+		}
+		s.hosts[a] = h
+	}
+}
+
+// Rebind makes the router forget its mappings, as a restart does.
+func (r *Router) Rebind() { r.nat.reset(); r.firewall6.reset() }
+
+// SetNAT replaces the router's kind of NAT, and forgets its mappings.
+func (r *Router) SetNAT(kind NAT) { r.nat = newTranslator(kind, r.outside.network.rand) }
+
+// SetExternal gives the router another external address.
+func (r *Router) SetExternal(a netip.Addr) {
+	delete(r.outside.routers, r.external)
+	r.external = a
+	r.outside.routers[a] = r
+	r.nat.reset()
+}
+
+// BlockUDP makes the router drop all UDP.
+func (r *Router) BlockUDP(block bool) { r.blockUDP = block }
+
+// BlockTCP makes the router refuse new streams and stall old ones.
+func (r *Router) BlockTCP(block bool) { r.blockTCP = block }
+
+// Cut stops everything from one host to another, in that direction; heal undoes
+// it.
+func (n *Network) Cut(from, to *Host, cut bool) { n.cut[[2]*Host{from, to}] = cut }
+
+// Source returns the host's address for packets to a destination.
+func (h *Host) source(to netip.Addr) (netip.Addr, bool) {
+	for _, a := range h.addrs {
+		if a.Is4() == to.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// Send sends a packet from a host's port. The payload is copied. It reports
+// whether the host has an address of the destination's family.
+func (n *Network) Send(h *Host, port uint16, to netip.AddrPort, payload []byte, now time.Time) bool {
+	src, ok := h.source(to.Addr())
+	if !ok {
+		return false
+	}
+	n.stats.Sent++
+	p := Packet{netip.AddrPortFrom(src, port), to, append([]byte(nil), payload...)}
+	if h.down {
+		n.stats.Filtered++
+		return true
+	}
+	dst, p, hops, fate := n.route(h.segment, p, now, 0)
+	switch fate {
+	case fateUnroutable:
+		n.stats.Unroutable++
+		return true
+	case fateFiltered:
+		n.stats.Filtered++
+		return true
+	}
+	if n.cut[[2]*Host{h, dst}] {
+		n.stats.Filtered++
+		return true
+	}
+	n.launch(h, dst, p, hops, now)
+	return true
+}
+
+// launch decides the packet's fate on its way and queues what arrives.
+func (n *Network) launch(from, to *Host, p Packet, hops int, now time.Time) {
+	legs := []Path{from.path, n.path, to.path}
+	if hops == 0 {
+		legs[1] = Path{Delay: n.path.Delay / 20}
+	}
+	copies, delay := 1, time.Duration(0)
+	for _, leg := range legs {
+		if leg.Loss > 0 && n.rand.Float64() < leg.Loss {
+			n.stats.Lost++
+			return
+		}
+		if leg.Duplicate > 0 && n.rand.Float64() < leg.Duplicate {
+			n.stats.Duplicated++
+			copies++
+		}
+		if leg.Corrupt > 0 && len(p.Payload) > 0 && n.rand.Float64() < leg.Corrupt {
+			n.stats.Corrupted++
+			bit := n.rand.IntN(8 * len(p.Payload))
+			p.Payload[bit/8] ^= 1 << (bit % 8)
+		}
+		d := leg.Delay
+		if leg.Reorder > 0 && n.rand.Float64() < leg.Reorder {
+			d *= 2
+		}
+		delay += d
+	}
+	for range copies {
+		at := now.Add(delay)
+		for _, leg := range legs {
+			if leg.Jitter > 0 {
+				at = at.Add(time.Duration(n.rand.Int64N(int64(leg.Jitter))))
+			}
+		}
+		n.order++
+		heap.Push(&n.queue, flight{at, n.order, Delivery{to, p}})
+	}
+}
+
+type fate uint8
+
+const (
+	fateArrives fate = iota
+	fateUnroutable
+	fateFiltered
+)
+
+// maxHops bounds the routers on a way; more is a loop in the test's topology.
+const maxHops = 8
+
+// route follows a packet through routers until it reaches a host. Translation
+// happens at the time of sending, which is as if all delay came after it.
+func (n *Network) route(s *Segment, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if hops > maxHops {
+		return nil, p, hops, fateUnroutable
+	}
+	to := p.To.Addr()
+	if h := s.hosts[to]; h != nil {
+		if h.down {
+			return nil, p, hops, fateFiltered
+		}
+		return h, p, hops, fateArrives
+	}
+	if r := s.routers[to]; r != nil {
+		return n.inbound(r, p, now, hops)
+	}
+	for _, via := range s.routed {
+		if via.prefix.Contains(to) {
+			return n.inbound6(via.router, p, now, hops)
+		}
+	}
+	if s.router == nil || s.router.blockUDP {
+		if s.router != nil {
+			return nil, p, hops, fateFiltered
+		}
+		return nil, p, hops, fateUnroutable
+	}
+	return n.outbound(s.router, p, now, hops)
+}
+
+func (n *Network) outbound(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if !to4(p) {
+		r.firewall6.out(p.From, p.To, now)
+		return n.route(r.outside, p, now, hops+1)
+	}
+	if !r.external.IsValid() {
+		return nil, p, hops, fateUnroutable
+	}
+	if p.To.Addr() == r.external && !r.nat.kind.Hairpin {
+		return nil, p, hops, fateFiltered
+	}
+	p.From = netip.AddrPortFrom(r.external, r.nat.out(p.From, p.To, now))
+	if p.To.Addr() == r.external {
+		return n.inbound(r, p, now, hops+1)
+	}
+	return n.route(r.outside, p, now, hops+1)
+}
+
+func (n *Network) inbound(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if r.blockUDP {
+		return nil, p, hops, fateFiltered
+	}
+	inside, ok := r.nat.in(p.To.Port(), p.From, now)
+	if !ok {
+		return nil, p, hops, fateFiltered
+	}
+	p.To = inside
+	return n.route(r.inside, p, now, hops+1)
+}
+
+func (n *Network) inbound6(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if r.blockUDP {
+		return nil, p, hops, fateFiltered
+	}
+	m := r.firewall6.byFlow[flow{inside: p.To}]
+	if m == nil {
+		return nil, p, hops, fateFiltered
+	}
+	if last, ok := m.contacts[p.From]; !ok || now.Sub(last) >= r.firewall6.kind.Timeout {
+		return nil, p, hops, fateFiltered
+	}
+	return n.route(r.inside, p, now, hops+1)
+}
+
+func to4(p Packet) bool { return p.To.Addr().Is4() }
+
+// NextTimeout returns when the next packet arrives.
+func (n *Network) NextTimeout() (time.Time, bool) {
+	if len(n.queue) == 0 {
+		return time.Time{}, false
+	}
+	return n.queue[0].at, true
+}
+
+// HandleTimeout lets packets arrive that are due at now.
+func (n *Network) HandleTimeout(now time.Time) {
+	for len(n.queue) > 0 && !n.queue[0].at.After(now) {
+		f := heap.Pop(&n.queue).(flight)
+		if f.delivery.Host.down {
+			n.stats.Filtered++
+			continue
+		}
+		n.stats.Delivered++
+		n.arrived = append(n.arrived, f.delivery)
+	}
+}
+
+// NextDelivery returns the next packet that arrived, if there is one.
+func (n *Network) NextDelivery() (Delivery, bool) {
+	if len(n.arrived) == 0 {
+		return Delivery{}, false
+	}
+	d := n.arrived[0]
+	n.arrived = n.arrived[1:]
+	return d, true
+}
+
+type flight struct {
+	at       time.Time
+	order    uint64
+	delivery Delivery
+}
+
+// queue is a heap of packets under way, by time and order of sending.
+type queue []flight
+
+func (q queue) Len() int { return len(q) }
+func (q queue) Less(i, j int) bool {
+	if q[i].at.Equal(q[j].at) {
+		return q[i].order < q[j].order
+	}
+	return q[i].at.Before(q[j].at)
+}
+func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *queue) Push(x any)   { *q = append(*q, x.(flight)) }
+func (q *queue) Pop() any {
+	old := *q
+	f := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return f
+}
