@@ -16,7 +16,7 @@ func deps(govulncheck string) error {
 	for _, args := range [][]string{{"mod", "tidy", "-diff"}, {"mod", "verify"}} {
 		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 			failed++
-			fmt.Printf("deps: go %s: %v\n%s", strings.Join(args, " "), err, out)
+			fmt.Printf("deps: go %s: %v\n%s\n", strings.Join(args, " "), err, firstLines(string(out), 20))
 			continue
 		}
 		passed++
@@ -31,7 +31,7 @@ func deps(govulncheck string) error {
 			lastLine(string(out)))
 	default:
 		failed++
-		fmt.Printf("deps: govulncheck: %v\n%s", err, out)
+		fmt.Printf("deps: govulncheck: %v\n%s\n", err, firstLines(string(out), 60))
 	}
 	fmt.Printf("deps: %d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	if failed > 0 {
@@ -50,4 +50,13 @@ func unreachable(out string) bool {
 func lastLine(out string) string {
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	return lines[len(lines)-1]
+}
+
+// firstLines returns the first n lines of out, and says where there are more.
+func firstLines(out string, n int) string {
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) > n {
+		lines = append(lines[:n], fmt.Sprintf("... %d lines more", len(lines)-n))
+	}
+	return strings.Join(lines, "\n")
 }
