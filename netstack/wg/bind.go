@@ -25,7 +25,6 @@ const relayQueue = 2 * conn.IdealBatchSize
 type bind struct {
 	listen  func(port uint16) (sock.Conn, error)
 	control func(packet []byte, from netip.AddrPort)
-	onSend  func(key ident.NodeKey)
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
@@ -56,7 +55,7 @@ var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
 	return &bind{
-		listen: cfg.Listen, control: cfg.Control, onSend: cfg.Active,
+		listen: cfg.Listen, control: cfg.Control,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
@@ -139,9 +138,6 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	b.send(p, p.path.Load(), bufs)
-	if !p.active.Load() && p.active.CompareAndSwap(false, true) && b.onSend != nil {
-		b.onSend(p.key)
-	}
 	return nil
 }
 

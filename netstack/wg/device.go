@@ -40,11 +40,7 @@ type Config struct {
 	// Control takes every received packet that is not WireGuard's. It is called
 	// by several goroutines, must not block, and must not keep the packet.
 	Control func(packet []byte, from netip.AddrPort)
-	// Active, if not nil, is told of the first packet to a peer after
-	// Peer.TakeActive returned true, or after the peer was added. It must not
-	// block.
-	Active func(key ident.NodeKey)
-	Logger *slog.Logger
+	Logger  *slog.Logger
 	// Retain, if not nil, is given every object of the implementation that must
 	// outlive a testing/synctest bubble; see the package documentation. It is
 	// for tests only.

@@ -38,7 +38,6 @@ type Peer struct {
 	bind *bind
 
 	path       atomic.Pointer[Path]
-	active     atomic.Bool
 	unanswered atomic.Uint32
 
 	mu sync.Mutex // protects all below
@@ -79,10 +78,6 @@ func (p *Peer) SetPath(path Path) {
 		p.bind.send(p, &path, [][]byte{pending})
 	}
 }
-
-// TakeActive reports whether packets were sent to the peer since the last
-// call. Config.Active is called on the first packet after TakeActive said so.
-func (p *Peer) TakeActive() bool { return p.active.Swap(false) }
 
 // Unanswered returns how many handshake initiations were sent since the last
 // packet that seemed to come from the peer. It is a hint: nothing about it is

@@ -1,10 +1,13 @@
 package wg
 
 import (
+	"errors"
 	"os"
 	"sync"
 
 	"golang.zx2c4.com/wireguard/tun"
+
+	ourtun "github.com/warren-overlay/warren/netstack/tun"
 )
 
 // adapter gives a TUN the rest of the shape that the implementation wants.
@@ -20,10 +23,14 @@ var _ tun.Device = (*adapter)(nil)
 
 func newAdapter(t TUN) *adapter { return &adapter{TUN: t, events: make(chan tun.Event, 1)} }
 
-// Read implements tun.Device. The implementation knows its own error only.
+// Read implements tun.Device. The implementation knows its own errors only.
 func (a *adapter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := a.TUN.Read(bufs, sizes, offset)
-	if err != nil && a.isClosed() {
+	switch {
+	case err == nil:
+	case errors.Is(err, ourtun.ErrTooManySegments):
+		err = tun.ErrTooManySegments
+	case a.isClosed():
 		err = os.ErrClosed
 	}
 	return n, err

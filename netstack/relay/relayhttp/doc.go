@@ -1,0 +1,15 @@
+// Package relayhttp carries the relay protocol in WebSockets (RFC 6455), so
+// that a relay can be reached wherever HTTP can: Dial for nodes, Server for
+// relays.
+//
+// One binary WebSocket message is one message of package relay. Admission,
+// forwarding and fairness are package relay's; this package has the sockets,
+// the goroutines and the limits on both.
+//
+// # Goroutines
+//
+// Dial starts none of its own. A Server has, for each connection, the goroutine
+// of the HTTP server, which reads, and one that writes; Server.Run has one for
+// the timers. A connection ends when either of its goroutines does, and
+// ServeHTTP returns when both have.
+package relayhttp
