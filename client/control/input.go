@@ -56,9 +56,11 @@ func (m *Machine) HandleLogout(now time.Time) (told bool) {
 	m.tick(now)
 	if m.state == Streaming {
 		m.send(wire.Logout{})
+		m.outputs = append(m.outputs, Close{Linger: true})
 		told = true
+	} else {
+		m.disconnect()
 	}
-	m.disconnect()
 	m.registration, m.revoked = nil, false
 	m.note(m.facts.ClearCode(health.CoordinatorUnreachable))
 	m.note(m.facts.ClearCode(health.Revoked))

@@ -30,9 +30,13 @@ type Dial struct {
 // Send asks to send one frame on the channel. The shell owns the slice.
 type Send struct{ Frame []byte }
 
-// Close asks to close the channel or to give up the attempt, after the frames
-// before it were sent. Nothing is to be reported back.
-type Close struct{}
+// Close asks to close the channel or to give up the attempt. Nothing is to be
+// reported back.
+type Close struct {
+	// Linger asks to wait a moment for the coordinator to close, so that the
+	// last frame sent is sure to be read.
+	Linger bool
+}
 
 func (FetchGenesis) output() {}
 func (Dial) output()         {}

@@ -257,7 +257,7 @@ func (s *script) drain() {
 		case control.Dial:
 			fmt.Fprintf(&s.trace, "dial %s\n", o.URL)
 		case control.Close:
-			s.trace.WriteString("close\n")
+			s.trace.WriteString(map[bool]string{false: "close\n", true: "close after a moment\n"}[o.Linger])
 		case control.Send:
 			message, err := wire.DecodeClient(o.Frame)
 			if err != nil {

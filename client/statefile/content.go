@@ -1,0 +1,177 @@
+package statefile
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/client/control"
+)
+
+// Keys are the device's private keys.
+type Keys struct {
+	// Machine is the device's identity towards the coordinator.
+	Machine ident.MachinePrivate
+	// Node is the device's WireGuard key.
+	Node ident.NodePrivate
+}
+
+// NewKeys makes keys from rand, whose error it returns.
+func NewKeys(rand io.Reader) (Keys, error) {
+	var k Keys
+	var err error
+	if k.Machine, err = ident.NewMachinePrivate(rand); err != nil {
+		return Keys{}, err
+	}
+	if k.Node, err = ident.NewNodePrivate(rand); err != nil {
+		return Keys{}, err
+	}
+	return k, nil
+}
+
+// Preferences are what the user asked for.
+type Preferences struct {
+	LoginServer string            `json:"login_server,omitempty"`
+	Network     ident.Fingerprint `json:"network,omitzero"`
+	Hostname    string            `json:"hostname,omitempty"`
+	ShieldsUp   bool              `json:"shields_up,omitempty"`
+	// WantRunning is whether the node is to be connected.
+	WantRunning bool `json:"want_running"`
+}
+
+// storedKeys is the file of Keys.
+type storedKeys struct {
+	Version int    `json:"version"`
+	Machine []byte `json:"machine"`
+	Node    []byte `json:"node"`
+}
+
+// formatVersion is that of every file; a file of another one is corrupt.
+const formatVersion = 1
+
+// LoadKeys returns the keys, and false where there are none. The error wraps
+// ErrCorrupt, or is the system's.
+func (d *Directory) LoadKeys() (Keys, bool, error) {
+	raw, err := d.read(keysFile)
+	if raw == nil || err != nil {
+		return Keys{}, false, err
+	}
+	var stored storedKeys
+	if err := decode(raw, &stored); err != nil || stored.Version != formatVersion {
+		return Keys{}, false, fmt.Errorf("%w: %s", ErrCorrupt, keysFile)
+	}
+	var k Keys
+	if k.Machine, err = ident.MachinePrivateFromBytes(stored.Machine); err != nil {
+		return Keys{}, false, fmt.Errorf("%w: %s: machine key", ErrCorrupt, keysFile)
+	}
+	if k.Node, err = ident.NodePrivateFromBytes(stored.Node); err != nil {
+		return Keys{}, false, fmt.Errorf("%w: %s: node key", ErrCorrupt, keysFile)
+	}
+	return k, true, nil
+}
+
+// SaveKeys replaces the keys. The error is the system's.
+func (d *Directory) SaveKeys(k Keys) error {
+	return d.encode(keysFile, storedKeys{Version: formatVersion, Machine: k.Machine.SecretBytes(), Node: k.Node.SecretBytes()})
+}
+
+// storedPreferences is the file of Preferences.
+type storedPreferences struct {
+	Version     int         `json:"version"`
+	Preferences Preferences `json:"preferences"`
+}
+
+// LoadPreferences returns the preferences, the zero value where there are none.
+// The error wraps ErrCorrupt, or is the system's.
+func (d *Directory) LoadPreferences() (Preferences, error) {
+	raw, err := d.read(preferencesFile)
+	if raw == nil || err != nil {
+		return Preferences{}, err
+	}
+	var stored storedPreferences
+	if err := decode(raw, &stored); err != nil || stored.Version != formatVersion {
+		return Preferences{}, fmt.Errorf("%w: %s", ErrCorrupt, preferencesFile)
+	}
+	return stored.Preferences, nil
+}
+
+// SavePreferences replaces the preferences. The error is the system's.
+func (d *Directory) SavePreferences(p Preferences) error {
+	return d.encode(preferencesFile, storedPreferences{Version: formatVersion, Preferences: p})
+}
+
+// storedMembership is the file of control.Saved, which checks everything in it
+// itself but the authority's state. The hash finds damage to that; against
+// somebody who can write the file there is no defence in the file.
+type storedMembership struct {
+	Version int             `json:"version"`
+	Hash    []byte          `json:"hash"`
+	Saved   json.RawMessage `json:"saved"`
+}
+
+// LoadMembership returns what SaveMembership kept, the zero value where there
+// is nothing. The error wraps ErrCorrupt, or is the system's.
+func (d *Directory) LoadMembership() (control.Saved, error) {
+	raw, err := d.read(membershipFile)
+	if raw == nil || err != nil {
+		return control.Saved{}, err
+	}
+	var stored storedMembership
+	if err := decode(raw, &stored); err != nil || stored.Version != formatVersion {
+		return control.Saved{}, fmt.Errorf("%w: %s", ErrCorrupt, membershipFile)
+	}
+	if hash := sha256.Sum256(stored.Saved); !bytes.Equal(hash[:], stored.Hash) {
+		return control.Saved{}, fmt.Errorf("%w: %s has another hash", ErrCorrupt, membershipFile)
+	}
+	var saved control.Saved
+	if err := decode(stored.Saved, &saved); err != nil {
+		return control.Saved{}, fmt.Errorf("%w: %s: %w", ErrCorrupt, membershipFile, err)
+	}
+	return saved, nil
+}
+
+// SaveMembership replaces what is kept of the network. The error is the
+// system's.
+func (d *Directory) SaveMembership(saved control.Saved) error {
+	inner, err := json.Marshal(saved)
+	if err != nil {
+		return fmt.Errorf("statefile: encoding %s: %w", membershipFile, err)
+	}
+	hash := sha256.Sum256(inner)
+	return d.encode(membershipFile, storedMembership{Version: formatVersion, Hash: hash[:], Saved: inner})
+}
+
+// Forget removes everything but the directory: keys, preferences and what is
+// kept of the network. The error is the system's.
+func (d *Directory) Forget() error {
+	for _, name := range []string{membershipFile, preferencesFile, keysFile} {
+		if err := d.remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Directory) encode(name string, value any) error {
+	raw, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("statefile: encoding %s: %w", name, err)
+	}
+	return d.write(name, append(raw, '\n'))
+}
+
+// decode reads exactly one JSON value with known fields.
+func decode(raw []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("statefile: more after the end")
+	}
+	return nil
+}
