@@ -1,0 +1,99 @@
+package registry
+
+import (
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+)
+
+// Command is something to change: one of the structs of this file.
+type Command interface{ command() }
+
+// CreateUser adds a user.
+type CreateUser struct{ Login string }
+
+// CreateKey adds a join key, for a user's devices or for tagged ones.
+type CreateKey struct {
+	ID   string
+	Hash KeyHash
+	// Login and Tags: exactly one of them is set.
+	Login               string
+	Tags                []ident.Tag
+	Reusable, Ephemeral bool
+	// Expires must lie after now, and within MaxKeyLifetime.
+	Expires time.Time
+}
+
+// RevokeKey makes a join key useless. Devices that joined by it stay.
+type RevokeKey struct{ ID string }
+
+// RegisterDevice makes the holder of a machine key a member, or gives the
+// member that it already is the identity of another join key.
+type RegisterDevice struct {
+	// Machine is the key that the channel proved.
+	Machine ident.MachineKey
+	NodeKey ident.NodeKey
+	// Key and Secret are the presented join key: its id and the hash of its
+	// secret. A Key of "" stands for text that is no join key at all.
+	Key    string
+	Secret KeyHash
+	// Hostname is what the device calls itself; its name is made from it.
+	Hostname string
+	Host     Host
+	// Tags are asked for; the join key must carry each of them.
+	Tags []ident.Tag
+}
+
+// RotateNodeKey gives a device another node key. The same key changes nothing.
+type RotateNodeKey struct {
+	Node    ident.NodeID
+	NodeKey ident.NodeKey
+}
+
+// RevokeDevice ends a membership for good: neither the machine key nor the node
+// key is ever admitted again.
+type RevokeDevice struct{ Node ident.NodeID }
+
+// Logout ends a membership at the device's own wish; it may join again with a
+// join key, as a new device.
+type Logout struct{ Node ident.NodeID }
+
+// RemoveExpired removes the ephemeral devices that were offline for
+// EphemeralGrace. OfflineSince says since when a device is not connected.
+type RemoveExpired struct{ OfflineSince map[ident.NodeID]time.Time }
+
+// SetPolicy replaces the policy's text. Whether the text means anything is
+// checked by who sends the command; here only its form is.
+type SetPolicy struct {
+	Text string
+	// If is the epoch that the text replaces; another one is ErrConflict.
+	// Zero replaces whatever there is.
+	If ruleset.Epoch
+}
+
+// RenewCertificates records newly signed certificates before anyone is told of
+// them. Their serials follow the last one used, without gaps.
+type RenewCertificates struct{ Certificates []Certificate }
+
+func (CreateUser) command()        {}
+func (CreateKey) command()         {}
+func (RevokeKey) command()         {}
+func (RegisterDevice) command()    {}
+func (RotateNodeKey) command()     {}
+func (RevokeDevice) command()      {}
+func (Logout) command()            {}
+func (RemoveExpired) command()     {}
+func (SetPolicy) command()         {}
+func (RenewCertificates) command() {}
+
+// Result is what a command made, as far as its kind says so.
+type Result struct {
+	User   *User   // CreateUser
+	Key    *Key    // CreateKey, RevokeKey
+	Device *Device // RegisterDevice, RotateNodeKey
+	Policy *Policy // SetPolicy
+	// Revoked are the node keys that are no longer members': of devices
+	// revoked, logged out or removed, and those that were rotated away.
+	Revoked []ident.NodeKey
+}

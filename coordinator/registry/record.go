@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/coordinator/audit"
+)
+
+// User is a person who may own devices.
+type User struct {
+	ID ident.UserID
+	// Login is lower-case and unique, such as "alice@example.com".
+	Login   string
+	Created time.Time
+}
+
+// KeyHash is the SHA-256 of a join key's secret. The secret has 256 random
+// bits, so the hash needs no salt and gives nothing away.
+type KeyHash [32]byte
+
+// Key is a join key without its secret.
+type Key struct {
+	// ID names the key; it is part of its text and not secret.
+	ID   string
+	Hash KeyHash
+	// User owns the devices that join by the key; zero where Tags are set.
+	User ident.UserID
+	// Tags are what a device that joins by the key is given, ascending.
+	Tags []ident.Tag
+	// Reusable keys serve any number of devices, others one.
+	Reusable bool
+	// Ephemeral keys make devices that are removed once they are offline for
+	// EphemeralGrace.
+	Ephemeral bool
+	Created   time.Time
+	Expires   time.Time
+	// Revoked is when the key was revoked, zero where it was not.
+	Revoked time.Time
+	// Uses counts the registrations by the key.
+	Uses uint64
+}
+
+// Usable reports why the key cannot be used at now, "" where it can.
+func (k *Key) Usable(now time.Time) (reason string) {
+	switch {
+	case !k.Revoked.IsZero():
+		return "revoked"
+	case !now.Before(k.Expires):
+		return "expired"
+	case !k.Reusable && k.Uses > 0:
+		return "spent"
+	}
+	return ""
+}
+
+// Host describes a device to people. Nothing is decided by it.
+type Host struct{ ProgramVersion, OS, OSVersion, Architecture string }
+
+// Device is a member.
+type Device struct {
+	ID      ident.NodeID
+	Machine ident.MachineKey
+	NodeKey ident.NodeKey
+	// Name is unique: one DNS label.
+	Name string
+	// Owner is zero where Tags are set, and Tags are empty where it is not.
+	Owner ident.UserID
+	Tags  []ident.Tag
+	// IPv4 and IPv6 are the device's own addresses, unique.
+	IPv4, IPv6 netip.Addr
+	Ephemeral  bool
+	// Key is the id of the join key of the last registration.
+	Key     string
+	Host    Host
+	Created time.Time
+}
+
+// Certificate is the newest signed certificate of a device.
+type Certificate struct {
+	Node                ident.NodeID
+	Serial              uint64
+	NotBefore, NotAfter time.Time
+	Signed              []byte
+}
+
+// Revocation is what is remembered of a revoked device for ever.
+type Revocation struct {
+	Node    ident.NodeID
+	Machine ident.MachineKey
+	NodeKey ident.NodeKey
+	Name    string
+	Owner   ident.UserID
+	Revoked time.Time
+}
+
+// Policy is one version of the policy's text.
+type Policy struct {
+	// Epoch counts the versions, the first is 1.
+	Epoch ruleset.Epoch
+	Text  string
+	Set   time.Time
+}
+
+// Counters are what is handed out and never again. Each only grows.
+type Counters struct {
+	User ident.UserID // the last one used
+	Node ident.NodeID // the last one used
+	// Serial is the last one used for a certificate.
+	Serial uint64
+	// Host is the offset in the network's IPv4 range of the address last
+	// given; the search for the next begins after it, so that an address that
+	// became free rests as long as possible (S05d).
+	Host uint64
+}
+
+// Consume is the use of a join key. The store repeats the check inside the
+// transaction: exactly one of two uses of a single-use key succeeds whatever
+// their order.
+type Consume struct {
+	Key string
+	Now time.Time
+}
+
+// Changes is what one command changes, to be committed in one transaction and
+// then applied. Records are whole: each replaces the one with its id.
+type Changes struct {
+	Users        []User
+	Keys         []Key // new or revoked; Uses is changed by Consume alone
+	Consume      *Consume
+	Devices      []Device
+	Removed      []ident.NodeID
+	Revocations  []Revocation
+	Certificates []Certificate
+	Policy       *Policy
+	Counters     Counters
+	// Audit tells of the changes; nil only where nothing changes.
+	Audit *audit.Entry
+}
+
+// Empty reports whether nothing changes.
+func (c *Changes) Empty() bool { return c.Audit == nil }
