@@ -1,0 +1,147 @@
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/client/control"
+	"github.com/warren-overlay/warren/client/health"
+	"github.com/warren-overlay/warren/netstack/config"
+)
+
+// Preferences are what the user wants of the data plane.
+type Preferences struct {
+	// WantRunning is whether the node is to be connected at all.
+	WantRunning bool
+	ShieldsUp   bool
+}
+
+// Desired returns what the engine is to do for the view, nil for nothing: where
+// the user does not want to be connected, or the device is no member. login is
+// the coordinator's URL as this node reached it; it completes relay and STUN
+// addresses without a host. What of the settings makes no sense is left out,
+// and a fact says so.
+func Desired(view *control.View, key ident.NodePrivate, login string, preferences Preferences, now time.Time) (*config.Config, []health.Fact) {
+	if view == nil || view.Self == nil || !preferences.WantRunning {
+		return nil, nil
+	}
+	c := &config.Config{
+		PrivateKey: key, Self: view.Self, Rules: view.Rules, RelayToken: view.RelayToken,
+		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)),
+	}
+	for _, p := range view.Peers {
+		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints})
+	}
+	var facts []health.Fact
+	ignore := func(what, value string, err error) {
+		facts = append(facts, health.Fact{
+			Code: health.SettingIgnored, Severity: health.Warning, Subject: what + " " + value, Since: now,
+			Text: fmt.Sprintf("The coordinator's setting %s %q is not used: %v. Tell your administrator.", what, value, err),
+		})
+	}
+	for _, r := range view.Settings.Relays {
+		complete, err := RelayURL(login, r.URL)
+		if err != nil {
+			ignore("relay", r.URL, err)
+			continue
+		}
+		c.Relays = append(c.Relays, config.Relay{Name: r.Name, URL: complete})
+	}
+	for _, s := range view.Settings.STUN {
+		complete, err := STUNServer(login, s)
+		if err != nil {
+			ignore("STUN server", s, err)
+			continue
+		}
+		c.STUN = append(c.STUN, complete)
+	}
+	return c, facts
+}
+
+// ErrSetting is wrapped by the errors of RelayURL and STUNServer.
+var ErrSetting = errors.New("reconcile: setting makes no sense")
+
+// webSocketScheme is what http and https URLs become for a relay.
+var webSocketScheme = map[string]string{"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+// RelayURL completes the URL of a relay. One with a host is taken as it is, if
+// it is a ws, wss, http or https URL. One without a host gets that of login;
+// one without a port too gets login's port and, as it is then the same
+// listener, login's kind of transport and what stands before its paths. The result is a ws or wss URL. The error
+// wraps ErrSetting.
+func RelayURL(login, relay string) (string, error) {
+	base, err := parseLogin(login)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(relay)
+	if err != nil || u.User != nil || u.Opaque != "" {
+		return "", fmt.Errorf("%w: not a URL", ErrSetting)
+	}
+	if u.Hostname() == "" {
+		if u.Port() == "" {
+			u.Host = base.Host
+			u.Scheme = base.Scheme
+			u.Path = strings.TrimSuffix(base.Path, "/") + "/" + strings.TrimPrefix(u.Path, "/")
+		} else {
+			u.Host = net.JoinHostPort(base.Hostname(), u.Port())
+		}
+	}
+	if u.Scheme == "" {
+		u.Scheme = base.Scheme
+	}
+	scheme, ok := webSocketScheme[u.Scheme]
+	if !ok {
+		return "", fmt.Errorf("%w: scheme %q is not ws or wss", ErrSetting, u.Scheme)
+	}
+	u.Scheme = scheme
+	if err := checkPort(u.Port()); err != nil {
+		return "", err
+	}
+	return u.String(), nil
+}
+
+// STUNServer completes the host:port of a STUN server: an empty host becomes
+// that of login. The error wraps ErrSetting.
+func STUNServer(login, server string) (string, error) {
+	host, port, err := net.SplitHostPort(server)
+	if err != nil || port == "" {
+		return "", fmt.Errorf("%w: not host:port", ErrSetting)
+	}
+	if err := checkPort(port); err != nil {
+		return "", err
+	}
+	if host == "" {
+		base, err := parseLogin(login)
+		if err != nil {
+			return "", err
+		}
+		host = base.Hostname()
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+func parseLogin(login string) (*url.URL, error) {
+	u, err := url.Parse(login)
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("%w: the coordinator's own address %q is not an http or https URL", ErrSetting, login)
+	}
+	return u, nil
+}
+
+// checkPort takes an empty port for that of the scheme.
+func checkPort(port string) error {
+	if port == "" {
+		return nil
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%w: port %q", ErrSetting, port)
+	}
+	return nil
+}
