@@ -28,7 +28,7 @@ NODE_SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 
 
 # Rings 1 and everything else that needs neither root nor a built binary; the
 # packages left out have a target of their own below.
-UNIT = $$($(GO) list ./... | grep -v -E '/tests/(arch|sim|netns|cli|bench|soak|demo)(/|$$)')
+UNIT = $$($(GO) list ./... | grep -v -E '/tests/(arch|sim|lab|netns|cli|bench|soak|demo)(/|$$)')
 
 .PHONY: help
 help: ## show this list
@@ -81,7 +81,7 @@ sim-short:
 
 .PHONY: netns
 netns: ## ring 3: real kernel, real TUN devices, in network namespaces; says why it skips
-	@$(STEPS) test netns -count=1 -timeout=15m ./tests/netns/...
+	@$(STEPS) test netns -count=1 -timeout=15m ./tests/lab/... ./tests/netns/...
 
 .PHONY: cli
 cli: build ## the programs driven as a person would, by script
@@ -125,8 +125,9 @@ deps: bin/tools/stamp ## go.mod, checksums, licences, known vulnerabilities
 	@$(STEPS) deps bin/tools/govulncheck
 
 .PHONY: bench
-bench: build bin/tools/stamp ## the figures of tests/bench/README.md
-	@$(GO) test ./tests/bench/... -run='^$$' -bench=. -benchtime=1x -timeout=30m
+bench: build ## the figures of tests/bench/README.md
+	@$(GO) test -run='^$$' -bench=. -benchmem ./acl/... ./netstack/... | grep -v -e '^?' -e '^PASS' -e 'no test files'
+	@$(GO) test -run='^$$' -bench=. -benchtime=20x -timeout=60m ./tests/bench/...
 
 .PHONY: demo
 demo: install-needs build ## a coordinator and three nodes on this machine: allowed, denied, cut

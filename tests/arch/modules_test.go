@@ -29,8 +29,8 @@ type dependency struct {
 // dependencies has one line for every third-party import of the module.
 var dependencies = []dependency{
 	{
-		path: "github.com/coder/websocket", why: "the control channel through every proxy (RFC 6455)",
-		importers: []string{"coordinator/wire/channel"},
+		path: "github.com/coder/websocket", why: "control channel and relay through every proxy (RFC 6455)",
+		importers: []string{"coordinator/wire/channel", "netstack/relay/relayhttp"},
 	},
 	{
 		path: "github.com/flynn/noise", why: "Noise IK, the handshake of the control channel",
@@ -63,7 +63,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"netstack/sock", "netstack/tun"},
+		importers: []string{"client/statefile", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.zx2c4.com/wireguard", why: "WireGuard itself, upstream and unforked",
@@ -72,6 +72,10 @@ var dependencies = []dependency{
 	{
 		path: "golang.zx2c4.com/wireguard/tun", why: "WireGuard's TUN devices, with the kernel's segmentation offload",
 		importers: []string{"netstack/tun", "netstack/wg"},
+	},
+	{
+		path: "gvisor.dev/gvisor", why: "TCP, UDP and ICMP in the process, for nodes without root",
+		importers: []string{"netstack/userstack"},
 	},
 	{
 		path: "google.golang.org/protobuf", why: "messages of the control protocol, which other programs may read and old ones must skip over",
@@ -93,6 +97,13 @@ func dependencyFor(path string) (dependency, bool) {
 
 func TestThirdPartyImports(t *testing.T) {
 	used := map[string]bool{} // dependencies, and "dependency importer", that occur
+	said := map[string]bool{} // complaints, each once for a package
+	complain := func(s *source, what string) {
+		if !said[s.pkg+what] {
+			said[s.pkg+what] = true
+			t.Errorf("%s: %s", s.name, what)
+		}
+	}
 	for _, s := range module(t).sources {
 		for _, path := range s.imports() {
 			if _, ok := own(path); ok || standard(path) {
@@ -100,7 +111,7 @@ func TestThirdPartyImports(t *testing.T) {
 			}
 			d, ok := dependencyFor(path)
 			if !ok {
-				t.Errorf("%s imports %s, which is not in the table of tests/arch/modules_test.go: add its line, with the reason", s.name, path)
+				complain(s, "imports "+firstElements(path, 3)+", which is not in the table of tests/arch/modules_test.go: add its line, with the reason")
 				continue
 			}
 			used[d.path] = true
@@ -113,7 +124,7 @@ func TestThirdPartyImports(t *testing.T) {
 				}
 			}
 			if !matches(s.pkg, d.importers) {
-				t.Errorf("%s imports %s, which only [%s] and tests may", s.name, path, strings.Join(d.importers, " "))
+				complain(s, "imports "+d.path+", which only ["+strings.Join(d.importers, " ")+"] and tests may")
 			}
 		}
 	}
@@ -130,6 +141,12 @@ func TestThirdPartyImports(t *testing.T) {
 			}
 		}
 	}
+}
+
+// firstElements returns the first n elements of an import path.
+func firstElements(path string, n int) string {
+	elements := strings.Split(path, "/")
+	return strings.Join(elements[:min(n, len(elements))], "/")
 }
 
 // TestGoModHasAReasonForEachModule checks that go.mod requires directly what

@@ -37,10 +37,14 @@ var table = []pkg{
 	{"acl/ruleset", pure, "compiled rules of one node", []string{"acl/ident", "acl/canonical", "acl/packet"}},
 	{"acl/authority", pure, "verifies membership and rules; the only constructor of Peer", []string{"acl/ident", "acl/canonical", "acl/ruleset"}},
 
+	{"acl/compile", pure, "policy and directory to rule sets", []string{"acl/ident", "acl/policy", "acl/ruleset"}},
+	{"acl/filter", pure, "stateful verdicts per peer", []string{"acl/ident", "acl/packet", "acl/ruleset"}},
 	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
 
 	{"netstack/stun", pure, "STUN codec", nil},
+	{"netstack/stun/stunserver", shell, "a STUN server on a socket", []string{"netstack/stun", "netstack/sock"}},
 	{"netstack/disco", pure, "sealed path-probe messages", []string{"acl/ident", "acl/canonical"}},
+	{"netstack/relay/relayhttp", shell, "the relay's connections, as WebSockets", []string{"netstack/relay", "acl/ident"}},
 	{"netstack/route", pure, "overlay address to peer", []string{"acl/ident"}},
 	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
 	{"netstack/tun", shell, "the system's TUN device, addresses, routes", nil},
@@ -53,16 +57,21 @@ var table = []pkg{
 	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
 	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
 	{"netstack/simnet", support, "a simulated internet: NATs, loss, latency, roaming", []string{"netstack/..."}},
+	{"netstack/engine", shell, "the data plane's goroutines: feeds path, nat, relay, filter, wg", []string{"netstack/...", "acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/authority"}},
 
 	{"coordinator/audit", pure, "hash-chained audit entries", []string{"acl/ident", "acl/canonical"}},
+	{"coordinator/registry", pure, "nodes, users, keys: state and command to state and events", []string{"acl/ident", "acl/policy", "acl/ruleset", "acl/authority", "coordinator/audit"}},
 	{"coordinator/wire", pure, "control protocol: messages, codec, versions", []string{"acl/ident", "acl/ruleset", "acl/authority", "acl/canonical", "coordinator/wire/wirepb"}},
 	{"coordinator/wire/wirepb", pure, "generated protobuf code of the control protocol", nil},
 
 	{"coordinator/wire/channel", shell, "the control channel: Noise IK on a byte stream, whole messages", []string{"acl/ident", "acl/authority", "coordinator/wire"}},
+	{"coordinator/store", shell, "persistence; one transaction is state and audit", []string{"acl/ident", "acl/authority", "acl/ruleset", "acl/policy", "coordinator/registry", "coordinator/audit"}},
 
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
 	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset", "client/health"}},
+	{"client/statefile", shell, "the state on disk, written whole or not at all", []string{"acl/ident", "acl/authority", "client/control"}},
+	{"client/reconcile", pure, "map and preferences to desired configuration to steps", []string{"acl/...", "coordinator/wire", "netstack/config", "client/control"}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
