@@ -1,0 +1,390 @@
+package compile
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/policy"
+	"github.com/warren-overlay/warren/acl/ruleset"
+)
+
+// SetNode adds a device or replaces what is known of it. It returns the
+// devices whose labels, rules or list of peers changed, ascending.
+func (p *Policy) SetNode(n Node) []ident.NodeID {
+	changed := p.newChanges()
+	p.setNode(n.clone(), changed)
+	return changed.sorted()
+}
+
+// RemoveNode takes a device out. It returns the devices whose list of peers
+// changed and the device itself, ascending; nothing where there is no such
+// device.
+func (p *Policy) RemoveNode(id ident.NodeID) []ident.NodeID {
+	at, ok := p.byID[id]
+	if !ok {
+		return nil
+	}
+	changed := p.newChanges()
+	changed.add(id)
+	p.peers(at, p.index.find(p.slots[at])).each(func(peer int32) { changed.add(p.slots[peer].node.ID) })
+	p.leave(at)
+	p.slots[at] = nil
+	delete(p.byID, id)
+	p.compact()
+	return changed.sorted()
+}
+
+// changes collects ids.
+type changes struct{ ids []ident.NodeID }
+
+func (p *Policy) newChanges() *changes { return &changes{} }
+
+func (c *changes) add(id ident.NodeID) { c.ids = append(c.ids, id) }
+
+func (c *changes) sorted() []ident.NodeID {
+	slices.Sort(c.ids)
+	return slices.Compact(c.ids)
+}
+
+func (p *Policy) setNode(n Node, changed *changes) {
+	fresh := p.describe(n)
+	at, known := p.byID[n.ID]
+	if !known {
+		at = p.insert(fresh)
+		changed.add(n.ID)
+		p.peers(at, p.index.find(fresh)).each(func(peer int32) { changed.add(p.slots[peer].node.ID) })
+		return
+	}
+	old := p.slots[at]
+	before := p.index.find(old)
+	peersBefore := p.peers(at, before)
+	p.leave(at)
+	p.slots[at] = fresh
+	p.join(at)
+	after := p.index.find(fresh)
+	peersAfter := p.peers(at, after)
+	peers := false
+	difference(peersBefore, peersAfter, func(peer int32) {
+		peers = true
+		changed.add(p.slots[peer].node.ID)
+	})
+	rules := !sameRules(before, after, old, fresh)
+	if !rules {
+		fresh.epoch = old.epoch
+	}
+	if rules || peers || !old.identity.Labels.Equal(fresh.identity.Labels) {
+		changed.add(n.ID)
+	}
+}
+
+// sameRules reports whether a device gets the same rules as before.
+func sameRules(before, after []*subject, old, fresh *slot) bool {
+	in1, out1 := templatesOf(before, old)
+	in2, out2 := templatesOf(after, fresh)
+	if !slices.Equal(in1, in2) || !slices.Equal(out1, out2) {
+		return false
+	}
+	sameOwner := old.identity.Owner == fresh.identity.Owner
+	sameSubnets := slices.Equal(old.subnets(), fresh.subnets()) &&
+		(len(fresh.subnets()) == 0 || slices.Equal(old.identity.Addresses, fresh.identity.Addresses))
+	if sameOwner && sameSubnets {
+		return true
+	}
+	return !slices.ContainsFunc(slices.Concat(in2, out2), func(t *template) bool {
+		return t.self && !sameOwner || t.ownSubnets && !sameSubnets
+	})
+}
+
+// compact closes the gaps that devices left, once they are more than half.
+func (p *Policy) compact() {
+	if len(p.slots) < 1024 || len(p.byID) > len(p.slots)/2 {
+		return
+	}
+	kept := slices.DeleteFunc(p.slots, func(s *slot) bool { return s == nil })
+	slices.SortFunc(kept, func(a, b *slot) int {
+		if a.node.ID < b.node.ID {
+			return -1
+		}
+		return 1
+	})
+	p.slots = nil
+	p.byOwner = map[ident.UserID]*members{}
+	for _, key := range p.keys {
+		for _, s := range p.rules[key].uses {
+			s.members = members{}
+		}
+	}
+	for _, s := range kept {
+		p.insert(s)
+	}
+}
+
+// SetUsers replaces the users. It returns the devices whose labels, rules or
+// list of peers changed, ascending. Users with the id zero, or with one that
+// an earlier user of the list has, are left out.
+func (p *Policy) SetUsers(users []User) []ident.NodeID {
+	fresh := map[ident.UserID]*userState{}
+	var order []User
+	for _, u := range users {
+		if u.ID != 0 && fresh[u.ID] == nil {
+			fresh[u.ID] = &userState{u, userLabels(&u)}
+			order = append(order, u)
+		}
+	}
+	old := p.users
+	p.users, p.order = fresh, order
+	changed := p.newChanges()
+	for at := range p.slots {
+		s := p.slots[at]
+		if s == nil || s.node.Owner == 0 {
+			continue
+		}
+		before, after := old[s.node.Owner], fresh[s.node.Owner]
+		if (before == nil) != (after == nil) || before != nil && before.user != after.user {
+			p.setNode(s.node, changed)
+		}
+	}
+	return changed.sorted()
+}
+
+// SetDocument replaces the document. It returns the devices whose labels,
+// rules or list of peers changed, ascending, and gives those whose rules
+// changed the epoch. Where a change of groups or postures and one of rules
+// meet, a device may be named though the two cancel out. The error is as
+// Compile's; then nothing changes. A nil document denies everything.
+func (p *Policy) SetDocument(doc *policy.Document, epoch ruleset.Epoch) ([]ident.NodeID, error) {
+	if doc == nil {
+		doc = &policy.Document{}
+	}
+	if err := checkDomains(doc, p.order); err != nil {
+		return nil, err
+	}
+	b := newBuilder(doc, p.table, p.index)
+	rules := make(map[string]*compiledRule, len(doc.Rules))
+	keys := make([]string, len(doc.Rules))
+	var added []*compiledRule
+	for i := range doc.Rules {
+		r := &doc.Rules[i]
+		key := b.key(r)
+		keys[i] = key
+		if c := p.rules[key]; c != nil {
+			rules[key] = c
+			continue
+		}
+		rules[key] = b.build(r, key)
+		added = append(added, rules[key])
+	}
+	var removed []*compiledRule
+	for _, key := range p.keys {
+		if rules[key] == nil {
+			removed = append(removed, p.rules[key])
+		}
+	}
+	p.admit(b.created)
+	changed := p.newChanges()
+	p.epoch = epoch
+	p.replaceRules(removed, added, changed)
+	for i := range doc.Rules {
+		rules[keys[i]].rule = &doc.Rules[i]
+	}
+	relabel := definitionsDiffer(p.doc, doc)
+	p.doc, p.rules, p.keys = doc, rules, keys
+	if relabel {
+		p.groups = groupIndex(doc)
+		for _, s := range p.slots {
+			if s == nil {
+				continue
+			}
+			if fresh := p.labelNames(&s.node); !slices.Equal(fresh, s.names) {
+				p.setNode(s.node, changed)
+			}
+		}
+	}
+	return changed.sorted(), nil
+}
+
+// admit fills new subjects with their members.
+func (p *Policy) admit(created []*subject) {
+	for _, s := range created {
+		for at, n := range p.slots {
+			if n != nil && s.picks(n) {
+				s.members.add(int32(at))
+			}
+		}
+	}
+}
+
+// replaceRules takes rules out and puts others in.
+func (p *Policy) replaceRules(removed, added []*compiledRule, changed *changes) {
+	p.compareTemplates(removed, added, changed)
+	affected := p.linkDifference(removed, added)
+	before := p.peersOf(affected)
+	for _, c := range added {
+		attach(c)
+	}
+	for _, c := range removed {
+		p.detach(c)
+	}
+	after := p.peersOf(affected)
+	i := 0
+	affected.each(func(at int32) {
+		if !before[i].equal(after[i], at) {
+			changed.add(p.slots[at].node.ID)
+		}
+		i++
+	})
+}
+
+// peerSet is a device's peers: what it shares with all devices of its
+// subjects, and its user's.
+type peerSet struct{ common, own bitmap }
+
+func (s peerSet) equal(t peerSet, self int32) bool {
+	for i := range s.common {
+		x, y := s.common[i], t.common[i]
+		if s.own != nil {
+			x, y = x|s.own[i], y|t.own[i]
+		}
+		if int(self>>6) == i {
+			x, y = x&^(1<<(self&63)), y&^(1<<(self&63))
+		}
+		if x != y {
+			return false
+		}
+	}
+	return true
+}
+
+// peersOf returns the peers of the devices, in their order. Those of the same
+// subjects share the work.
+func (p *Policy) peersOf(devices bitmap) []peerSet {
+	var out []peerSet
+	shared := map[string]bitmap{}
+	numbers := map[*subject]uint32{}
+	var key []byte
+	devices.each(func(at int32) {
+		subjects := p.index.find(p.slots[at])
+		key = key[:0]
+		for _, s := range subjects {
+			n, ok := numbers[s]
+			if !ok {
+				n = uint32(len(numbers))
+				numbers[s] = n
+			}
+			key = binary.LittleEndian.AppendUint32(key, n)
+		}
+		common, ok := shared[string(key)]
+		if !ok {
+			common = p.commonPeers(subjects)
+			shared[string(key)] = common
+		}
+		set := peerSet{common: common}
+		if p.slots[at].identity.Owner != 0 {
+			set.own = newBitmap(len(p.slots))
+			p.ownPeers(at, subjects, set.own)
+		}
+		out = append(out, set)
+	})
+	return out
+}
+
+// compareTemplates names the devices for which the removed rules do not come
+// to the same as the added ones.
+func (p *Policy) compareTemplates(removed, added []*compiledRule, changed *changes) {
+	// For each device the contents of the templates that it loses and gains,
+	// by direction.
+	type delta [2][2][]*template
+	deltas := make([]*delta, len(p.slots))
+	var touched []int32
+	for which, rules := range [2][]*compiledRule{removed, added} {
+		for _, c := range rules {
+			for direction, placements := range [2][]placement{c.in, c.out} {
+				for _, placed := range placements {
+					placed.subject.members.each(func(at int32) {
+						if placed.template.self && p.slots[at].identity.Owner == 0 {
+							return
+						}
+						if deltas[at] == nil {
+							deltas[at] = &delta{}
+							touched = append(touched, at)
+						}
+						list := &deltas[at][direction][which]
+						if !hasContent(*list, placed.template) {
+							*list = append(*list, placed.template)
+						}
+					})
+				}
+			}
+		}
+	}
+	for _, at := range touched {
+		same := true
+		for _, lists := range deltas[at] {
+			same = same && len(lists[0]) == len(lists[1]) &&
+				!slices.ContainsFunc(lists[0], func(t *template) bool { return !hasContent(lists[1], t) })
+		}
+		if !same {
+			p.slots[at].epoch = p.epoch
+			changed.add(p.slots[at].node.ID)
+		}
+	}
+}
+
+func hasContent(list []*template, t *template) bool {
+	return slices.ContainsFunc(list, func(u *template) bool { return u.content == t.content })
+}
+
+// linkDifference returns the devices whose links the change may touch: the
+// members of pairs of subjects that are linked by the removed rules only, or
+// by the added ones only.
+func (p *Policy) linkDifference(removed, added []*compiledRule) bitmap {
+	type pair struct {
+		source, target *subject
+		self           bool
+	}
+	pairs := func(rules []*compiledRule) (list []pair, set map[pair]bool) {
+		set = map[pair]bool{}
+		for _, c := range rules {
+			for _, l := range c.links {
+				for _, s := range l.sources {
+					for _, t := range l.targets {
+						k := pair{s, t, l.self}
+						if !set[k] {
+							set[k] = true
+							list = append(list, k)
+						}
+					}
+				}
+			}
+		}
+		return list, set
+	}
+	b := newBitmap(len(p.slots))
+	was, wasSet := pairs(removed)
+	is, isSet := pairs(added)
+	for _, k := range slices.Concat(was, is) {
+		if wasSet[k] != isSet[k] {
+			k.source.members.orInto(b)
+			k.target.members.orInto(b)
+		}
+	}
+	return b
+}
+
+// definitionsDiffer reports whether the documents may give devices different
+// labels.
+func definitionsDiffer(a, b *policy.Document) bool {
+	same := slices.EqualFunc(a.Groups, b.Groups, func(x, y policy.Group) bool {
+		return x.Name == y.Name && slices.EqualFunc(x.Members, y.Members, func(m, n policy.Selector) bool { return m.Name == n.Name })
+	}) && slices.EqualFunc(a.Postures, b.Postures, func(x, y policy.Posture) bool {
+		return x.Name == y.Name && slices.EqualFunc(x.Conditions, y.Conditions, func(c, d policy.Condition) bool { return c.String() == d.String() })
+	}) && slices.EqualFunc(a.Levels, b.Levels, sameLevel)
+	return !same
+}
+
+func sameLevel(x, y policy.Level) bool {
+	risk := (x.MaxRisk == nil) == (y.MaxRisk == nil) && (x.MaxRisk == nil || *x.MaxRisk == *y.MaxRisk)
+	return x.Name == y.Name && x.MFAMaxAge == y.MFAMaxAge && risk && slices.Equal(x.Country, y.Country) &&
+		slices.EqualFunc(x.Posture, y.Posture, func(m, n policy.Name) bool { return m.Name == n.Name })
+}
