@@ -47,32 +47,130 @@ func (p *PeerRules) Epoch() Epoch { return p.epoch }
 // Decide answers whether a flow may be opened in the given direction at the
 // given time. Without a matching rule the answer is no.
 func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
+	t := p.tally(dir, f, now)
+	return t.verdict()
+}
+
+func (p *PeerRules) tally(dir Direction, f Flow, now time.Time) (t tally) {
+	for i := range p.rules[dir] {
+		if r := &p.rules[dir][i]; p.spans(r, dir, f) && r.serves(f) {
+			t.add(r, now)
+		}
+	}
+	return t
+}
+
+// DecideEcho answers whether an echo request, of which f has the addresses, may
+// be sent in the given direction at the given time. What a rule says of ICMP
+// holds; where none does, a device that may open any flow to the destination
+// may ask whether it is there.
+func (p *PeerRules) DecideEcho(dir Direction, f Flow, now time.Time) Verdict {
+	f = f.echo()
+	icmp := p.tally(dir, f, now)
+	if icmp.decided() {
+		return icmp.verdict()
+	}
+	var t tally
+	for i := range p.rules[dir] {
+		if r := &p.rules[dir][i]; r.Action == Accept && r.Mode == Enforce && len(r.Services) > 0 && p.spans(r, dir, f) {
+			t.add(r, now)
+		}
+	}
+	icmpVerdict := icmp.verdict()
+	return icmpVerdict.or(t.verdict())
+}
+
+// Protocol numbers of ICMP, for echoes.
+const (
+	protocolICMP   = 1
+	protocolICMPv6 = 58
+)
+
+func (f Flow) echo() Flow {
+	f.Protocol, f.Port = protocolICMP, 0
+	if f.Destination.Is6() {
+		f.Protocol = protocolICMPv6
+	}
+	return f
+}
+
+// or returns the verdict of a second question, which was asked because no rule
+// answered the first; what audit rules would do is the first one's.
+func (v Verdict) or(second Verdict) Verdict {
+	second.Until = earlier(v.Until, second.Until)
+	second.Would, second.WouldRule = v.Would, v.WouldRule
+	if second.Allowed && second.Would == WouldAllow {
+		second.Would, second.WouldRule = WouldChangeNothing, ""
+	}
+	return second
+}
+
+// tally collects the rules that match one flow.
+type tally struct {
+	accept, deny           *Rule
+	auditAccept, auditDeny *Rule
+	until                  time.Time
+}
+
+func (t *tally) add(r *Rule, now time.Time) {
+	if r.Mode == Enforce {
+		t.until = earlier(t.until, r.Boundary(now))
+	}
+	if !r.Holds(now) {
+		return
+	}
+	switch {
+	case r.Mode == Enforce && r.Action == Accept:
+		if t.accept == nil || r.outlasts(t.accept) {
+			t.accept = r
+		}
+	case r.Mode == Enforce:
+		if t.deny == nil {
+			t.deny = r
+		}
+	case r.Action == Accept:
+		if t.auditAccept == nil {
+			t.auditAccept = r
+		}
+	default:
+		if t.auditDeny == nil {
+			t.auditDeny = r
+		}
+	}
+}
+
+// outlasts reports whether r lets a flow last longer than s does.
+func (r *Rule) outlasts(s *Rule) bool {
+	return s.MaxSession != 0 && (r.MaxSession == 0 || r.MaxSession > s.MaxSession)
+}
+
+// decided reports whether an enforced rule holds.
+func (t *tally) decided() bool { return t.accept != nil || t.deny != nil }
+
+func (t *tally) verdict() Verdict {
+	v := Verdict{Until: t.until}
+	switch {
+	case t.deny != nil:
+		v.Rule = t.deny.ID
+	case t.accept != nil:
+		v.Allowed, v.Rule, v.MaxSession = true, t.accept.ID, t.accept.MaxSession
+	}
+	switch {
+	case v.Allowed && t.auditDeny != nil:
+		v.Would, v.WouldRule = WouldDeny, t.auditDeny.ID
+	case !t.decided() && t.auditDeny == nil && t.auditAccept != nil:
+		v.Would, v.WouldRule = WouldAllow, t.auditAccept.ID
+	}
+	return v
+}
+
+// spans reports whether the flow's addresses are ones that the rule speaks of.
+func (p *PeerRules) spans(r *Rule, dir Direction, f Flow) bool {
 	theirs, ours := f.Source, f.Destination
 	if dir == Out {
 		theirs, ours = ours, theirs
 	}
-	var verdict Verdict
-	for i := range p.rules[dir] {
-		r := &p.rules[dir][i]
-		if r.Mode != Enforce || !p.picksPeer(r, theirs) || !within(r.Own, &p.self, ours) || !r.serves(f) {
-			continue
-		}
-		verdict.Until = earlier(verdict.Until, r.Boundary(now))
-		if !r.Holds(now) {
-			continue
-		}
-		switch r.Action {
-		case Accept:
-			if !verdict.Allowed && verdict.Rule == "" {
-				verdict.Allowed, verdict.Rule = true, r.ID
-			}
-		case Deny:
-			if verdict.Allowed || verdict.Rule == "" {
-				verdict.Allowed, verdict.Rule = false, r.ID
-			}
-		}
-	}
-	return verdict
+	return p.picksPeer(r, theirs) && within(r.Own, &p.self, ours)
 }
 
 func (p *PeerRules) picksPeer(r *Rule, theirs netip.Addr) bool {

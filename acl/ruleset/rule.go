@@ -168,4 +168,35 @@ type Verdict struct {
 	// Until is when the verdict must be asked for again because a rule begins
 	// or ends to hold; the zero time is never.
 	Until time.Time
+	// MaxSession is how long the flow may last from its opening on; 0 is
+	// without bound. Of several rules that admit a flow the one that lets it
+	// last longest counts, and is Rule.
+	MaxSession time.Duration
+	// Would says what the audit rules would change if they were enforced, and
+	// WouldRule which of them.
+	Would     Would
+	WouldRule RuleID
+}
+
+// Would is what the audit rules would make of a flow, were they enforced.
+type Would uint8
+
+const (
+	// WouldChangeNothing: no audit rule matches, or none would matter.
+	WouldChangeNothing Would = iota
+	// WouldAllow: no rule admits the flow, an audit rule would.
+	WouldAllow
+	// WouldDeny: the flow is admitted, an audit rule would deny it.
+	WouldDeny
+)
+
+// String returns "", "would_allow" or "would_deny".
+func (w Would) String() string {
+	switch w {
+	case WouldAllow:
+		return "would_allow"
+	case WouldDeny:
+		return "would_deny"
+	}
+	return ""
 }

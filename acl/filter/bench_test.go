@@ -1,0 +1,144 @@
+package filter
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/acl/ruleset"
+)
+
+var benchStart = time.Now()
+
+// rig is this device and one peer, with both families.
+func rig(rules *ruleset.RuleSet) *Peer {
+	self := &ident.Identity{
+		Node: 1, Labels: ident.NewLabelSet(1),
+		Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00::1")},
+	}
+	peer := &ident.Identity{
+		Node: 2, Labels: ident.NewLabelSet(2),
+		Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd00::2")},
+	}
+	device := NewDevice(Config{Seed: [2]uint64{0x9e3779b97f4a7c15, 0xd1b54a32d192ed03}})
+	return NewPeer(device, self, peer, rules.ForPeer(self, peer), benchStart)
+}
+
+func ruleFor(id string, protocol uint8, first, last uint16) ruleset.Rule {
+	return ruleset.Rule{
+		ID: ruleset.RuleID(id), Peers: []ruleset.Selector{{Labels: ident.NewLabelSet(2)}},
+		Services: []ruleset.Service{{Protocol: protocol, First: first, Last: last}},
+	}
+}
+
+// segments are inbound TCP packets of n flows with random ports.
+func segments(n int, version int, flags byte) [][]byte {
+	r := rand.New(rand.NewPCG(1, uint64(n)))
+	all := make([][]byte, n)
+	seen := map[[2]uint16]bool{}
+	for i := range all {
+		ports := [2]uint16{}
+		for ports = [2]uint16{uint16(r.Uint32()), uint16(1 + r.IntN(60000))}; seen[ports]; ports[0]++ {
+		}
+		seen[ports] = true
+		all[i] = segment(version, ports[0], ports[1], flags)
+	}
+	return all
+}
+
+func segment(version int, from, to uint16, flags byte) []byte {
+	b := append(make([]byte, 0, 60), 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 100, 64, 0, 2, 100, 64, 0, 1)
+	if version == 6 {
+		b = append(b[:0], 0x60, 0, 0, 0, 0, 20, 6, 64,
+			0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1)
+	}
+	return append(b, byte(from>>8), byte(from), byte(to>>8), byte(to), 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0)
+}
+
+// withFlows returns a Peer with as many flows open, and a segment of each.
+func withFlows(b testing.TB, flows, version int) (*Peer, [][]byte) {
+	p := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
+	var i packet.Info
+	data := segments(flows, version, byte(packet.ACK))
+	for _, s := range data {
+		syn := append([]byte(nil), s...)
+		syn[len(syn)-7] = byte(packet.SYN)
+		if d := p.Receive(syn, &i, benchStart); d.Verdict != Pass || !d.NewFlow {
+			b.Fatalf("SYN: %+v", d)
+		}
+		packet.Parse(s, &i)
+		i.Source, i.Destination = i.Destination, i.Source
+		i.SourcePort, i.DestinationPort = i.DestinationPort, i.SourcePort
+		i.Flags = packet.SYN | packet.ACK
+		if d := p.CheckOutbound(&i, benchStart); d.Verdict != Pass {
+			b.Fatalf("SYN-ACK: %+v", d)
+		}
+		if d := p.Receive(s, &i, benchStart); d.Verdict != Pass {
+			b.Fatalf("ACK: %+v", d)
+		}
+	}
+	return p, data
+}
+
+func BenchmarkEstablished(b *testing.B) {
+	for _, version := range []int{4, 6} {
+		for _, flows := range []int{1, 1000, 8000} {
+			b.Run(fmt.Sprintf("ipv%d/flows=%d", version, flows), func(b *testing.B) {
+				p, data := withFlows(b, flows, version)
+				now := benchStart.Add(time.Second)
+				var i packet.Info
+				n := 0
+				b.ReportAllocs()
+				for b.Loop() {
+					if p.Receive(data[n], &i, now).Verdict != Pass {
+						b.Fatal("dropped")
+					}
+					if n++; n == len(data) {
+						n = 0
+					}
+				}
+			})
+		}
+	}
+}
+
+func manyRules(n int) *ruleset.RuleSet {
+	s := &ruleset.RuleSet{}
+	for k := range n - 1 {
+		port := uint16(1 + 6*k%60000)
+		s.In = append(s.In, ruleFor(fmt.Sprint("r", k), packet.TCP, port, port+2))
+	}
+	s.In = append(s.In, ruleFor("last", packet.TCP, 60001, 65535))
+	return s
+}
+
+func BenchmarkNewFlow(b *testing.B) {
+	for _, rules := range []int{10, 1000, 10000} {
+		for _, hit := range []bool{true, false} {
+			b.Run(fmt.Sprintf("rules=%d/hit=%v", rules, hit), func(b *testing.B) {
+				p := rig(manyRules(rules))
+				now := benchStart
+				var i packet.Info
+				syn := segment(4, 1, 60001, byte(packet.SYN))
+				want := Passed
+				if !hit {
+					syn = segment(4, 1, 60000, byte(packet.SYN))
+					want = DropNoRule
+				}
+				n := 0
+				b.ReportAllocs()
+				for b.Loop() {
+					n++
+					syn[20], syn[21] = byte(n>>8), byte(n)
+					if d := p.Receive(syn, &i, now); d.Reason != want {
+						b.Fatal(d)
+					}
+				}
+			})
+		}
+	}
+}
