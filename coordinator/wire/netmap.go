@@ -113,9 +113,12 @@ func (m *Map) Hash() Hash {
 
 // Diff returns the delta that turns old into m, whose sequence must be the
 // higher. Equal content gives an empty delta, which Empty reports.
-func (m *Map) Diff(old *Map) *Delta {
+func (m *Map) Diff(old *Map) *Delta { return m.diff(old, old.Hash(), m.Hash()) }
+
+// diff is Diff for maps whose hashes are known.
+func (m *Map) diff(old *Map, oldHash, hash Hash) *Delta {
 	d := &Delta{
-		BaseSequence: old.Sequence, BaseHash: old.Hash(), Sequence: m.Sequence, Hash: m.Hash(),
+		BaseSequence: old.Sequence, BaseHash: oldHash, Sequence: m.Sequence, Hash: hash,
 		Upserts: make(map[ident.NodeID]Peer),
 	}
 	if !bytes.Equal(old.Self, m.Self) {

@@ -1,0 +1,93 @@
+package wire
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// Stream is what one node was told so far on one connection. It turns new
+// views into the messages that take the node there, and keeps the hash of what
+// the node holds, so that a change of one peer costs one peer and not the map.
+type Stream struct {
+	held Map // Peers is the stream's own
+	hash Hash
+}
+
+// Begin returns a stream whose node holds m, under the sequence that m has. It
+// takes over m but for what maps share.
+func Begin(m *Map) *Stream {
+	s := &Stream{held: *m, hash: m.Hash()}
+	if s.held.Peers == nil {
+		s.held.Peers = make(map[ident.NodeID]Peer)
+	}
+	return s
+}
+
+// Map returns what the node holds. It is valid until the next call and must
+// not be written to.
+func (s *Stream) Map() *Map { return &s.held }
+
+// Hash returns the hash of what the node holds.
+func (s *Stream) Hash() Hash { return s.hash }
+
+// Whole returns the delta to m, whose sequence does not matter, and nil where
+// there is nothing to tell. It takes over m but for what maps share. A nil
+// RelayToken of m keeps the one that the node has.
+func (s *Stream) Whole(m *Map) *Delta {
+	next := *m
+	next.Sequence = s.held.Sequence + 1
+	if next.RelayToken == nil {
+		next.RelayToken = s.held.RelayToken
+	}
+	if next.Peers == nil {
+		next.Peers = make(map[ident.NodeID]Peer)
+	}
+	d := next.diff(&s.held, s.hash, next.Hash())
+	if d.Empty() {
+		return nil
+	}
+	s.held, s.hash = next, d.Hash
+	return d
+}
+
+// Peers returns the delta that tells of the present state of peers that the
+// node can see, and of a relay token where it is not nil; nil where there is
+// nothing to tell. Peers that the node does not have are left out: whom a node
+// may see is decided by whole maps alone.
+func (s *Stream) Peers(peers map[ident.NodeID]Peer, token []byte) *Delta {
+	d := &Delta{
+		BaseSequence: s.held.Sequence, BaseHash: s.hash, Sequence: s.held.Sequence + 1, Hash: s.hash,
+		Upserts: make(map[ident.NodeID]Peer),
+	}
+	if token != nil && !bytes.Equal(token, s.held.RelayToken) {
+		d.RelayToken = token
+	}
+	for _, id := range slices.Sorted(maps.Keys(peers)) {
+		before, ok := s.held.Peers[id]
+		now := peers[id]
+		switch {
+		case !ok:
+			continue
+		case !bytes.Equal(before.Certificate, now.Certificate):
+			d.Upserts[id] = now
+		case !before.State.equal(now.State):
+			d.Patches = append(d.Patches, PeerPatch{Node: id, State: now.State})
+		default:
+			continue
+		}
+		d.Hash.mix(hashPeer(id, before))
+		d.Hash.mix(hashPeer(id, now))
+		s.held.Peers[id] = now
+	}
+	if d.Empty() {
+		return nil
+	}
+	s.held.Sequence, s.hash = d.Sequence, d.Hash
+	if d.RelayToken != nil {
+		s.held.RelayToken = d.RelayToken
+	}
+	return d
+}
