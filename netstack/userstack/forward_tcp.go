@@ -1,0 +1,145 @@
+package userstack
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	// localDialTimeout bounds the wait for a service of the host whose queue
+	// of connections is full; the peer repeats its SYN meanwhile.
+	localDialTimeout = 5 * time.Second
+
+	// A peer that vanished without a FIN is noticed after keepaliveIdle plus
+	// keepaliveCount intervals, and the service of the host is told.
+	keepaliveIdle     = time.Minute
+	keepaliveInterval = 15 * time.Second
+	keepaliveCount    = 6
+
+	// copySize is the buffer of each direction of a connection.
+	copySize = 32 << 10
+)
+
+var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+
+// handleTCP serves a SYN of a peer; gvisor calls it in a goroutine of its own.
+// The handshake is completed only after the service of the host has answered,
+// so that the peer sees what it would see of a host with a TUN device.
+func (f *forwarder) handleTCP(request *tcp.ForwarderRequest) {
+	if !f.begin() {
+		request.Complete(true)
+		return
+	}
+	defer f.running.Done()
+	to, ok := f.targetOf(request.ID())
+	if !ok {
+		f.tcp.refused.Add(1)
+		request.Complete(true)
+		return
+	}
+	if !f.tcp.acquire(to.peer) {
+		request.Complete(true)
+		return
+	}
+	defer f.tcp.release(to.peer)
+	local, err := f.dialLocalTCP(to)
+	if err != nil {
+		f.tcp.refused.Add(1)
+		request.Complete(true)
+		return
+	}
+	var queue waiter.Queue
+	endpoint, terr := request.CreateEndpoint(&queue)
+	request.Complete(terr != nil)
+	if terr != nil {
+		resetLocal(local)
+		return
+	}
+	f.tcp.opened.Add(1)
+	setKeepalive(endpoint)
+	f.relayTCP(gonet.NewTCPConn(&queue, endpoint), endpoint, local)
+}
+
+// dialLocalTCP connects to the loopback address of the peer's family, or else
+// to the other: many services listen on one only.
+func (f *forwarder) dialLocalTCP(to target) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(f.ctx, localDialTimeout)
+	defer cancel()
+	var dialer net.Dialer
+	var err error
+	for _, host := range to.hosts {
+		var conn net.Conn
+		if conn, err = dialer.DialContext(ctx, "tcp", host); err == nil {
+			return conn.(*net.TCPConn), nil
+		}
+	}
+	return nil, err
+}
+
+func setKeepalive(endpoint tcpip.Endpoint) {
+	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
+	// These options cannot be refused by a TCP endpoint.
+	_ = endpoint.SetSockOpt(&idle)
+	_ = endpoint.SetSockOpt(&interval)
+	_ = endpoint.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
+	endpoint.SocketOptions().SetKeepAlive(true)
+}
+
+// relayTCP copies both ways until both ends have finished sending, one of them
+// fails, or the stack closes. A failure of one end resets the other.
+func (f *forwarder) relayTCP(remote *gonet.TCPConn, endpoint tcpip.Endpoint, local *net.TCPConn) {
+	abort := func() {
+		endpoint.Abort()
+		resetLocal(local)
+	}
+	defer context.AfterFunc(f.ctx, abort)()
+	var outbound sync.WaitGroup
+	var outboundErr error
+	outbound.Go(func() {
+		outboundErr = copyHalf(remote, local)
+		if outboundErr != nil {
+			abort()
+		}
+	})
+	inboundErr := copyHalf(local, remote)
+	if inboundErr != nil {
+		abort()
+	}
+	outbound.Wait()
+	if inboundErr == nil && outboundErr == nil {
+		local.Close()
+		remote.Close()
+	}
+}
+
+// halfCloser is a connection whose sending side can be closed alone.
+type halfCloser interface {
+	io.ReadWriter
+	CloseWrite() error
+}
+
+// copyHalf copies until the source has finished, which it passes on.
+func copyHalf(dst, src halfCloser) error {
+	buf := copyBuffers.Get().(*[copySize]byte)
+	defer copyBuffers.Put(buf)
+	// The wrappers keep io from using ReadFrom, which would allocate.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:]); err != nil {
+		return err
+	}
+	return dst.CloseWrite()
+}
+
+// resetLocal closes a connection to the host so that its other end sees a
+// reset instead of an orderly end.
+func resetLocal(conn *net.TCPConn) {
+	_ = conn.SetLinger(0) // fails only on a connection already closed
+	conn.Close()
+}
