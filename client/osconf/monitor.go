@@ -1,0 +1,120 @@
+package osconf
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// settle is how long after the kernel's first notice the network is looked
+	// at: a change of networks comes as a burst of notices.
+	settle = 300 * time.Millisecond
+	// pollInterval is how often the network is looked at where the kernel gives
+	// no notices, or lost one.
+	pollInterval = 10 * time.Second
+)
+
+// Monitor tells when the machine's network changes in a way that matters to
+// connections: other addresses, or another way out.
+type Monitor struct {
+	// Ignore says which addresses are not the machine's own network, such as
+	// those of the overlay; nil ignores none. It is called from Run.
+	Ignore func(netip.Addr) bool
+	Logger *slog.Logger
+
+	changes chan struct{}
+	// look and notices are replaced in tests.
+	look    func() string
+	notices func(ctx context.Context, notice chan<- struct{}) error
+}
+
+// NewMonitor returns a Monitor that ignores what ignore says.
+func NewMonitor(ignore func(netip.Addr) bool, log *slog.Logger) *Monitor {
+	m := &Monitor{Ignore: ignore, Logger: log, changes: make(chan struct{}, 1), notices: kernelNotices}
+	m.look = m.fingerprint
+	return m
+}
+
+// Changes gives a value after a change. Changes that come while nobody receives
+// are one.
+func (m *Monitor) Changes() <-chan struct{} { return m.changes }
+
+// Run watches until ctx ends. It returns nil: where the kernel gives no
+// notices, it looks by itself from time to time.
+func (m *Monitor) Run(ctx context.Context) error {
+	notice := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := m.notices(ctx, notice); err != nil && ctx.Err() == nil {
+			m.Logger.Info("the kernel gives no notice of network changes; looking every now and then", "interval", pollInterval, "error", err)
+		}
+	}()
+	defer func() { <-done }()
+	known := m.look()
+	timer := time.NewTimer(pollInterval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-notice:
+			timer.Reset(settle)
+			continue
+		case <-timer.C:
+			timer.Reset(pollInterval)
+		}
+		now := m.look()
+		if now == known {
+			continue
+		}
+		known = now
+		m.Logger.Info("the network changed")
+		m.Logger.Debug("the network is now", "addresses", now)
+		select {
+		case m.changes <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// fingerprint writes down what matters of the network: the addresses of its
+// interfaces, without link-local ones, which come and go with containers, and
+// the addresses that connections to the outside would come from.
+func (m *Monitor) fingerprint() string {
+	var all []string
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Sprintf("unknown: %v", err)
+	}
+	for _, a := range addresses {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil || prefix.Addr().IsLinkLocalUnicast() || prefix.Addr().IsLoopback() || m.ignores(prefix.Addr()) {
+			continue
+		}
+		all = append(all, prefix.String())
+	}
+	slices.Sort(all)
+	// A UDP socket that is connected sends nothing, but has been routed. The
+	// targets are the documentation's (RFC 5737, RFC 3849).
+	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		conn, err := net.Dial("udp", target)
+		if err != nil {
+			all = append(all, "out none")
+			continue
+		}
+		if local, err := netip.ParseAddrPort(conn.LocalAddr().String()); err == nil && !m.ignores(local.Addr()) {
+			all = append(all, "out "+local.Addr().String())
+		}
+		conn.Close()
+	}
+	return strings.Join(all, " ")
+}
+
+func (m *Monitor) ignores(a netip.Addr) bool { return m.Ignore != nil && m.Ignore(a.Unmap()) }
