@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -249,6 +250,17 @@ func (d *Device) Peer(key ident.NodeKey) *Peer { return d.bind.peer(key) }
 // key, and reports whether it is WireGuard's. The packet is not kept.
 func (d *Device) HandleRelayed(from ident.NodeKey, packet []byte) bool {
 	return d.bind.handleRelayed(from, packet)
+}
+
+// SendControl sends a packet that is not WireGuard's from the device's port. The
+// packet is not kept. The error is net.ErrClosed where there is no port, or the
+// socket's.
+func (d *Device) SendControl(packet []byte, to netip.AddrPort) error {
+	o := d.bind.current.Load()
+	if o == nil {
+		return net.ErrClosed
+	}
+	return o.conn.WriteBatch([][]byte{packet}, to)
 }
 
 // NotifyMTU tells the device that the MTU of its TUN device has changed.

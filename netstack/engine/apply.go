@@ -1,0 +1,327 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/disco"
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/route"
+	"github.com/warren-overlay/warren/netstack/tun"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+// apply makes a validated configuration the one in force. What must go goes
+// before anything else, and whatever fails later.
+func (c *control) apply(cfg *config.Config) error {
+	now := c.now()
+	if cfg != nil && !now.Before(cfg.Self.NotAfter()) {
+		c.e.log.Warn("this device's certificate has ended: no peers")
+		cfg = nil
+	}
+	rekeyed := cfg != nil && c.cfg != nil && cfg.Self.NodeKey() != c.cfg.Self.NodeKey()
+	wanted, claims := c.wanted(cfg, now)
+
+	// Membership that ends. Nothing of these peers can be opened once remove
+	// returns.
+	for _, p := range c.sorted() {
+		if _, stays := wanted[p.key]; !stays || rekeyed {
+			c.remove(p)
+		}
+	}
+	c.retreat(claims)
+	before := c.cfg
+	c.cfg = cfg
+	if cfg == nil {
+		c.publishTable(nil)
+		c.e.relay.set(nil)
+		c.relayed = false
+		return c.configureDevice(nil)
+	}
+
+	// Rules, before any packet of a new peer can come.
+	var rules *ruleset.RuleSet
+	if cfg.Rules != nil {
+		rules = cfg.Rules.Set()
+	}
+	self := cfg.Self.Identity()
+	for _, p := range c.sorted() {
+		want := wanted[p.key]
+		if before.Self != cfg.Self || before.Rules != cfg.Rules || before.ShieldsUp != cfg.ShieldsUp || p.member != want.Member {
+			c.refilter(p, want.Member, self, rules, now)
+		}
+		if !slices.Equal(p.endpoints, want.Endpoints) {
+			p.endpoints = slices.Clone(want.Endpoints)
+		}
+	}
+	var errs []error
+	if err := c.device.SetPrivateKey(cfg.PrivateKey); err != nil {
+		errs = append(errs, err)
+	}
+	for _, want := range cfg.Peers {
+		key := want.Member.NodeKey()
+		if _, wanted := wanted[key]; !wanted || c.peers[key] != nil {
+			continue
+		}
+		if err := c.add(want, self, rules, now); err != nil {
+			errs = append(errs, fmt.Errorf("engine: adding %s: %w", want.Member.Name(), err))
+		}
+	}
+	for _, p := range c.peers {
+		p.allowed = claims[p.key]
+	}
+	if err := c.publishTable(cfg); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.setTunnels(); err != nil {
+		errs = append(errs, err)
+	}
+	c.bringUp(now)
+	c.e.relay.set(relayTargetOf(cfg))
+	c.resolve.set(cfg.STUN)
+	if err := c.configureDevice(cfg); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// wanted returns the peers of a configuration that are members now, and which
+// prefixes each of them gets. A prefix has one owner: a device's own addresses
+// go before routes, else the older device has it.
+func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]config.Peer, map[ident.NodeKey][]netip.Prefix) {
+	peers := make(map[ident.NodeKey]config.Peer)
+	claims := make(map[ident.NodeKey][]netip.Prefix)
+	if cfg == nil {
+		return peers, claims
+	}
+	taken := make(map[netip.Prefix]bool)
+	for _, a := range cfg.Self.Identity().Addresses {
+		taken[netip.PrefixFrom(a, a.BitLen())] = true
+	}
+	inOrder := slices.Clone(cfg.Peers)
+	slices.SortFunc(inOrder, func(a, b config.Peer) int { return compareNodes(a.Member, b.Member) })
+	claim := func(key ident.NodeKey, p netip.Prefix) {
+		if !taken[p] {
+			taken[p] = true
+			claims[key] = append(claims[key], p)
+		}
+	}
+	for _, p := range inOrder {
+		if !now.Before(p.Member.NotAfter()) {
+			c.e.log.Warn("peer's certificate has ended", "peer", p.Member.Name())
+			continue
+		}
+		key := p.Member.NodeKey()
+		peers[key] = p
+		for _, a := range p.Member.Identity().Addresses {
+			claim(key, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for _, p := range inOrder {
+		key := p.Member.NodeKey()
+		if _, member := peers[key]; !member {
+			continue
+		}
+		for _, r := range p.Member.Identity().Routes {
+			claim(key, r)
+		}
+	}
+	return peers, claims
+}
+
+// retreat removes the tunnels of peers that lose a prefix to another one, so
+// that no packet that the one has sent is taken for the other's. They are added
+// again with the prefixes that they keep.
+func (c *control) retreat(claims map[ident.NodeKey][]netip.Prefix) {
+	owner := make(map[netip.Prefix]ident.NodeKey)
+	for key, prefixes := range claims {
+		for _, p := range prefixes {
+			owner[p] = key
+		}
+	}
+	for _, p := range c.peers {
+		for _, prefix := range p.allowed {
+			if now, owned := owner[prefix]; owned && now != p.key {
+				c.device.RemovePeer(p.key)
+				p.tunnel = nil
+				break
+			}
+		}
+	}
+}
+
+// remove ends a peer, in the order of packet-filter.md, P20.
+func (c *control) remove(p *peer) {
+	c.device.RemovePeer(p.key)
+	p.mu.Lock()
+	p.filter.Remove()
+	p.mu.Unlock()
+	c.drainCuts(p)
+	c.e.host.retire(p)
+	delete(c.byTag, p.opener.Tag())
+	delete(c.peers, p.key)
+	c.deadlines.set(p, time.Time{})
+	p.rearm, p.sweep = time.Time{}, time.Time{}
+}
+
+// expire removes a peer whose certificate has ended.
+func (c *control) expire(p *peer) {
+	c.e.log.Info("peer's certificate has ended", "peer", p.member.Name())
+	c.remove(p)
+	if err := c.publishTable(c.cfg); err != nil {
+		c.e.log.Error("finding peers", "error", err)
+	}
+	if err := c.configureDevice(c.cfg); err != nil {
+		c.e.log.Warn("configuring the TUN device", "error", err)
+	}
+}
+
+// refilter gives a peer that stays another certificate or other rules, and ends
+// the flows that they do not admit.
+func (c *control) refilter(p *peer, member *authority.Peer, self *ident.Identity, rules *ruleset.RuleSet, now time.Time) {
+	p.member = member
+	identity := member.Identity()
+	narrowed := rules.ForPeer(self, identity)
+	p.mu.Lock()
+	p.name = member.Name()
+	p.filter.SetRules(self, identity, narrowed, now)
+	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	p.mu.Unlock()
+	c.sweep(p, now)
+}
+
+// add makes a peer that the data path does not know yet.
+func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.RuleSet, now time.Time) error {
+	sealer, opener, err := disco.NewPair(c.cfg.PrivateKey, want.Member.NodeKey())
+	if err != nil {
+		return err
+	}
+	agent, err := path.New(path.Config{Rand: c.e.cfg.Rand, Loopback: c.loopback, Refuse: c.refuses}, now)
+	if err != nil {
+		return err
+	}
+	identity := want.Member.Identity()
+	p := &peer{
+		key: want.Member.NodeKey(), name: want.Member.Name(), member: want.Member,
+		endpoints: slices.Clone(want.Endpoints),
+		sealer:    sealer, opener: opener, agent: agent, place: -1,
+	}
+	p.filter = filter.NewPeer(c.filter, self, identity, rules.ForPeer(self, identity), now)
+	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	c.peers[p.key] = p
+	c.byTag[opener.Tag()] = p
+	return nil
+}
+
+// refuses reports whether an address must not be probed: one inside the overlay.
+func (c *control) refuses(a netip.Addr) bool {
+	f := c.e.host.forwarding.Load()
+	return f != nil && (slices.Contains(f.self, a) || f.lookup(a) != nil)
+}
+
+// publishTable gives the data path the peers of a configuration. Where the table
+// can not be built, it gets none.
+func (c *control) publishTable(cfg *config.Config) error {
+	if cfg == nil {
+		c.e.host.forwarding.Store(nil)
+		return nil
+	}
+	f := &forwarding{peers: c.sorted(), self: slices.Clone(cfg.Self.Identity().Addresses)}
+	var entries []route.Entry
+	for i, p := range f.peers {
+		identity := p.member.Identity()
+		for _, prefix := range p.allowed {
+			own := prefix.IsSingleIP() && identity.OwnsAddress(prefix.Addr())
+			entries = append(entries, route.Entry{Prefix: prefix, Peer: route.Peer(i), Own: own})
+		}
+	}
+	table, err := route.New(entries)
+	if err != nil {
+		c.e.host.forwarding.Store(nil)
+		return fmt.Errorf("engine: building the table of peers: %w", err)
+	}
+	f.table = table
+	c.e.host.forwarding.Store(f)
+	return nil
+}
+
+// setTunnels makes WireGuard's peers those of the configuration.
+func (c *control) setTunnels() error {
+	tunnels := make([]wg.PeerConfig, 0, len(c.peers))
+	for _, p := range c.sorted() {
+		tunnels = append(tunnels, wg.PeerConfig{Key: p.key, AllowedIPs: p.allowed})
+	}
+	err := c.device.SetPeers(tunnels)
+	for _, p := range c.sorted() {
+		if tunnel := c.device.Peer(p.key); tunnel != nil {
+			if p.tunnel != tunnel {
+				p.tunnel = tunnel
+				tunnel.SetPath(c.tunnelPath(p.agent.Primary()))
+			}
+			continue
+		}
+		c.remove(p) // the error says why
+	}
+	return err
+}
+
+// bringUp tells new agents what the others know.
+func (c *control) bringUp(now time.Time) {
+	endpoints := c.nat.Report().Endpoints
+	for _, p := range c.peers {
+		p.agent.SetLocalCandidates(endpoints, now)
+		p.agent.HandleRelayState(c.relayed, now)
+		p.agent.SetRemoteCandidates(p.endpoints, now)
+		c.drain(p)
+	}
+}
+
+// configureDevice sets addresses and routes of the TUN device.
+func (c *control) configureDevice(cfg *config.Config) error {
+	if !c.e.cfg.ManageDevice {
+		return nil
+	}
+	settings := tun.Settings{MTU: c.e.cfg.MTU}
+	if cfg != nil {
+		for _, a := range cfg.Self.Identity().Addresses {
+			settings.Addresses = append(settings.Addresses, netip.PrefixFrom(a, a.BitLen()))
+		}
+		for _, p := range c.sorted() {
+			settings.Routes = append(settings.Routes, p.allowed...)
+		}
+	}
+	if err := c.e.cfg.TUN.Configure(settings); err != nil {
+		return fmt.Errorf("engine: configuring the TUN device: %w", err)
+	}
+	c.device.NotifyMTU()
+	return nil
+}
+
+// sorted returns the peers in the order of their ids.
+func (c *control) sorted() []*peer {
+	all := make([]*peer, 0, len(c.peers))
+	for _, p := range c.peers {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b *peer) int { return compareNodes(a.member, b.member) })
+	return all
+}
+
+func compareNodes(a, b *authority.Peer) int {
+	switch {
+	case a.Node() < b.Node():
+		return -1
+	case a.Node() > b.Node():
+		return 1
+	}
+	ka, kb := a.NodeKey(), b.NodeKey()
+	return slices.Compare(ka[:], kb[:])
+}

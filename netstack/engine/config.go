@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/tun"
+)
+
+// Config is what an Engine needs from its surroundings.
+type Config struct {
+	// TUN is where the host's packets come from and go to. The engine owns it
+	// and closes it when Run returns.
+	TUN tun.Device
+	// ManageDevice lets the engine configure TUN: addresses, routes, MTU. It is
+	// also what makes the device known to wg(8).
+	ManageDevice bool
+	// MTU is the MTU that is configured; zero leaves the device's.
+	MTU int
+	// Listen opens the UDP port; zero lets the system choose. Nil means
+	// sock.Listen on all addresses.
+	Listen func(port uint16) (sock.Conn, error)
+	// Port is the UDP port that is asked for first; zero means any.
+	Port uint16
+	// DialRelay connects to the relay with the URL. Nil means relayhttp.Dial.
+	DialRelay func(ctx context.Context, url string) (relayhttp.Conn, error)
+	// LocalAddresses returns the addresses of this machine under which peers
+	// may reach it. Nil means sock.LocalAddrs, without the overlay's own. It
+	// may return loopback addresses for nodes that share one machine; only then
+	// are peers probed there.
+	LocalAddresses func() ([]netip.Addr, error)
+	// LookupHost finds the addresses of a STUN server's name. Nil means the
+	// system's resolver.
+	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Logger must not be nil.
+	Logger *slog.Logger
+	// Now is the clock; nil means time.Now. It must agree with package time's
+	// timers.
+	Now func() time.Time
+	// Rand is the random source; nil means crypto/rand.
+	Rand io.Reader
+	// Retain is for tests in a testing/synctest bubble; see package wg.
+	Retain func(object any)
+}
+
+// ErrConfig is wrapped by errors about a Config that can not be used.
+var ErrConfig = errors.New("engine: unusable configuration")
+
+// withDefaults returns the configuration with its defaults filled in.
+func (c Config) withDefaults() (Config, error) {
+	if c.TUN == nil || c.Logger == nil {
+		return c, fmt.Errorf("%w: a TUN device and a logger are needed", ErrConfig)
+	}
+	if c.Listen == nil {
+		c.Listen = func(port uint16) (sock.Conn, error) { return sock.Listen(sock.Config{Port: port}) }
+	}
+	if c.DialRelay == nil {
+		c.DialRelay = relayhttp.Dial
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	return c, nil
+}

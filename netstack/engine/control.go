@@ -1,0 +1,383 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/disco"
+	"github.com/warren-overlay/warren/netstack/nat"
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+const (
+	// maxDatagram is the longest packet that the control goroutine looks at.
+	maxDatagram = 1500
+	// touchInterval is how often a used peer is noticed.
+	touchInterval = time.Second
+	// distressAfter is how many handshake initiations without an answer make a
+	// path suspect: the first may have been lost.
+	distressAfter = 2
+	// localInterval is how often this machine's addresses are listed, for
+	// systems that do not tell of changes.
+	localInterval = 30 * time.Second
+)
+
+// control is the state of the control goroutine.
+type control struct {
+	e      *Engine
+	device *wg.Device
+	nat    *nat.Discoverer
+	filter *filter.Device
+	seed   [2]uint64 // of the filters
+	quota  *quota
+	began  time.Time
+
+	cfg       *config.Config
+	peers     map[ident.NodeKey]*peer
+	byTag     map[disco.Tag]*peer
+	deadlines deadlines
+	loopback  bool // whether peers may be probed on the loopback interface
+	relayed   bool // whether the relay is there
+	local     []netip.AddrPort
+	nextLocal time.Time
+	stunNames []string
+	resolve   *resolver
+	stats     controlStats
+}
+
+// controlStats counts what the control goroutine dropped.
+type controlStats struct {
+	unknownProbes uint64 // of nobody
+	forgedProbes  uint64
+	otherPackets  uint64 // of no protocol that is spoken here
+	sendErrors    uint64
+}
+
+func newControl(e *Engine) (*control, error) {
+	var raw [16]byte
+	if _, err := io.ReadFull(e.cfg.Rand, raw[:]); err != nil {
+		return nil, fmt.Errorf("engine: drawing a seed: %w", err)
+	}
+	now := e.cfg.Now()
+	c := &control{
+		e: e, quota: new(quota), began: now,
+		seed:    [2]uint64{binary.NativeEndian.Uint64(raw[:]), binary.NativeEndian.Uint64(raw[8:])},
+		nat:     nat.New(nat.Config{Rand: e.cfg.Rand}, now),
+		peers:   make(map[ident.NodeKey]*peer),
+		byTag:   make(map[disco.Tag]*peer),
+		resolve: newResolver(e),
+	}
+	c.filter = c.newFilterDevice()
+	return c, nil
+}
+
+// run is the control goroutine.
+func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
+	defer c.end()
+	c.refreshLocal(c.now())
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-c.e.failed:
+			return err
+		case f := <-c.e.requests:
+			f(c)
+		case d := <-c.e.datagrams:
+			c.handleDatagram(d)
+		case p := <-c.e.touched:
+			c.handleTouch(p)
+		case up := <-c.e.relay.states:
+			c.handleRelay(up)
+		case servers := <-c.resolve.found:
+			c.nat.SetServers(servers, c.now())
+		case <-timer.C:
+			c.handleTimeout()
+		}
+		c.resolve.start(ctx, running)
+		c.drainNAT()
+		if next := c.nextTimeout(); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(next.Sub(c.now()))
+		}
+	}
+}
+
+func (c *control) now() time.Time { return c.e.cfg.Now() }
+
+// end cuts all peers before the engine stops.
+func (c *control) end() {
+	if err := c.apply(nil); err != nil {
+		c.e.log.Warn("ending the data plane", "error", err)
+	}
+}
+
+func (c *control) nextTimeout() time.Time {
+	next := c.nextLocal
+	if t, ok := c.nat.NextTimeout(); ok {
+		next = earlier(next, t)
+	}
+	if len(c.deadlines) > 0 {
+		next = earlier(next, c.deadlines[0].deadline)
+	}
+	if c.cfg != nil {
+		next = earlier(next, c.cfg.Self.NotAfter())
+	}
+	return next
+}
+
+func (c *control) handleTimeout() {
+	now := c.now()
+	if c.cfg != nil && !now.Before(c.cfg.Self.NotAfter()) {
+		c.e.log.Warn("this device's certificate has ended: no peers any longer")
+		if err := c.apply(nil); err != nil {
+			c.e.log.Warn("removing all peers", "error", err)
+		}
+		return
+	}
+	if !c.nextLocal.IsZero() && !now.Before(c.nextLocal) {
+		c.refreshLocal(now)
+	}
+	c.nat.HandleTimeout(now)
+	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
+		p := c.deadlines[0]
+		if !now.Before(p.member.NotAfter()) {
+			c.expire(p)
+			continue
+		}
+		if !p.rearm.IsZero() && !now.Before(p.rearm) {
+			c.rearm(p, now)
+		}
+		if !p.sweep.IsZero() && !now.Before(p.sweep) {
+			c.sweep(p, now)
+		}
+		p.agent.HandleTimeout(now)
+		c.drain(p)
+	}
+}
+
+// schedule sets the time at which p is looked at again.
+func (c *control) schedule(p *peer) {
+	next := earlier(p.member.NotAfter(), earlier(p.rearm, p.sweep))
+	if t, ok := p.agent.NextTimeout(); ok {
+		next = earlier(next, t)
+	}
+	c.deadlines.set(p, next)
+}
+
+// handleTouch notices that packets were exchanged with p.
+func (c *control) handleTouch(p *peer) {
+	if c.peers[p.key] != p {
+		return
+	}
+	now := c.now()
+	p.agent.HandleOutboundUse(now)
+	if p.rearm.IsZero() {
+		p.rearm = now.Add(touchInterval)
+	}
+	c.drain(p)
+}
+
+// rearm lets the data path tell of p again.
+func (c *control) rearm(p *peer, now time.Time) {
+	p.rearm = time.Time{}
+	p.touched.Store(false)
+	c.sweep(p, now)
+	if p.tunnel.Unanswered() >= distressAfter {
+		p.agent.HandleDistress(now)
+	}
+}
+
+// drain carries out what p's agent wants, and sets p's next time.
+func (c *control) drain(p *peer) {
+	for {
+		t, ok := p.agent.NextTransmit()
+		if !ok {
+			break
+		}
+		c.transmit(p, t)
+	}
+	for {
+		event, ok := p.agent.NextEvent()
+		if !ok {
+			break
+		}
+		p.tunnel.SetPath(c.tunnelPath(event.Primary))
+		c.e.log.Debug("path changed", "peer", p.member.Name(), "path", event.Primary, "why", event.Why)
+	}
+	c.schedule(p)
+}
+
+func (c *control) tunnelPath(p path.Path) wg.Path {
+	switch p.Kind {
+	case path.Direct:
+		return wg.Path{Direct: p.Addr}
+	case path.Relay:
+		return wg.Path{Relay: c.e.relay}
+	}
+	return wg.Path{}
+}
+
+// transmit seals a message of p's agent and sends it.
+func (c *control) transmit(p *peer, t path.Transmit) {
+	sealed, err := p.sealer.Seal(nil, t.Message, c.e.cfg.Rand)
+	if err != nil {
+		c.e.log.Warn("sealing a probe", "error", err)
+		return
+	}
+	switch t.To.Kind {
+	case path.Direct:
+		c.send(sealed, t.To.Addr)
+	case path.Relay:
+		c.e.relay.SendPackets(p.key, [][]byte{sealed})
+	}
+}
+
+func (c *control) send(packet []byte, to netip.AddrPort) {
+	if err := c.device.SendControl(packet, to); err != nil {
+		c.stats.sendErrors++
+	}
+}
+
+func (c *control) handleDatagram(d datagram) {
+	defer c.e.buffers.Put(d.data)
+	packet := *d.data
+	switch {
+	case disco.Is(packet):
+		c.handleProbe(d, packet)
+	case stun.Is(packet) && d.relayed.IsZero():
+		if m, err := stun.Parse(packet); err == nil {
+			// What answers no request of ours is counted there.
+			_ = c.nat.HandleResponse(d.from, m, c.now())
+		}
+	default:
+		c.stats.otherPackets++
+	}
+}
+
+func (c *control) handleProbe(d datagram, packet []byte) {
+	tag, _ := disco.PeekTag(packet)
+	p := c.byTag[tag]
+	if p == nil || !d.relayed.IsZero() && d.relayed != p.key {
+		c.stats.unknownProbes++
+		return
+	}
+	message, err := p.opener.Open(packet)
+	if err != nil {
+		c.stats.forgedProbes++
+		return
+	}
+	now := c.now()
+	switch m := message.(type) {
+	case disco.Ping:
+		if d.relayed.IsZero() {
+			err = p.agent.HandlePing(d.from, m, now)
+		}
+	case disco.Pong:
+		if d.relayed.IsZero() {
+			err = p.agent.HandlePong(d.from, m, now)
+		}
+	case disco.CallMe:
+		if !d.relayed.IsZero() {
+			err = p.agent.HandleCallMe(m, now)
+		}
+	}
+	if err != nil {
+		c.e.log.Debug("probe refused", "peer", p.member.Name(), "error", err)
+	}
+	c.drain(p)
+}
+
+// handleRelay notices that the relay came or went.
+func (c *control) handleRelay(up bool) {
+	c.relayed = up
+	now := c.now()
+	for _, p := range c.peers {
+		p.agent.HandleRelayState(up, now)
+		c.drain(p)
+	}
+}
+
+func (c *control) handleNetworkChange() {
+	now := c.now()
+	c.refreshLocal(now)
+	c.nat.HandleNetworkChange(now)
+	c.e.relay.reconnect()
+	for _, p := range c.peers {
+		p.agent.HandleNetworkChange(now)
+		c.drain(p)
+	}
+}
+
+// refreshLocal lists this machine's addresses.
+func (c *control) refreshLocal(now time.Time) {
+	c.nextLocal = now.Add(localInterval)
+	c.resolve.retry()
+	addrs, err := c.localAddresses()
+	if err != nil {
+		c.e.log.Warn("listing local addresses", "error", err)
+		return
+	}
+	port := c.device.Port()
+	local := make([]netip.AddrPort, 0, len(addrs))
+	loopback := false
+	for _, a := range addrs {
+		local = append(local, netip.AddrPortFrom(a, port))
+		loopback = loopback || a.IsLoopback()
+	}
+	if slices.Equal(local, c.local) {
+		return
+	}
+	c.local, c.loopback = local, loopback
+	c.nat.SetLocal(local, now)
+	c.setFilterDevice(now)
+}
+
+func (c *control) localAddresses() ([]netip.Addr, error) {
+	if c.e.cfg.LocalAddresses != nil {
+		return c.e.cfg.LocalAddresses()
+	}
+	var overlay []netip.Prefix
+	if c.cfg != nil {
+		for _, a := range c.cfg.Self.Identity().Addresses {
+			overlay = append(overlay, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return sock.LocalAddrs(sock.LocalConfig{Overlay: overlay})
+}
+
+// drainNAT sends STUN requests and tells of endpoints that changed.
+func (c *control) drainNAT() {
+	for {
+		t, ok := c.nat.NextTransmit()
+		if !ok {
+			break
+		}
+		c.send(t.Packet, t.To)
+	}
+	report, changed := c.nat.NextEvent()
+	if !changed {
+		return
+	}
+	now := c.now()
+	for _, p := range c.peers {
+		p.agent.SetLocalCandidates(report.Endpoints, now)
+		c.drain(p)
+	}
+	c.e.publish(report.Endpoints)
+}

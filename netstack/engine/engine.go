@@ -1,0 +1,215 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+var (
+	// ErrStopped is returned by methods of an engine whose Run has returned.
+	ErrStopped = errors.New("engine: not running")
+	// ErrDevice is wrapped by the error of Run where the TUN device went away.
+	ErrDevice = errors.New("engine: the TUN device failed")
+)
+
+const (
+	// maxDatagrams bounds the probes and STUN answers that wait for the control
+	// goroutine: what 60 peers send at once, and 100 KB.
+	maxDatagrams = 256
+	// maxTouches bounds the peers that wait to be noticed as used. One that
+	// does not fit is noticed at its next packet.
+	maxTouches = 256
+)
+
+// Engine is the data plane of one node. All methods may be called concurrently.
+type Engine struct {
+	cfg  Config
+	log  *slog.Logger
+	host *hostDevice
+
+	endpoints chan []netip.AddrPort
+	requests  chan func(*control) // run by the control goroutine
+	datagrams chan datagram
+	touched   chan *peer
+	failed    chan error // from the reader of the TUN device
+	started   atomic.Bool
+	stopped   chan struct{} // closed when Run returns
+	buffers   sync.Pool     // *[]byte of datagrams
+
+	overflow atomic.Uint64 // datagrams that did not fit
+	relay    *relayClient
+}
+
+// datagram is a packet of the control protocols of the data plane.
+type datagram struct {
+	from netip.AddrPort
+	// relayed is the peer's key where the packet came over the relay.
+	relayed ident.NodeKey
+	data    *[]byte
+}
+
+// New returns an engine that does nothing until Run. The error wraps ErrConfig.
+func New(cfg Config) (*Engine, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger,
+		endpoints: make(chan []netip.AddrPort, 1),
+		requests:  make(chan func(*control)),
+		datagrams: make(chan datagram, maxDatagrams),
+		touched:   make(chan *peer, maxTouches),
+		failed:    make(chan error, 1),
+		stopped:   make(chan struct{}),
+	}
+	e.buffers.New = func() any { b := make([]byte, 0, 512); return &b }
+	e.host = newHostDevice(e)
+	e.relay = newRelayClient(e)
+	return e, nil
+}
+
+// Run carries packets until the context ends; it then stops everything that it
+// started, closes the TUN device, and returns nil. It returns an error where
+// the port could not be opened or the TUN device failed. It may be called once.
+func (e *Engine) Run(ctx context.Context) error {
+	if e.started.Swap(true) {
+		return ErrStopped
+	}
+	defer close(e.stopped)
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+
+	c, err := newControl(e)
+	if err != nil {
+		e.cfg.TUN.Close()
+		return err
+	}
+	running.Go(func() { e.host.reader.run() })
+	c.device, err = wg.New(wg.Config{
+		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
+		Control: e.handleDatagram, Logger: e.log, Retain: e.cfg.Retain,
+	})
+	if err != nil {
+		e.cfg.TUN.Close()
+		return err
+	}
+	defer c.device.Close()
+	e.host.device.Store(c.device)
+	if name, err := e.cfg.TUN.Name(); err == nil && e.cfg.ManageDevice {
+		running.Go(func() {
+			if err := c.device.ServeUAPI(ctx, name); err != nil {
+				e.log.Info("wg(8) can not list the device", "error", err)
+			}
+		})
+	}
+	running.Go(func() { e.relay.run(ctx, c.device) })
+	return c.run(ctx, &running)
+}
+
+// Apply makes c the configuration of the data plane and returns when it is in
+// force: when a peer is not in c any more, nothing of it can be opened, and its
+// flows have ended. A nil c is no network: no peers, no relay. It blocks until
+// Run is called.
+//
+// The error wraps config.ErrInvalid, and nothing has changed then; or it is
+// ErrStopped; or it says what part could not be carried out, such as setting an
+// address of the device. Peers and rules that must go are gone in that case,
+// too. The configuration is kept and must not be written to any more.
+func (e *Engine) Apply(c *config.Config) error {
+	if c != nil {
+		if err := c.Validate(); err != nil {
+			return err
+		}
+	}
+	return ask(e, func(ctl *control) error { return ctl.apply(c) })
+}
+
+// Status returns the state of the engine. It waits for the control goroutine.
+func (e *Engine) Status() Status {
+	if !e.started.Load() {
+		return Status{}
+	}
+	return ask(e, (*control).status)
+}
+
+// HandleNetworkChange says that this machine's addresses or routes changed, or
+// that it woke up. Paths are checked, the relay is connected to again, and this
+// machine's endpoints are found anew. It returns at once.
+func (e *Engine) HandleNetworkChange() {
+	select {
+	case e.requests <- (*control).handleNetworkChange:
+	case <-e.stopped:
+	}
+}
+
+// Endpoints returns the channel of this device's own endpoints: what peers
+// should be told. A value that nobody took is replaced by the next. The slices
+// are the receiver's.
+func (e *Engine) Endpoints() <-chan []netip.AddrPort { return e.endpoints }
+
+// ask has the control goroutine run f. Where the engine is stopped, the answer
+// is the zero value, or ErrStopped where it is an error.
+func ask[T any](e *Engine, f func(*control) T) T {
+	answer := make(chan T, 1)
+	var none T
+	if err, ok := any(&none).(*error); ok {
+		*err = ErrStopped
+	}
+	select {
+	case e.requests <- func(c *control) { answer <- f(c) }:
+	case <-e.stopped:
+		return none
+	}
+	select {
+	case a := <-answer:
+		return a
+	case <-e.stopped:
+	}
+	select {
+	case a := <-answer:
+		return a
+	default:
+		return none
+	}
+}
+
+// handleDatagram takes a packet that is not WireGuard's from a socket.
+func (e *Engine) handleDatagram(packet []byte, from netip.AddrPort) {
+	e.post(datagram{from: from}, packet)
+}
+
+// post hands a packet to the control goroutine, or drops it.
+func (e *Engine) post(d datagram, packet []byte) {
+	if len(packet) == 0 || len(packet) > maxDatagram {
+		return
+	}
+	d.data, _ = e.buffers.Get().(*[]byte)
+	*d.data = append((*d.data)[:0], packet...)
+	select {
+	case e.datagrams <- d:
+	default:
+		e.buffers.Put(d.data)
+		e.overflow.Add(1)
+	}
+}
+
+// publish replaces the endpoints that nobody took yet.
+func (e *Engine) publish(endpoints []netip.AddrPort) {
+	select {
+	case <-e.endpoints:
+	default:
+	}
+	// The control goroutine is the only sender, so there is room now.
+	e.endpoints <- endpoints
+}

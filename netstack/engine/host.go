@@ -1,0 +1,227 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/netstack/tun"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+// hostDevice is the TUN device as WireGuard sees it: with the filter in both
+// directions.
+type hostDevice struct {
+	e      *Engine
+	tun    tun.Device
+	now    func() time.Time
+	reader *hostReader
+	pings  pings
+	device atomic.Pointer[wg.Device]
+
+	// forwarding is replaced by the control goroutine.
+	forwarding atomic.Pointer[forwarding]
+
+	mu       sync.Mutex      // protects counters, which only dropped packets reach
+	counters filter.Counters // of packets that belong to no peer
+	noPeer   [2]uint64       // by filter.Direction
+}
+
+var _ wg.TUN = (*hostDevice)(nil)
+
+func newHostDevice(e *Engine) *hostDevice {
+	d := &hostDevice{e: e, tun: e.cfg.TUN, now: e.cfg.Now}
+	d.pings.waiting = make(map[pingKey]chan<- packet.Echo)
+	d.reader = newHostReader(e.cfg.TUN, func(err error) {
+		select {
+		case e.failed <- fmt.Errorf("%w: %w", ErrDevice, err):
+		default:
+		}
+	})
+	return d
+}
+
+// MTU implements wg.TUN.
+func (d *hostDevice) MTU() (int, error) { return d.tun.MTU() }
+
+// Name implements wg.TUN.
+func (d *hostDevice) Name() (string, error) { return d.tun.Name() }
+
+// BatchSize implements wg.TUN.
+func (d *hostDevice) BatchSize() int { return d.reader.batchSize() }
+
+// Close implements wg.TUN.
+func (d *hostDevice) Close() error {
+	err := d.tun.Close()
+	d.reader.close()
+	return err
+}
+
+// Read implements wg.TUN: it returns the packets that may leave.
+func (d *hostDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, own, err := d.reader.read(bufs, sizes, offset)
+	if !own && n > 0 {
+		d.filterOutbound(bufs[:n], sizes, offset)
+	}
+	return n, err
+}
+
+// holder is the peer whose mutex is held for a run of packets.
+type holder struct {
+	e      *Engine
+	p      *peer
+	passed bool // whether one of its packets did
+}
+
+// hold makes p the peer whose mutex is held; nil is none.
+func (h *holder) hold(p *peer) {
+	if h.p == p {
+		return
+	}
+	if h.p != nil {
+		h.p.mu.Unlock()
+		if h.passed {
+			h.e.touch(h.p)
+		}
+	}
+	h.passed = false
+	if h.p = p; p != nil {
+		p.mu.Lock()
+	}
+}
+
+// filterOutbound sets the size of every packet that may not leave to zero, which
+// WireGuard skips.
+func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
+	var info packet.Info
+	var last packet.Address
+	var p *peer
+	var rejects [][]byte
+	f, now := d.forwarding.Load(), d.now()
+	h := holder{e: d.e}
+	for i := range bufs {
+		b := bufs[i][offset : offset+sizes[i]]
+		sizes[i] = 0
+		if fault := packet.Parse(b, &info); fault != packet.None {
+			d.count(filter.Outbound, &info, filter.FaultReason(fault))
+			continue
+		}
+		if p == nil || info.Destination != last {
+			p, last = f.lookup(info.Destination.Addr()), info.Destination
+		}
+		if p == nil {
+			d.countNoPeer(filter.Outbound, &info, last.Addr())
+			continue
+		}
+		h.hold(p)
+		decision := p.filter.CheckOutbound(&info, now)
+		switch decision.Verdict {
+		case filter.Pass:
+			if decision.MTU != 0 {
+				packet.SetMTU(b, decision.MTU)
+			}
+			sizes[i] = int(info.Length)
+			h.passed = true
+		case filter.Reject:
+			reject := make([]byte, tun.Headroom, tun.Headroom+rejectRoom)
+			if reject = packet.AppendReject(reject, b); len(reject) > tun.Headroom {
+				rejects = append(rejects, reject)
+			}
+		}
+	}
+	h.hold(nil)
+	if len(rejects) > 0 {
+		d.write(rejects, tun.Headroom)
+	}
+}
+
+// rejectRoom is what a reject packet needs at most in front of its quote.
+const rejectRoom = 128
+
+// Write implements wg.TUN: it delivers the packets that may come in. All of
+// them come from one peer, the one that the table says their source belongs to:
+// WireGuard has checked it against the same prefixes.
+func (d *hostDevice) Write(bufs [][]byte, offset int) (int, error) {
+	kept := d.filterInbound(bufs, offset)
+	if kept == 0 {
+		return 0, nil
+	}
+	return d.tun.Write(bufs[:kept], offset)
+}
+
+// filterInbound moves the packets that may come in to the front and returns
+// their number.
+func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
+	var info packet.Info
+	var last packet.Address
+	var p *peer
+	kept := 0
+	f, now := d.forwarding.Load(), d.now()
+	h := holder{e: d.e}
+	for _, buf := range bufs {
+		b := buf[offset:]
+		if fault := packet.Parse(b, &info); fault != packet.None {
+			d.count(filter.Inbound, &info, filter.FaultReason(fault))
+			continue
+		}
+		if p == nil || info.Source != last {
+			p, last = f.lookup(info.Source.Addr()), info.Source
+		}
+		if p == nil {
+			d.countNoPeer(filter.Inbound, &info, last.Addr())
+			continue
+		}
+		h.hold(p)
+		decision := p.filter.CheckInbound(&info, now)
+		if decision.Verdict != filter.Pass {
+			continue
+		}
+		h.passed = true
+		if decision.MTU != 0 {
+			packet.SetMTU(b, decision.MTU)
+		}
+		if info.Kind == packet.EchoReply && d.pings.take(b[:info.Length]) {
+			continue
+		}
+		bufs[kept] = buf[:offset+int(info.Length)]
+		kept++
+	}
+	h.hold(nil)
+	return kept
+}
+
+// deliver writes a packet of our own to the host.
+func (d *hostDevice) deliver(appendTo func([]byte) []byte) {
+	b := appendTo(make([]byte, tun.Headroom, tun.Headroom+rejectRoom))
+	if len(b) > tun.Headroom {
+		d.write([][]byte{b}, tun.Headroom)
+	}
+}
+
+// write writes packets of our own to the host. That one is lost changes nothing
+// but how soon a program notices.
+func (d *hostDevice) write(bufs [][]byte, offset int) {
+	if _, err := d.tun.Write(bufs, offset); err != nil {
+		d.e.log.Debug("answering the host", "error", err)
+	}
+}
+
+func (d *hostDevice) count(dir filter.Direction, info *packet.Info, why filter.Reason) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counters.Count(dir, info.Version, why)
+}
+
+func (d *hostDevice) countNoPeer(dir filter.Direction, info *packet.Info, a netip.Addr) {
+	if a.IsMulticast() || a.IsLinkLocalUnicast() {
+		d.count(dir, info, filter.DropMulticast)
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.noPeer[dir]++
+}

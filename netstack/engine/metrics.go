@@ -1,0 +1,112 @@
+package engine
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+// Collector returns the engine's metrics for a Prometheus registry. It yields
+// none while the engine does not run.
+func (e *Engine) Collector() prometheus.Collector { return collector{e} }
+
+type collector struct{ e *Engine }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("warren_"+name, help, labels, nil)
+}
+
+// The traffic and the drops of the data plane, by direction.
+var (
+	packetsDesc = [2]*prometheus.Desc{
+		filter.Inbound:  describe("inbound_packets_total", "Sealed packets received from peers.", "path"),
+		filter.Outbound: describe("outbound_packets_total", "Sealed packets sent to peers.", "path"),
+	}
+	bytesDesc = [2]*prometheus.Desc{
+		filter.Inbound:  describe("inbound_bytes_total", "Bytes of sealed packets received from peers.", "path"),
+		filter.Outbound: describe("outbound_bytes_total", "Bytes of sealed packets sent to peers.", "path"),
+	}
+	filteredDesc = [2]*prometheus.Desc{
+		filter.Inbound:  describe("inbound_dropped_packets_total", "Packets from peers that the filter dropped.", "reason", "family"),
+		filter.Outbound: describe("outbound_dropped_packets_total", "Packets to peers that the filter dropped.", "reason", "family"),
+	}
+	passedDesc = [2]*prometheus.Desc{
+		filter.Inbound:  describe("inbound_passed_packets_total", "Packets from peers that the filter passed.", "family"),
+		filter.Outbound: describe("outbound_passed_packets_total", "Packets to peers that the filter passed.", "family"),
+	}
+	lostDesc  = describe("lost_packets_total", "Packets that were lost outside the filter.", "reason")
+	peersDesc = describe("peers", "Peers of the data plane.", "path")
+	flowsDesc = describe("flows", "Flows that the filters know.")
+	relayDesc = describe("relay_connected", "Whether the relay is connected: 1 or 0.")
+)
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(out chan<- *prometheus.Desc) {
+	for d := range packetsDesc {
+		out <- packetsDesc[d]
+		out <- bytesDesc[d]
+		out <- filteredDesc[d]
+		out <- passedDesc[d]
+	}
+	for _, d := range []*prometheus.Desc{lostDesc, peersDesc, flowsDesc, relayDesc} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	if !c.e.started.Load() {
+		return
+	}
+	for _, m := range ask(c.e, (*control).metrics) {
+		out <- m
+	}
+}
+
+func counter(d *prometheus.Desc, n uint64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+func gauge(d *prometheus.Desc, n float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, n, labels...)
+}
+
+func (c *control) metrics() []prometheus.Metric {
+	var out []prometheus.Metric
+	tunnel := c.device.Counters()
+	for d, traffic := range [2][]wg.Traffic{filter.Inbound: tunnel.Received[:], filter.Outbound: tunnel.Sent[:]} {
+		for link, t := range traffic {
+			out = append(out, counter(packetsDesc[d], t.Packets, wg.Link(link).String()),
+				counter(bytesDesc[d], t.Bytes, wg.Link(link).String()))
+		}
+	}
+	counters, _ := c.e.host.totals(c.peers)
+	for _, d := range []filter.Direction{filter.Inbound, filter.Outbound} {
+		for version, family := range map[uint8]string{4: "ipv4", 6: "ipv6"} {
+			out = append(out, counter(passedDesc[d], counters.Packets(d, version, filter.Passed), family))
+			for r := filter.Passed + 1; int(r) < filter.NumReasons; r++ {
+				out = append(out, counter(filteredDesc[d], counters.Packets(d, version, r), r.String(), family))
+			}
+		}
+	}
+	for reason, n := range c.losses() {
+		out = append(out, counter(lostDesc, n, reason))
+	}
+	paths := map[PathKind]int{PathNone: 0, PathRelay: 0, PathDirect: 0}
+	flows := 0
+	for _, p := range c.peers {
+		paths[c.e.pathFrom(c.tunnelPath(p.agent.Primary())).Kind]++
+		p.mu.Lock()
+		flows += p.filter.Flows()
+		p.mu.Unlock()
+	}
+	for kind, n := range paths {
+		out = append(out, gauge(peersDesc, float64(n), string(kind)))
+	}
+	connected := 0.0
+	if c.relayed {
+		connected = 1
+	}
+	return append(out, gauge(flowsDesc, float64(flows)), gauge(relayDesc, connected))
+}

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/disco"
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/route"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+// peer is one peer of the configuration.
+type peer struct {
+	key ident.NodeKey
+
+	// touched is set by the data path when it passed a packet of the peer's, and
+	// cleared by the control goroutine after it noticed.
+	touched atomic.Bool
+
+	mu     sync.Mutex // protects filter and name
+	filter *filter.Peer
+	name   string
+
+	// What follows belongs to the control goroutine. Before the peer is in a
+	// table of the data path it is in none.
+	member    *authority.Peer
+	endpoints []netip.AddrPort
+	allowed   []netip.Prefix
+	tunnel    *wg.Peer
+	agent     *path.Agent
+	sealer    *disco.Sealer
+	opener    *disco.Opener
+
+	rearm    time.Time // when touched is cleared; zero for not
+	sweep    time.Time // when the filter wants to be called; zero for not
+	deadline time.Time // earliest of all, as it stands in the heap
+	place    int       // in the heap; -1 for not
+}
+
+// forwarding is what the data path knows. It is immutable.
+type forwarding struct {
+	table *route.Table
+	peers []*peer // by route.Peer
+	self  []netip.Addr
+}
+
+// lookup returns the peer that an address belongs to, nil where there is none.
+func (f *forwarding) lookup(a netip.Addr) *peer {
+	if f == nil {
+		return nil
+	}
+	i, ok := f.table.Lookup(a)
+	if !ok {
+		return nil
+	}
+	return f.peers[i]
+}
+
+// displayName returns the name of the peer's certificate, for any goroutine.
+func (p *peer) displayName() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.name
+}
+
+// touch tells the control goroutine, once in a while, that the peer is used.
+func (e *Engine) touch(p *peer) {
+	if p.touched.Load() || !p.touched.CompareAndSwap(false, true) {
+		return
+	}
+	select {
+	case e.touched <- p:
+	default:
+		p.touched.Store(false) // the next packet tries again
+	}
+}

@@ -1,0 +1,108 @@
+package engine
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/wg"
+)
+
+// status returns the state for people.
+func (c *control) status() Status {
+	name, err := c.e.cfg.TUN.Name()
+	if err != nil {
+		name = ""
+	}
+	report := c.nat.Report()
+	s := Status{
+		Running: true, Configured: c.cfg != nil,
+		Device: name, Port: c.device.Port(), Endpoints: slices.Clone(report.Endpoints), NAT: report,
+		Relay: c.e.relay.snapshot(), Drops: c.drops(),
+	}
+	if c.cfg != nil && c.cfg.Rules != nil {
+		s.Epoch = c.cfg.Rules.Set().Epoch
+	}
+	stats, err := c.device.Stats()
+	if err != nil {
+		c.e.log.Warn("listing the tunnels", "error", err)
+	}
+	for _, p := range c.sorted() {
+		s.Peers = append(s.Peers, c.peerStatus(p, stats[p.key]))
+	}
+	slices.SortStableFunc(s.Peers, func(a, b PeerStatus) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
+	p.mu.Lock()
+	flows := p.filter.Flows()
+	p.mu.Unlock()
+	return PeerStatus{
+		Node: p.member.Node(), Key: p.key, Name: p.member.Name(),
+		Addresses: slices.Clone(p.member.Identity().Addresses),
+		Path:      c.e.pathFrom(c.tunnelPath(p.agent.Primary())),
+		Active:    p.agent.Snapshot().Active, LastHandshake: stats.LastHandshake,
+		RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
+	}
+}
+
+// drops returns all counters of dropped packets that are not zero.
+func (c *control) drops() map[string]uint64 {
+	out := c.losses()
+	counters, _ := c.e.host.totals(c.peers)
+	for r := filter.Passed + 1; int(r) < filter.NumReasons; r++ {
+		for _, d := range []filter.Direction{filter.Inbound, filter.Outbound} {
+			out[r.String()] += counters.Packets(d, 4, r) + counters.Packets(d, 6, r)
+		}
+	}
+	for reason, n := range out {
+		if n == 0 {
+			delete(out, reason)
+		}
+	}
+	return out
+}
+
+// losses returns the counters of packets that were lost outside the filter, by
+// reason.
+func (c *control) losses() map[string]uint64 {
+	_, noPeer := c.e.host.totals(nil)
+	tunnel := c.device.Counters()
+	return map[string]uint64{
+		"no_peer":            noPeer[filter.Inbound] + noPeer[filter.Outbound],
+		"no_path":            tunnel.NoPath,
+		"unknown_initiation": tunnel.UnknownInitiations,
+		"unknown_receiver":   tunnel.UnknownReceivers,
+		"initiation_rate":    tunnel.Limited,
+		"relay_overflow":     tunnel.RelayOverflow,
+		"relay_queue":        c.e.relay.out.drops(),
+		"control_overflow":   c.e.overflow.Load(),
+		"inject_overflow":    c.e.host.reader.overflow.Load(),
+		"unknown_probe":      c.stats.unknownProbes,
+		"forged_probe":       c.stats.forgedProbes,
+		"unknown_protocol":   c.stats.otherPackets,
+		"send_error":         tunnel.SendErrors + c.stats.sendErrors,
+		"receive_error":      tunnel.ReceiveErrors,
+	}
+}
+
+// retire keeps what a removed peer's filter has counted.
+func (d *hostDevice) retire(p *peer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.filter.TakeCounters(&d.counters)
+}
+
+// totals returns what all filters have counted, removed ones included.
+func (d *hostDevice) totals(peers map[ident.NodeKey]*peer) (filter.Counters, [2]uint64) {
+	for _, p := range peers {
+		d.retire(p)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.counters, d.noPeer
+}

@@ -1,0 +1,115 @@
+package engine
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/nat"
+)
+
+// PathKind says how packets reach a peer.
+type PathKind string
+
+// The kinds of paths, as users see them.
+const (
+	// PathNone: there is no way to the peer now, or none was needed yet.
+	PathNone PathKind = "none"
+	// PathRelay: over the relay.
+	PathRelay PathKind = "relay"
+	// PathDirect: straight to an address.
+	PathDirect PathKind = "direct"
+)
+
+// Path is how packets reach a peer.
+type Path struct {
+	Kind PathKind `json:"kind"`
+	// Addr is the peer's address of a direct path.
+	Addr netip.AddrPort `json:"addr,omitzero"`
+	// Relay is the relay's name of a path over one.
+	Relay string `json:"relay,omitempty"`
+}
+
+// String returns the path as `warren status` shows it: "direct ip:port",
+// `relay "name"` or "none".
+func (p Path) String() string {
+	switch p.Kind {
+	case PathDirect:
+		return "direct " + p.Addr.String()
+	case PathRelay:
+		return `relay "` + p.Relay + `"`
+	}
+	return string(PathNone)
+}
+
+// PeerStatus is what the engine knows of one peer.
+type PeerStatus struct {
+	Node      ident.NodeID  `json:"node"`
+	Key       ident.NodeKey `json:"key"`
+	Name      string        `json:"name"`
+	Addresses []netip.Addr  `json:"addresses"`
+	Path      Path          `json:"path"`
+	// Active says that packets were exchanged lately, so that paths are kept.
+	Active bool `json:"active"`
+	// LastHandshake is zero where there was none.
+	LastHandshake time.Time `json:"last_handshake,omitzero"`
+	// RxBytes and TxBytes count what WireGuard received and sent.
+	RxBytes uint64 `json:"rx_bytes"`
+	TxBytes uint64 `json:"tx_bytes"`
+	// Flows is how many flows the filter knows.
+	Flows int `json:"flows"`
+	// NotAfter is when the peer's certificate ends, and the peer with it.
+	NotAfter time.Time `json:"not_after"`
+}
+
+// RelayStatus is the state of the connection to the relay.
+type RelayStatus struct {
+	Name string `json:"name"`
+	URL  string `json:"url"`
+	// Connected says that the relay admitted this device.
+	Connected bool `json:"connected"`
+	// RTT is the last measured round trip, zero for none.
+	RTT time.Duration `json:"rtt,omitempty"`
+	// Error is why there is no connection, empty where there is one.
+	Error string `json:"error,omitempty"`
+}
+
+// Status is the state of the engine at one moment. It shares nothing with the
+// engine.
+type Status struct {
+	// Running is false before Run and after it; everything else is zero then.
+	Running bool `json:"running"`
+	// Configured says that there is a network: the last Apply was given one.
+	Configured bool `json:"configured"`
+	// Device is the name of the TUN device's interface.
+	Device string `json:"device"`
+	// Port is the UDP port, 0 while there is none.
+	Port uint16 `json:"port"`
+	// Endpoints are the addresses at which this device may be reached: those
+	// of its interfaces, then public ones.
+	Endpoints []netip.AddrPort `json:"endpoints"`
+	// NAT is what STUN servers said.
+	NAT nat.Report `json:"nat"`
+	// Epoch is that of the rules in force, 0 where everything is denied.
+	Epoch ruleset.Epoch `json:"epoch"`
+	// Relay is nil where none is configured.
+	Relay *RelayStatus `json:"relay,omitempty"`
+	// Peers are in order of their names.
+	Peers []PeerStatus `json:"peers"`
+	// Drops counts dropped packets by reason: those of the filter by its names
+	// (such as "drop_no_rule"), and those that never reached it (such as
+	// "no_peer" and "no_path").
+	Drops map[string]uint64 `json:"drops"`
+}
+
+// PingReply is the answer to Engine.Ping.
+type PingReply struct {
+	// Peer is the name of the device that owns the address.
+	Peer string
+	// RTT is the time from the request to the reply, a handshake included
+	// where one was needed.
+	RTT time.Duration
+	// Path is how packets went when the reply came.
+	Path Path
+}
