@@ -8,5 +8,5 @@
 // a crash it is the old one or the new one.
 //
 // A Directory may be used by one process; its lock sees to that. Its methods
-// are safe for concurrent use.
+// are safe for concurrent use. The package starts no goroutine.
 package statefile

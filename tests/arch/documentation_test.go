@@ -44,6 +44,27 @@ func TestPackageDocs(t *testing.T) {
 	}
 }
 
+// TestPackageDocsSayHowTheyWork checks that the comment of a pure package says
+// that it is, and the comment of a shell which goroutines it starts, or that it
+// starts none.
+func TestPackageDocsSayHowTheyWork(t *testing.T) {
+	said := map[string]string{}
+	written := map[string]bool{} // packages that people wrote, beyond doc.go
+	for _, s := range module(t).sources {
+		said[s.pkg] += s.file.Doc.Text()
+		written[s.pkg] = written[s.pkg] || !s.generated && path.Base(s.name) != "doc.go"
+	}
+	for _, p := range table {
+		switch text := said[p.path]; {
+		case text == "" || !written[p.path]:
+		case p.kind == pure && !strings.Contains(text, "pure"):
+			t.Errorf("package %s is pure, and its comment does not say so", p.path)
+		case p.kind == shell && !strings.Contains(strings.ToLower(text), "goroutine"):
+			t.Errorf("package %s is a shell, and its comment does not say which goroutines it starts", p.path)
+		}
+	}
+}
+
 // TestExportedNamesAreDocumented checks that every exported name has a comment
 // and that it begins with the name, as go doc shows it.
 func TestExportedNamesAreDocumented(t *testing.T) {

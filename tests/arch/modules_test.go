@@ -44,6 +44,14 @@ var dependencies = []dependency{
 		path: "github.com/google/nftables", why: "NATs and firewalls of the kernel without running other programs",
 	},
 	{
+		path: "github.com/mattn/go-sqlite3", why: "the coordinator's database, in the process",
+		importers: []string{"coordinator/store"},
+	},
+	{
+		path: "github.com/prometheus/client_golang", why: "metrics in the form that monitoring reads",
+		importers: []string{"netstack/engine"},
+	},
+	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",
 		importers: []string{"acl/policy"},
 	},
@@ -63,7 +71,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"client/statefile", "netstack/sock", "netstack/tun"},
+		importers: []string{"client/localapi", "client/osconf", "client/statefile", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.zx2c4.com/wireguard", why: "WireGuard itself, upstream and unforked",

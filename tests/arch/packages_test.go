@@ -38,6 +38,7 @@ var table = []pkg{
 	{"acl/authority", pure, "verifies membership and rules; the only constructor of Peer", []string{"acl/ident", "acl/canonical", "acl/ruleset"}},
 
 	{"acl/compile", pure, "policy and directory to rule sets", []string{"acl/ident", "acl/policy", "acl/ruleset"}},
+	{"acl/compile/report", pure, "what a compilation means, as people read it", []string{"acl/ident", "acl/policy", "acl/ruleset", "acl/compile"}},
 	{"acl/filter", pure, "stateful verdicts per peer", []string{"acl/ident", "acl/packet", "acl/ruleset"}},
 	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
 
@@ -66,12 +67,15 @@ var table = []pkg{
 
 	{"coordinator/wire/channel", shell, "the control channel: Noise IK on a byte stream, whole messages", []string{"acl/ident", "acl/authority", "coordinator/wire"}},
 	{"coordinator/store", shell, "persistence; one transaction is state and audit", []string{"acl/ident", "acl/authority", "acl/ruleset", "acl/policy", "coordinator/registry", "coordinator/audit"}},
+	{"coordinator/netmap", pure, "what each node may see, and what changed", []string{"acl/...", "coordinator/registry", "coordinator/wire"}},
 
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
 	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset", "client/health"}},
 	{"client/statefile", shell, "the state on disk, written whole or not at all", []string{"acl/ident", "acl/authority", "client/control"}},
-	{"client/reconcile", pure, "map and preferences to desired configuration to steps", []string{"acl/...", "coordinator/wire", "netstack/config", "client/control"}},
+	{"client/reconcile", pure, "map and preferences to desired configuration to steps", []string{"acl/...", "coordinator/wire", "netstack/config", "client/control", "client/health"}},
+	{"client/osconf", shell, "what the system says of its networks", nil},
+	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
