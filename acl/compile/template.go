@@ -41,7 +41,9 @@ type compiledRule struct {
 	key  string
 	// in and out pair subjects with the templates that their devices get.
 	in, out []placement
-	links   []*link
+	// links are those in force; pairs all that the rule is about, denies and
+	// audits too.
+	links, pairs []*link
 	// uses lists every subject of the rule, with repeats.
 	uses []*subject
 	// templates counts the templates made, to number them.
@@ -383,6 +385,7 @@ func (b *builder) place(c *compiledRule, g *destinationGroup, sources []pattern)
 // placeLink adds a link where the rule lets traffic through: an audited rule
 // does not, and a deny takes away.
 func (b *builder) placeLink(c *compiledRule, l *link) {
+	c.pairs = append(c.pairs, l)
 	if !c.rule.Deny && c.rule.Mode == policy.Enforce {
 		c.links = append(c.links, l)
 	}
