@@ -44,9 +44,20 @@ type conn struct{ ws *websocket.Conn }
 var _ Conn = (*conn)(nil)
 
 // Dial connects to the relay with the ws or wss URL (http and https will do as
-// well). The error says what refused it.
-func Dial(ctx context.Context, url string) (Conn, error) {
+// well), as the system does by default. The error says what refused it.
+func Dial(ctx context.Context, url string) (Conn, error) { return Dialer{}.Dial(ctx, url) }
+
+// Dialer connects to relays.
+type Dialer struct {
+	// Client makes the HTTP request that becomes the WebSocket. Nil means
+	// http.DefaultClient. It must have no time-out of its own.
+	Client *http.Client
+}
+
+// Dial is like the function Dial.
+func (d Dialer) Dial(ctx context.Context, url string) (Conn, error) {
 	ws, response, err := websocket.Dial(ctx, url, &websocket.DialOptions{
+		HTTPClient:      d.Client,
 		Subprotocols:    []string{subprotocol},
 		CompressionMode: websocket.CompressionDisabled, // everything is sealed
 		HTTPHeader:      http.Header{"User-Agent": {"warren"}},

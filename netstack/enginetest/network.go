@@ -1,0 +1,111 @@
+package enginetest
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/acltest"
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/config"
+)
+
+// Network is a network and its members.
+type Network struct {
+	*acltest.Network
+	// Epoch is that of the last rules that were issued.
+	Epoch   ruleset.Epoch
+	t       testing.TB
+	members int
+}
+
+// NewNetwork returns a network without members that was made at now.
+func NewNetwork(t testing.TB, seed byte, now time.Time) *Network {
+	return &Network{Network: acltest.NewNetwork(seed, now), t: t}
+}
+
+// Member is a device of the network. Its label is its number.
+type Member struct {
+	Node        ident.NodeID
+	Private     ident.NodePrivate
+	Key         ident.NodeKey
+	Certificate *authority.Certificate
+
+	network   *Network
+	authority *authority.Authority
+	// Endpoints is where configurations say that the member is.
+	Endpoints []netip.AddrPort
+}
+
+// Join adds a member. change, if not nil, may change the certificate first.
+func (n *Network) Join(name string, change func(*authority.Certificate)) *Member {
+	n.members++
+	m := &Member{Node: ident.NodeID(n.members), Private: n.NodeKey(), network: n}
+	m.Key = m.Private.Public()
+	m.Certificate = n.Network.Certificate(m.Node, m.Key, name, ident.Label(m.Node))
+	if change != nil {
+		change(m.Certificate)
+	}
+	m.authority = n.Authority(m.Key)
+	return m
+}
+
+// Addr4 returns the member's IPv4 address.
+func (m *Member) Addr4() netip.Addr { return m.Certificate.Addresses[0] }
+
+// Addr6 returns the member's IPv6 address.
+func (m *Member) Addr6() netip.Addr { return m.Certificate.Addresses[1] }
+
+// Config returns the configuration of m with the given peers and rules, nil
+// rules denying everything, as m's own Authority admits them at now.
+func (m *Member) Config(now time.Time, set *ruleset.RuleSet, peers ...*Member) *config.Config {
+	t := m.network.t
+	t.Helper()
+	self, err := m.authority.AdmitSelf(m.network.Issue(m.Certificate), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &config.Config{PrivateKey: m.Private, Self: self}
+	if set != nil {
+		m.network.Epoch++
+		issued := *set
+		issued.Epoch = m.network.Epoch
+		if c.Rules, err = m.authority.AdmitRules(m.network.IssueRules(m.Node, &issued), m.Node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range peers {
+		member, err := m.authority.Admit(m.network.Issue(p.Certificate), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Peers = append(c.Peers, config.Peer{Member: member, Endpoints: p.Endpoints})
+	}
+	return c
+}
+
+// Allow returns a rule that admits flows between this device and the peer: to
+// the given port of the protocol, or to all where port is 0.
+func Allow(id ruleset.RuleID, peer *Member, protocol uint8, port uint16) ruleset.Rule {
+	service := ruleset.Service{Protocol: protocol, First: port, Last: port}
+	if port == 0 {
+		service.Last = 1<<16 - 1
+	}
+	return ruleset.Rule{
+		ID:       id,
+		Peers:    []ruleset.Selector{{Labels: ident.NewLabelSet(ident.Label(peer.Node))}},
+		Services: []ruleset.Service{service},
+	}
+}
+
+// AllowAll returns rules that admit everything with the peers, both ways.
+func AllowAll(peers ...*Member) *ruleset.RuleSet {
+	s := &ruleset.RuleSet{}
+	for _, p := range peers {
+		s.In = append(s.In, Allow("all", p, ruleset.AnyProtocol, 0))
+		s.Out = append(s.Out, Allow("all", p, ruleset.AnyProtocol, 0))
+	}
+	return s
+}
