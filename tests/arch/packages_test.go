@@ -57,6 +57,7 @@ var table = []pkg{
 	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},
 	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
 	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
+	{"netstack/enginetest", support, "engines joined without a network, for tests", []string{"netstack/...", "acl/..."}},
 	{"netstack/simnet", support, "a simulated internet: NATs, loss, latency, roaming", []string{"netstack/..."}},
 	{"netstack/engine", shell, "the data plane's goroutines: feeds path, nat, relay, filter, wg", []string{"netstack/...", "acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/authority"}},
 
@@ -76,6 +77,7 @@ var table = []pkg{
 	{"client/reconcile", pure, "map and preferences to desired configuration to steps", []string{"acl/...", "coordinator/wire", "netstack/config", "client/control", "client/health"}},
 	{"client/osconf", shell, "what the system says of its networks", nil},
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
+	{"client/agent", shell, "joins machines, engine and system; the only long-lived mutable object", []string{"client/...", "netstack/...", "coordinator/wire/...", "acl/..."}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},

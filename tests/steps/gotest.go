@@ -68,7 +68,11 @@ func (r *report) handle(e event) {
 		} else {
 			r.packagesFailed++
 		}
-		fmt.Fprint(r.out, strings.Join(r.output[k], ""))
+		for _, line := range r.output[k] {
+			if !strings.HasPrefix(line, "=== ") { // that a test ran, paused, went on
+				fmt.Fprint(r.out, line)
+			}
+		}
 		delete(r.output, k)
 	}
 }

@@ -12,6 +12,7 @@ func TestReportCountsAndShows(t *testing.T) {
 	for _, e := range []event{
 		{Action: "output", Package: "a", Test: "TestGood", Output: "noise of a passing test\n"},
 		{Action: "pass", Package: "a", Test: "TestGood"},
+		{Action: "output", Package: "a", Test: "TestBad", Output: "=== RUN   TestBad\n"},
 		{Action: "output", Package: "a", Test: "TestBad", Output: "--- FAIL: TestBad\n"},
 		{Action: "output", Package: "a", Test: "TestBad", Output: "    a_test.go:3: broken\n"},
 		{Action: "fail", Package: "a", Test: "TestBad"},
