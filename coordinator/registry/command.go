@@ -41,8 +41,11 @@ type RegisterDevice struct {
 	// Hostname is what the device calls itself; its name is made from it.
 	Hostname string
 	Host     Host
-	// Tags are asked for; the join key must carry each of them.
+	// Tags are asked for: the join key carries each of them, or they are among
+	// Granted.
 	Tags []ident.Tag
+	// Granted are the tags that the policy lets the join key's user give.
+	Granted []ident.Tag
 }
 
 // RotateNodeKey gives a device another node key. The same key changes nothing.

@@ -34,9 +34,15 @@ func (d *decision) registerDevice(c RegisterDevice) error {
 	if err != nil {
 		return err
 	}
+	tags, owner := key.Tags, key.User
 	for _, t := range asked {
-		if !slices.Contains(key.Tags, t) {
-			return refuse(ErrDenied, "the join key does not carry %s; it carries [%s]", t, strings.Join(tagTexts(key.Tags), " "))
+		switch {
+		case slices.Contains(key.Tags, t):
+		case slices.Contains(c.Granted, t):
+			// A tagged device acts for itself: the user gives it away.
+			tags, owner = asked, 0
+		default:
+			return refuse(ErrDenied, "neither the join key carries %s nor may its user give it: name it when creating the key, or name the user in tagOwners of the policy", t)
 		}
 	}
 	device, err := d.deviceFor(c)
@@ -45,7 +51,7 @@ func (d *decision) registerDevice(c RegisterDevice) error {
 	}
 	// The key's identity holds exactly: nothing of an earlier registration
 	// stays.
-	device.Owner, device.Tags, device.Ephemeral, device.Key = key.User, key.Tags, key.Ephemeral, key.ID
+	device.Owner, device.Tags, device.Ephemeral, device.Key = owner, tags, key.Ephemeral, key.ID
 	device.Host = c.Host
 	d.changes.Devices = []Device{device}
 	d.changes.Consume = &Consume{Key: key.ID, Now: d.now}

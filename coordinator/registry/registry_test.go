@@ -174,6 +174,21 @@ func TestRegisterRefuses(t *testing.T) {
 	}
 }
 
+func TestUserGivesTags(t *testing.T) {
+	s := world(t, whole)
+	c := register(1, "many")
+	c.Tags, c.Granted = []ident.Tag{"tag:web", "tag:Db"}, []ident.Tag{"tag:db", "tag:web", "tag:x"}
+	d := mustRun(t, s, c, begin).Device
+	if d.Owner != 0 || !slices.Equal(d.Tags, []ident.Tag{"tag:db", "tag:web"}) {
+		t.Errorf("owner %v, tags %v", d.Owner, d.Tags)
+	}
+	c = register(2, "many")
+	c.Tags, c.Granted = []ident.Tag{"tag:web", "tag:y"}, []ident.Tag{"tag:web"}
+	if _, err := run(t, s, c, begin); !errors.Is(err, ErrDenied) {
+		t.Errorf("a tag that the user may not give: %v", err)
+	}
+}
+
 // TestRegisterAgain proves that the new key's identity holds exactly, and that
 // the device stays the same one.
 func TestRegisterAgain(t *testing.T) {

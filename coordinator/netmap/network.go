@@ -1,0 +1,268 @@
+package netmap
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/compile"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/policy"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/coordinator/registry"
+	"github.com/warren-overlay/warren/coordinator/wire"
+)
+
+// Config is what a Network needs beside the state.
+type Config struct {
+	Genesis *authority.Genesis
+	// Signer holds all signing roles.
+	Signer ident.SignerPrivate
+	// Labels is the secret that label numbers are derived from.
+	Labels ident.LabelKey
+	// Validity is the life of a certificate; zero is DefaultValidity.
+	Validity time.Duration
+	// Relays and STUN are told to every device.
+	Relays []wire.Relay
+	STUN   []string
+}
+
+// DefaultValidity is the life of a certificate where the configuration says
+// nothing: how long a device that cannot be told of its end could at most go
+// on with peers that cannot be told either.
+const DefaultValidity = 7 * 24 * time.Hour
+
+// backdate is how long before its signing a certificate begins to hold, so
+// that a device whose clock is behind takes it all the same (F11).
+const backdate = 24 * time.Hour
+
+// Presence is what a device says of itself and the coordinator sees of it.
+type Presence struct {
+	Online    bool
+	Endpoints []netip.AddrPort
+	OS        string
+}
+
+func (p *Presence) equal(q *Presence) bool {
+	return p.Online == q.Online && p.OS == q.OS && slices.Equal(p.Endpoints, q.Endpoints)
+}
+
+// Touch says that the view of a device is no longer what it was: all of it
+// where Subject is zero, else what it shows of that peer.
+type Touch struct{ Viewer, Subject ident.NodeID }
+
+// Network is what the devices of a network are told.
+type Network struct {
+	cfg      Config
+	state    *registry.State
+	policy   *compile.Policy
+	presence map[ident.NodeID]Presence
+	// issued holds the certificates of the state, verified.
+	issued map[ident.NodeID]*authority.Peer
+	// rules holds signed rules until they change; views are asked for one by
+	// one, so what nobody asks for is not signed.
+	rules map[ident.NodeID][]byte
+	// stale are the devices whose certificate may say what is no longer so.
+	stale map[ident.NodeID]bool
+}
+
+// ErrPolicy is wrapped by every PolicyError.
+var ErrPolicy = errors.New("netmap: policy refused")
+
+// ErrNoView means that a device cannot be told anything, because its own
+// certificate or rules could not be made. Others are not affected.
+var ErrNoView = errors.New("netmap: nothing to tell this device")
+
+// New returns the network of the state. The error wraps ErrPolicy where the
+// policy in force does not compile; the coordinator then serves no maps rather
+// than other ones.
+func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
+	if cfg.Validity == 0 {
+		cfg.Validity = DefaultValidity
+	}
+	n := &Network{
+		cfg: cfg, state: state, presence: make(map[ident.NodeID]Presence),
+		issued: make(map[ident.NodeID]*authority.Peer), rules: make(map[ident.NodeID][]byte), stale: make(map[ident.NodeID]bool),
+	}
+	doc, err := parse(state.Policy().Text)
+	if err != nil {
+		return nil, err
+	}
+	if n.policy, err = n.compile(doc, state.Policy().Epoch); err != nil {
+		return nil, err
+	}
+	verifier, err := authority.New(cfg.Genesis, ident.NodeKey{}, authority.State{})
+	if err != nil {
+		return nil, fmt.Errorf("netmap: %w", err)
+	}
+	for _, d := range state.Devices() {
+		n.stale[d.ID] = true
+		if cert := state.Certificate(d.ID); cert != nil {
+			// One that does not verify, because it expired, is made anew.
+			if peer, err := verifier.Admit(cert.Signed, now); err == nil {
+				n.issued[d.ID] = peer
+			}
+		}
+	}
+	return n, nil
+}
+
+// parse reads a policy's text. An empty one denies everything.
+func parse(text string) (*policy.Document, error) {
+	if text == "" {
+		return nil, nil
+	}
+	doc, err := policy.Parse([]byte(text))
+	if err != nil {
+		return nil, refused(err)
+	}
+	return doc, nil
+}
+
+func (n *Network) compile(doc *policy.Document, epoch ruleset.Epoch) (*compile.Policy, error) {
+	dir := compile.Directory{Users: n.users()}
+	for _, d := range n.state.Devices() {
+		dir.Nodes = append(dir.Nodes, node(d))
+	}
+	p, err := compile.Compile(doc, dir, n.cfg.Labels, epoch)
+	if err != nil {
+		return nil, refused(err)
+	}
+	return p, nil
+}
+
+func (n *Network) users() []compile.User {
+	var out []compile.User
+	for _, u := range n.state.Users() {
+		out = append(out, compile.User{ID: u.ID, Name: u.Login, Email: u.Login})
+	}
+	return out
+}
+
+func node(d *registry.Device) compile.Node {
+	return compile.Node{ID: d.ID, Name: d.Name, Owner: d.Owner, Tags: d.Tags, Addresses: []netip.Addr{d.IPv4, d.IPv6}}
+}
+
+// GrantedTags returns those of the tags that the policy lets the user give to
+// a device.
+func (n *Network) GrantedTags(user ident.UserID, tags []ident.Tag) []ident.Tag {
+	var out []ident.Tag
+	for _, t := range tags {
+		if n.policy.MayTag(user, t) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// HandleChanges follows changes that were just applied to the state. It
+// returns the views that changed, in no order that means anything, perhaps
+// with repeats. The error wraps ErrPolicy for a new policy that does not
+// compile, which CheckPolicy would have found; then the old one stays in force.
+func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
+	touched := toucher{n: n}
+	if len(c.Users) > 0 {
+		touched.whole(n.policy.SetUsers(n.users()))
+	}
+	for _, id := range c.Removed {
+		touched.whole(n.policy.RemoveNode(id))
+		delete(n.presence, id)
+		delete(n.issued, id)
+		delete(n.rules, id)
+		delete(n.stale, id)
+	}
+	for _, d := range c.Devices {
+		n.stale[d.ID] = true
+		touched.whole(n.policy.SetNode(node(&d)))
+	}
+	for _, cert := range c.Certificates {
+		if err := n.handleCertificate(&cert, &touched); err != nil {
+			return touched.list, err
+		}
+	}
+	if c.Policy == nil {
+		return touched.list, nil
+	}
+	doc, err := parse(c.Policy.Text)
+	if err != nil {
+		return touched.list, err
+	}
+	changed, err := n.policy.SetDocument(doc, c.Policy.Epoch)
+	if err != nil {
+		return touched.list, refused(err)
+	}
+	touched.whole(changed)
+	return touched.list, nil
+}
+
+// toucher collects touches and drops what they make stale.
+type toucher struct {
+	n    *Network
+	list []Touch
+}
+
+// whole marks devices whose labels, rules or peers may have changed.
+func (t *toucher) whole(ids []ident.NodeID) {
+	for _, id := range ids {
+		delete(t.n.rules, id)
+		if t.n.state.Device(id) != nil {
+			t.n.stale[id] = true
+		}
+		t.list = append(t.list, Touch{Viewer: id})
+	}
+}
+
+// handleCertificate takes over a certificate that is now recorded.
+func (n *Network) handleCertificate(cert *registry.Certificate, t *toucher) error {
+	verifier, err := authority.New(n.cfg.Genesis, ident.NodeKey{}, authority.State{})
+	if err != nil {
+		return fmt.Errorf("netmap: %w", err)
+	}
+	peer, err := verifier.Admit(cert.Signed, cert.NotAfter.Add(-time.Second))
+	if err != nil {
+		return fmt.Errorf("netmap: certificate %d: %w", cert.Serial, err)
+	}
+	before := n.issued[cert.Node]
+	n.issued[cert.Node] = peer
+	t.list = append(t.list, Touch{Viewer: cert.Node})
+	for _, viewer := range n.policy.Peers(cert.Node) {
+		touch := Touch{Viewer: viewer, Subject: cert.Node}
+		if before == nil || before.Identity().Owner != peer.Identity().Owner {
+			touch.Subject = 0 // the viewer's list of users changes as well
+		}
+		t.list = append(t.list, touch)
+	}
+	return nil
+}
+
+// SetPresence notes what is known of a device now, and returns the views that
+// changed.
+func (n *Network) SetPresence(id ident.NodeID, p Presence) []Touch {
+	before := n.presence[id]
+	if n.state.Device(id) == nil || before.equal(&p) {
+		return nil
+	}
+	p.Endpoints = slices.Clone(p.Endpoints)
+	n.presence[id] = p
+	var out []Touch
+	for _, viewer := range n.policy.Peers(id) {
+		out = append(out, Touch{Viewer: viewer, Subject: id})
+	}
+	return out
+}
+
+// Presence returns what is known of a device now.
+func (n *Network) Presence(id ident.NodeID) Presence { return n.presence[id] }
+
+// Policy returns the compiled policy. The caller must not change it.
+func (n *Network) Policy() *compile.Policy { return n.policy }
+
+// Peers returns the devices that a device may see, ascending.
+func (n *Network) Peers(id ident.NodeID) []ident.NodeID { return n.policy.Peers(id) }
+
+// staleDevices returns the devices to look at, ascending.
+func (n *Network) staleDevices() []ident.NodeID { return slices.Sorted(maps.Keys(n.stale)) }
