@@ -141,33 +141,30 @@ func (p *Peer) control(i *packet.Info, d Direction) Decision {
 	return Decision{Verdict: Control}
 }
 
-// keyOf returns the key of the flow that the packet belongs to. For an echo the
-// side that asked has the identifier as its port and the other one has 1 or 0,
-// so that two sides that ask with one identifier have two flows.
+// keyOf returns the key of the flow that the packet belongs to.
 func keyOf(i *packet.Info, d Direction) key {
 	k := key{protocol: i.Protocol}
-	localPort, remotePort := i.SourcePort, i.DestinationPort
-	k.local, k.remote = i.Source, i.Destination
 	if d == Inbound {
-		k.local, k.remote = k.remote, k.local
-		localPort, remotePort = remotePort, localPort
+		k.local, k.remote = i.Destination, i.Source
+		k.localPort, k.remotePort = i.DestinationPort, i.SourcePort
+	} else {
+		k.local, k.remote = i.Source, i.Destination
+		k.localPort, k.remotePort = i.SourcePort, i.DestinationPort
 	}
 	switch i.Kind {
 	case packet.EchoRequest:
-		echoPorts(&k, i.Identifier, d)
+		k.echo(i.Identifier, d)
 	case packet.EchoReply:
-		echoPorts(&k, i.Identifier, 1-d)
-	default:
-		k.localPort, k.remotePort = localPort, remotePort
+		k.echo(i.Identifier, 1-d)
 	}
 	return k
 }
 
-// echoPorts sets the ports of an echo that was asked in direction asked.
-func echoPorts(k *key, identifier uint16, asked Direction) {
+// echo makes k the key of the echo that was asked in a direction.
+func (k *key) echo(identifier uint16, asked Direction) {
 	if asked == Outbound {
-		k.localPort, k.remotePort = identifier, 0
+		k.localPort, k.asked = identifier, askedByUs
 	} else {
-		k.localPort, k.remotePort = 1, identifier
+		k.remotePort, k.asked = identifier, askedByPeer
 	}
 }

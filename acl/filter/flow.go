@@ -41,7 +41,7 @@ func (p *Peer) advance(n handle, i *packet.Info, d Direction) step {
 	switch {
 	case i.Kind == packet.TCPSegment:
 		what = e.tcpStep(i.Flags, fromOpener)
-	case !fromOpener && wasHalfOpen && e.flags&isEcho == 0:
+	case !fromOpener && wasHalfOpen && e.key.asked == notEcho:
 		e.state = established
 		what = answer
 	}
@@ -66,7 +66,7 @@ func (p *Peer) extend(e *entry, d Direction, what step, tick int64) {
 			return
 		}
 		life = tcpLife[e.state]
-	case e.flags&isEcho != 0:
+	case e.key.asked != notEcho:
 		if e.opener() != d {
 			return // only a request lets another reply pass
 		}
@@ -127,11 +127,11 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 			begin = established
 		}
 	}
-	verdict, reason := p.admit(k, opener, i.Kind == packet.EchoRequest, onlyReply, now)
+	verdict, reason := p.admit(k, opener, onlyReply, now)
 	if reason != Passed && begin == established {
 		// Who opened a connection that is joined in its middle is not known:
 		// either side may have.
-		if other, r := p.admit(k, 1-d, false, false, now); r == Passed {
+		if other, r := p.admit(k, 1-d, false, now); r == Passed {
 			opener, verdict, reason = 1-d, other, Passed
 		}
 	}
@@ -140,7 +140,7 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 		p.events.denied(k, d, &decision)
 		return p.refuse(i, d, decision, tick)
 	}
-	n := p.insert(k, h, i.Kind == packet.EchoRequest, begin)
+	n := p.insert(k, h, begin)
 	if n == 0 {
 		decision.Reason = DropQuota
 		p.events.denied(k, d, &decision)
@@ -176,14 +176,14 @@ func (e *entry) advancePickedUp(i *packet.Info, d Direction, fromOpener bool) {
 }
 
 // admit asks whether a flow may be opened in direction d.
-func (p *Peer) admit(k *key, d Direction, echo, onlyReply bool, now time.Time) (ruleset.Verdict, Reason) {
+func (p *Peer) admit(k *key, d Direction, onlyReply bool, now time.Time) (ruleset.Verdict, Reason) {
 	if onlyReply || !p.mayOpen(d, k.local, k.remote) {
 		return ruleset.Verdict{}, DropUnsolicited
 	}
 	if d == Inbound && p.shieldsUp {
 		return ruleset.Verdict{}, DropShields
 	}
-	verdict := p.decide(d, k, echo, now)
+	verdict := p.decide(d, k, now)
 	switch {
 	case verdict.Allowed:
 		return verdict, Passed
@@ -201,8 +201,9 @@ func (p *Peer) mayPickUp(now time.Time) bool {
 
 // insert makes room for a flow and adds it, in state begin. It returns 0 where
 // the device's table is full and this peer has no flow to give up (P7).
-func (p *Peer) insert(k *key, h uint32, echo bool, begin state) handle {
+func (p *Peer) insert(k *key, h uint32, begin state) handle {
 	t := &p.flows
+	echo := k.asked != notEcho
 	switch {
 	case echo && t.echoes.length >= MaxEchoes:
 		p.end(t.echoes.oldest, EndEvicted)
@@ -224,9 +225,6 @@ func (p *Peer) insert(k *key, h uint32, echo bool, begin state) handle {
 	n := t.insert(k, h)
 	e := t.at(n)
 	e.state = begin
-	if echo {
-		e.flags |= isEcho
-	}
 	t.classify(n)
 	return n
 }

@@ -253,7 +253,7 @@ func (p *Peer) rematch(n handle, now time.Time) bool {
 	}
 	verdict := ruleset.Verdict{}
 	if p.mayOpen(d, e.key.local, e.key.remote) {
-		verdict = p.decide(d, &e.key, e.flags&isEcho != 0, now)
+		verdict = p.decide(d, &e.key, now)
 	}
 	until := p.untilOf(&verdict, e.opened, now)
 	if !verdict.Allowed || until <= p.clock(now) {
@@ -279,7 +279,7 @@ func (p *Peer) mayOpen(d Direction, local, remote packet.Address) bool {
 }
 
 // decide asks the rules about a flow that is opened in direction d.
-func (p *Peer) decide(d Direction, k *key, echo bool, now time.Time) ruleset.Verdict {
+func (p *Peer) decide(d Direction, k *key, now time.Time) ruleset.Verdict {
 	if p.rules == nil {
 		return ruleset.Verdict{}
 	}
@@ -290,7 +290,7 @@ func (p *Peer) decide(d Direction, k *key, echo bool, now time.Time) ruleset.Ver
 		flow.Source, flow.Destination, flow.Port = flow.Destination, flow.Source, k.remotePort
 	}
 	at := p.wall(now)
-	if !echo {
+	if k.asked == notEcho {
 		return p.rules.Decide(direction, flow, at)
 	}
 	flow.Port = 0
@@ -343,7 +343,7 @@ func (p *Peer) end(n handle, why End) {
 func (p *Peer) note(n handle, why End) {
 	e := p.flows.at(n)
 	p.events.ended(e, why, p.lastTick-e.opened)
-	if why != EndRule && why != EndShields && why != EndRemoved || e.flags&isEcho != 0 ||
+	if why != EndRule && why != EndShields && why != EndRemoved || e.key.asked != notEcho ||
 		e.key.protocol == packet.TCP && (e.state == timeWait || e.state == closed) {
 		return
 	}

@@ -7,13 +7,24 @@ import (
 	"github.com/warren-overlay/warren/acl/ruleset"
 )
 
-// key names a flow as seen from this device. For an echo (keyOf) the side that
-// asked has the identifier as its port.
+// key names a flow as seen from this device. For an echo the side that asked
+// has the identifier as its port; two sides that ask with one identifier have
+// two flows.
 type key struct {
 	local, remote         packet.Address
 	localPort, remotePort uint16
 	protocol              uint8
+	asked                 asked
 }
+
+// asked says who sent the request of an echo.
+type asked uint8
+
+const (
+	notEcho asked = iota
+	askedByUs
+	askedByPeer
+)
 
 // entryFlags are facts about a flow.
 type entryFlags uint16
@@ -23,8 +34,6 @@ const (
 	inUse entryFlags = 1 << iota
 	// openedByPeer: the peer opened it; else this device did.
 	openedByPeer
-	// isEcho: the flow is an echo request and its replies.
-	isEcho
 	// simultaneous: both sides sent a SYN.
 	simultaneous
 	finOpener
@@ -102,7 +111,7 @@ func (t *table) at(h handle) *entry { return &t.entries[h-1] }
 func hash(seed [2]uint64, k *key) uint32 {
 	a := mix(k.local.Hi^seed[0], k.local.Lo^seed[1])
 	b := mix(k.remote.Hi^seed[1], k.remote.Lo^seed[0]^a)
-	ports := uint64(k.localPort)<<32 | uint64(k.remotePort)<<16 | uint64(k.protocol)
+	ports := uint64(k.localPort)<<32 | uint64(k.remotePort)<<16 | uint64(k.asked)<<8 | uint64(k.protocol)
 	c := mix(b^seed[0], ports^seed[1]^a)
 	return uint32(c>>32) ^ uint32(c)
 }
@@ -203,7 +212,7 @@ func (t *table) remove(n handle, h uint32) {
 // classify puts the flow into the list of its kind, as the newest.
 func (t *table) classify(n handle) {
 	switch e := t.at(n); {
-	case e.flags&isEcho != 0:
+	case e.key.asked != notEcho:
 		t.push(&t.echoes, n)
 	case e.state.halfOpen():
 		t.push(&t.opening, n)
@@ -214,7 +223,7 @@ func (t *table) classify(n handle) {
 // must be called before a half-open flow becomes another.
 func (t *table) declassify(n handle) {
 	switch e := t.at(n); {
-	case e.flags&isEcho != 0:
+	case e.key.asked != notEcho:
 		t.unlink(&t.echoes, n)
 	case e.state.halfOpen():
 		t.unlink(&t.opening, n)
