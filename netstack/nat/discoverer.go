@@ -268,7 +268,13 @@ func (d *Discoverer) deadline() (time.Time, bool) {
 			next = s.next
 		}
 	}
-	return next, !next.IsZero()
+	if next.IsZero() {
+		return time.Time{}, false
+	}
+	if next.Before(d.now) {
+		next = d.now
+	}
+	return next, true
 }
 
 // advance moves the clock to now. Rounds that were missed are not made up for:

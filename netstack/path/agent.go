@@ -140,7 +140,7 @@ type Agent struct {
 	callStep int
 	callNext time.Time // when to send a CallMe; zero for not scheduled
 	callDue  bool
-	called   time.Time // last CallMe sent
+	called   time.Time // when the last CallMe fell due
 
 	probes   budget // challenges of ours
 	answers  budget // pongs
@@ -255,8 +255,8 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	case a.alive(c):
 	case c.next.IsZero(), c.step == len(probeDelays):
 		a.schedule([]*candidate{c})
-	case a.now.Sub(c.pinged) >= echoInterval:
-		c.due = a.now
+	case a.now.Sub(c.wanted) >= echoInterval:
+		a.want(c)
 	}
 	c.heard = a.now
 	if p := a.find(a.primary.Addr); a.primary.Kind == Direct && p != c {
@@ -303,7 +303,7 @@ func (a *Agent) HandleCallMe(m disco.CallMe, now time.Time) error {
 	}
 	a.schedule(wanted)
 	if a.relay && (a.called.IsZero() || a.now.Sub(a.called) >= callBack) {
-		a.callDue = true
+		a.wantCall()
 	}
 	return nil
 }
@@ -360,7 +360,7 @@ func (a *Agent) HandleDistress(now time.Time) {
 		a.check()
 	} else {
 		for _, c := range a.candidates {
-			if a.now.Sub(c.pinged) >= distressInterval {
+			if a.now.Sub(c.wanted) >= distressInterval {
 				a.schedule([]*candidate{c})
 			}
 		}

@@ -57,7 +57,7 @@ type candidate struct {
 	samples []time.Duration
 
 	outstanding []challenge // oldest first
-	pinged      time.Time   // last challenge sent
+	wanted      time.Time   // when the last challenge fell due
 
 	step int       // next delay of its schedule
 	next time.Time // when to probe; zero for not scheduled

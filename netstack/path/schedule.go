@@ -110,7 +110,8 @@ func (a *Agent) advance(now time.Time) {
 	a.now = now
 }
 
-// deadline returns the earliest time at which step has something to do.
+// deadline returns the earliest time at which step has something to do, never
+// one that has passed.
 func (a *Agent) deadline() (time.Time, bool) {
 	var next time.Time
 	consider := func(t time.Time) {
@@ -127,7 +128,13 @@ func (a *Agent) deadline() (time.Time, bool) {
 	for _, c := range a.candidates {
 		consider(c.next)
 	}
-	return next, !next.IsZero()
+	if next.IsZero() {
+		return time.Time{}, false
+	}
+	if next.Before(a.now) {
+		next = a.now
+	}
+	return next, true
 }
 
 // checkTime is when the primary is to be asked, or given up.
@@ -211,8 +218,14 @@ func (a *Agent) schedule(cs []*candidate) {
 	}
 }
 
+// want notes that a challenge to c is due.
+func (a *Agent) want(c *candidate) { c.due, c.wanted = a.now, a.now }
+
+// wantCall notes that a call is due.
+func (a *Agent) wantCall() { a.callDue, a.called = true, a.now }
+
 func (a *Agent) probeStep(c *candidate) {
-	c.due = a.now
+	a.want(c)
 	switch {
 	case c.step < len(probeDelays):
 		c.next = a.now.Add(probeDelays[c.step])
@@ -243,7 +256,7 @@ func (a *Agent) callStepNow() {
 	if !a.relay || !a.active || a.callStep > 0 && a.primary.Kind == Direct {
 		return
 	}
-	a.callDue = true
+	a.wantCall()
 	a.callNext = a.now.Add(callDelays[min(a.callStep, len(callDelays)-1)])
 	a.callStep++
 }
@@ -271,7 +284,7 @@ func (a *Agent) checkStep() {
 	c := a.find(a.primary.Addr)
 	if a.checks < checkTries {
 		a.checks++
-		c.due = a.now
+		a.want(c)
 		return
 	}
 	a.stats.Losses++
@@ -367,7 +380,6 @@ func (a *Agent) flush() {
 	if a.callDue {
 		a.callDue = false
 		if a.relay {
-			a.called = a.now
 			a.stats.CallsSent++
 			a.transmit(Transmit{viaRelay, disco.CallMe{Endpoints: append(a.local[:0:0], a.local...)}})
 		}
@@ -388,7 +400,6 @@ func (a *Agent) probe(c *candidate) {
 		c.outstanding = append(c.outstanding[:0], c.outstanding[1:]...)
 	}
 	c.outstanding = append(c.outstanding, challenge{id, a.now})
-	c.pinged = a.now
 	a.seq++
 	a.stats.PingsSent++
 	a.transmit(Transmit{DirectTo(c.addr), disco.Ping{TxID: id, Session: a.session, Seq: a.seq}})

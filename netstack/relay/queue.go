@@ -36,6 +36,7 @@ type queue struct {
 	bytes int
 	parts []*part // those with frames, the next turn's first
 	index map[ident.NodeKey]*part
+	spare *part // the last one that ran empty, with its storage
 }
 
 // push adds a frame of a sender and returns how many frames were dropped for
@@ -51,7 +52,12 @@ func (q *queue) push(sender ident.NodeKey, frame []byte, free *buffers) (dropped
 		if q.index == nil {
 			q.index = make(map[ident.NodeKey]*part)
 		}
-		p = &part{sender: sender}
+		p = q.spare
+		if p == nil {
+			p = new(part)
+		}
+		q.spare = nil
+		p.sender, p.deficit = sender, 0
 		q.index[sender] = p
 		q.parts = append(q.parts, p)
 	}
@@ -103,6 +109,7 @@ func (q *queue) take(p *part) []byte {
 
 func (q *queue) drop(i int) {
 	delete(q.index, q.parts[i].sender)
+	q.spare = q.parts[i]
 	q.parts = append(q.parts[:i], q.parts[i+1:]...)
 }
 

@@ -396,7 +396,13 @@ func (s *Server) NextTimeout() (time.Time, bool) {
 			next = d
 		}
 	}
-	return next, !next.IsZero()
+	if next.IsZero() {
+		return time.Time{}, false
+	}
+	if next.Before(s.now) {
+		next = s.now
+	}
+	return next, true
 }
 
 // HandleTimeout ends the connections whose time is over at now.

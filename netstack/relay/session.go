@@ -283,7 +283,11 @@ func (s *Session) NextTimeout() (time.Time, bool) {
 	if len(s.out) > 0 || s.read < len(s.events) {
 		return s.now, true
 	}
-	return s.deadline()
+	d, ok := s.deadline()
+	if ok && d.Before(s.now) {
+		d = s.now
+	}
+	return d, ok
 }
 
 func (s *Session) deadline() (time.Time, bool) {

@@ -1,0 +1,820 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+var errToken = errors.New("test: token admits nobody")
+
+// tokens admits a key to the network that its token names, "net1" or "net2".
+type tokens struct{ asked int }
+
+func (a *tokens) Admit(_ ident.NodeKey, token []byte, _ time.Time) (string, error) {
+	a.asked++
+	switch string(token) {
+	case "net1", "net2":
+		return string(token), nil
+	}
+	return "", errToken
+}
+
+// rig is a server and its clients, joined by slices.
+type rig struct {
+	t        *testing.T
+	server   *Server
+	admitter *tokens
+	now      time.Time
+	clients  map[ConnID]*client
+	lastConn ConnID
+}
+
+type client struct {
+	id      ConnID
+	key     ident.NodePrivate
+	session *Session
+	events  []Event
+	closed  Reason
+	gone    bool
+	// raw are the messages that the server sent.
+	raw [][]byte
+}
+
+func newRig(t *testing.T, rate int64) *rig {
+	t.Helper()
+	a := new(tokens)
+	s, err := NewServer(ServerConfig{Name: "relay-1", Admitter: a, Rand: rand.NewChaCha8([32]byte{99}), Rate: rate}, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{t: t, server: s, admitter: a, now: epoch, clients: make(map[ConnID]*client)}
+}
+
+func nodeKey(seed byte) ident.NodePrivate {
+	k, err := ident.NewNodePrivate(rand.NewChaCha8([32]byte{seed}))
+	if err != nil {
+		panic(err)
+	}
+	return k
+}
+
+// connect opens a connection. A client without a session (cfg nil) is one that
+// the test plays by hand.
+func (r *rig) connect(key ident.NodePrivate, cfg *SessionConfig, binding string) *client {
+	r.t.Helper()
+	r.lastConn++
+	c := &client{id: r.lastConn, key: key}
+	if cfg != nil {
+		s, err := NewSession(*cfg, r.now)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		c.session = s
+	}
+	r.clients[c.id] = c
+	if err := r.server.HandleConnect(c.id, []byte(binding), r.now); err != nil {
+		r.t.Fatal(err)
+	}
+	r.pump()
+	return c
+}
+
+func (r *rig) join(seed byte, token string) *client {
+	r.t.Helper()
+	key := nodeKey(seed)
+	c := r.connect(key, &SessionConfig{Key: key, Relay: "relay-1", Token: []byte(token)}, "")
+	return c
+}
+
+// pump carries messages until nobody has any.
+func (r *rig) pump() {
+	for again := true; again; {
+		again = false
+		for cmd, ok := r.server.NextCommand(); ok; cmd, ok = r.server.NextCommand() {
+			again = true
+			c := r.clients[cmd.Conn]
+			for m, ok := r.server.NextMessage(cmd.Conn, nil); ok; m, ok = r.server.NextMessage(cmd.Conn, nil) {
+				c.raw = append(c.raw, m)
+				if c.session != nil {
+					_ = c.session.HandleMessage(m, r.now)
+				}
+				if cmd.Kind == CommandClose {
+					break
+				}
+			}
+			if cmd.Kind == CommandClose {
+				c.gone, c.closed = true, cmd.Reason
+				r.server.HandleDisconnect(cmd.Conn, r.now)
+				if c.session != nil {
+					c.session.HandleClosed(r.now)
+				}
+			}
+		}
+		for id := ConnID(1); id <= r.lastConn; id++ {
+			c := r.clients[id]
+			if c.session == nil {
+				continue
+			}
+			for m, ok := c.session.NextTransmit(); ok; m, ok = c.session.NextTransmit() {
+				again = true
+				if !c.gone {
+					_ = r.server.HandleMessage(id, m, r.now)
+				}
+			}
+			for e, ok := c.session.NextEvent(); ok; e, ok = c.session.NextEvent() {
+				e.Packet = bytes.Clone(e.Packet)
+				c.events = append(c.events, e)
+			}
+		}
+	}
+}
+
+func (r *rig) send(from *client, to ident.NodeKey, payload string) {
+	r.t.Helper()
+	m, err := AppendSendPacket(nil, to, []byte(payload))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.server.HandleMessage(from.id, m, r.now); err != nil {
+		r.t.Fatal(err)
+	}
+	from.session.HandleSent(r.now)
+	r.pump()
+}
+
+func (c *client) packets() []string {
+	var got []string
+	for _, e := range c.events {
+		if e.Kind == EventPacket {
+			got = append(got, fmt.Sprintf("%s:%s", e.Peer.Short(), e.Packet))
+		}
+	}
+	return got
+}
+
+func (c *client) last() Event {
+	if len(c.events) == 0 {
+		return Event{}
+	}
+	return c.events[len(c.events)-1]
+}
+
+func TestForward(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	if !a.session.Ready() || !b.session.Ready() || a.events[0].Kind != EventReady {
+		t.Fatal("not admitted")
+	}
+	r.send(a, b.key.Public(), "hello")
+	r.send(b, a.key.Public(), "answer")
+	if got, want := b.packets(), a.key.Public().Short()+":hello"; len(got) != 1 || got[0] != want {
+		t.Errorf("b got %q, want %q", got, want)
+	}
+	if got, want := a.packets(), b.key.Public().Short()+":answer"; len(got) != 1 || got[0] != want {
+		t.Errorf("a got %q, want %q", got, want)
+	}
+}
+
+func TestSeveralPacketsInOneMessage(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	var m []byte
+	for i := range 40 {
+		m, _ = AppendSendPacket(m, b.key.Public(), fmt.Appendf(nil, "%02d", i))
+	}
+	if err := r.server.HandleMessage(a.id, m, r.now); err != nil {
+		t.Fatal(err)
+	}
+	before := len(b.raw)
+	r.pump()
+	if len(b.raw) != before+1 || len(b.packets()) != 40 {
+		t.Fatalf("%d packets in %d messages", len(b.packets()), len(b.raw)-before)
+	}
+	for i, p := range b.packets() {
+		if want := fmt.Sprintf("%s:%02d", a.key.Public().Short(), i); p != want {
+			t.Errorf("packet %d is %q, want %q", i, p, want)
+		}
+	}
+}
+
+func TestPeerGone(t *testing.T) {
+	r := newRig(t, 0)
+	a := r.join(1, "net1")
+	nobody := nodeKey(77).Public()
+	r.send(a, nobody, "x")
+	r.send(a, nobody, "x")
+	gone := 0
+	for _, e := range a.events {
+		if e.Kind == EventPeerGone && e.Peer == nobody {
+			gone++
+		}
+	}
+	if gone != 1 {
+		t.Errorf("%d notices at once, want 1", gone)
+	}
+	if n := r.server.Snapshot().Stats.DroppedNoPeer; n != 2 {
+		t.Errorf("counted %d", n)
+	}
+}
+
+// challengeOf returns what the server asked of a client that is played by hand.
+func challengeOf(t *testing.T, c *client) challenge {
+	t.Helper()
+	f, _, err := Next(c.raw[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask, err := parseChallenge(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ask
+}
+
+func answer(t *testing.T, key ident.NodePrivate, ask challenge, relay, binding, token string) hello {
+	t.Helper()
+	shared, err := key.SharedWith(ident.NodeKey(ask.ephemeral))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := hello{key: key.Public(), token: []byte(token)}
+	h.proof = prove(shared[:], relay, []byte(binding), &ask, h.key, h.token)
+	return h
+}
+
+// TestAdmissionAttacks: what a stranger and an enrolled node can try (S11). In
+// every case the one attacked stays connected and nobody is admitted.
+func TestAdmissionAttacks(t *testing.T) {
+	victim, mallory := nodeKey(1), nodeKey(66)
+	for name, c := range map[string]struct {
+		attack func(t *testing.T, r *rig, ask challenge) []byte
+		reason Reason
+	}{
+		"another's id with an own proof": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			h := answer(t, mallory, ask, "relay-1", "bind", "net1")
+			h.key = victim.Public()
+			return h.append(nil)
+		}, ReasonProof},
+		"no proof": {func(_ *testing.T, _ *rig, _ challenge) []byte {
+			return (&hello{key: victim.Public(), token: []byte("net1")}).append(nil)
+		}, ReasonProof},
+		"low-order id": {func(_ *testing.T, _ *rig, ask challenge) []byte {
+			h := hello{token: []byte("net1")}
+			h.proof = prove(make([]byte, 32), "relay-1", []byte("bind"), &ask, h.key, h.token)
+			return h.append(nil)
+		}, ReasonProof},
+		"answer of another connection": {func(t *testing.T, r *rig, _ challenge) []byte {
+			other := r.connect(ident.NodePrivate{}, nil, "bind")
+			h := answer(t, victim, challengeOf(t, other), "relay-1", "bind", "net1")
+			return h.append(nil)
+		}, ReasonProof},
+		"answer meant for another relay": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			h := answer(t, victim, ask, "relay-of-mallory", "bind", "net1")
+			return h.append(nil)
+		}, ReasonProof},
+		"answer from another channel": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			h := answer(t, victim, ask, "relay-1", "other", "net1")
+			return h.append(nil)
+		}, ReasonProof},
+		"token changed on the way": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			h := answer(t, victim, ask, "relay-1", "bind", "net2")
+			h.token = []byte("net1")
+			return h.append(nil)
+		}, ReasonProof},
+		"bad token": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			h := answer(t, victim, ask, "relay-1", "bind", "expired")
+			return h.append(nil)
+		}, ReasonToken},
+		"packet before the answer": {func(_ *testing.T, _ *rig, _ challenge) []byte {
+			m, _ := AppendSendPacket(nil, victim.Public(), []byte("x"))
+			return m
+		}, ReasonProtocol},
+		"oversize answer": {func(_ *testing.T, _ *rig, _ challenge) []byte {
+			return AppendFrame(nil, FrameHello, make([]byte, MaxHelloMessage))
+		}, ReasonProtocol},
+		"empty message": {func(_ *testing.T, _ *rig, _ challenge) []byte { return nil }, ReasonProtocol},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 0)
+			v := r.join(1, "net1")
+			bad := r.connect(ident.NodePrivate{}, nil, "bind")
+			m := c.attack(t, r, challengeOf(t, bad))
+			asked := r.admitter.asked
+			if err := r.server.HandleMessage(bad.id, m, r.now); err == nil {
+				t.Error("no error")
+			}
+			r.pump()
+			if !bad.gone || bad.closed != c.reason {
+				t.Errorf("closed %v for %v, want %v", bad.gone, bad.closed, c.reason)
+			}
+			if c.reason != ReasonToken && r.admitter.asked != asked {
+				t.Error("the admitter was asked about a key that was not proved")
+			}
+			if v.gone || !v.session.Ready() || r.server.Snapshot().Admitted != 1 {
+				t.Error("the victim lost its place")
+			}
+			other := r.join(2, "net1")
+			r.send(other, v.key.Public(), "still here")
+			if len(v.packets()) != 1 {
+				t.Error("the victim's packets do not arrive")
+			}
+		})
+	}
+}
+
+// TestRightAnswerByHand: the attacks fail for their one fault, not because the
+// hand-made answer is wrong anyway.
+func TestRightAnswerByHand(t *testing.T) {
+	r := newRig(t, 0)
+	c := r.connect(ident.NodePrivate{}, nil, "bind")
+	h := answer(t, nodeKey(1), challengeOf(t, c), "relay-1", "bind", "net1")
+	if err := r.server.HandleMessage(c.id, h.append(nil), r.now); err != nil {
+		t.Fatal(err)
+	}
+	if r.server.Snapshot().Admitted != 1 {
+		t.Error("not admitted")
+	}
+}
+
+func TestReconnectReplacesAfterProof(t *testing.T) {
+	r := newRig(t, 0)
+	old := r.join(1, "net1")
+	b := r.join(2, "net1")
+	half := r.connect(nodeKey(1), nil, "") // does not answer yet
+	if old.gone {
+		t.Fatal("replaced by a connection that proved nothing")
+	}
+	_ = half
+	newer := r.join(1, "net1")
+	if !old.gone || old.closed != ReasonReplaced || !newer.session.Ready() {
+		t.Fatalf("old gone %v for %v", old.gone, old.closed)
+	}
+	if e := old.last(); e.Kind != EventClosed || e.Reason != ReasonReplaced {
+		t.Errorf("old learns %+v", e)
+	}
+	r.send(b, newer.key.Public(), "x")
+	if len(newer.packets()) != 1 || len(old.packets()) != 0 {
+		t.Error("packet went to the wrong connection")
+	}
+	// The end of the old connection must not take the new one's place away.
+	r.server.HandleDisconnect(old.id, r.now)
+	r.send(b, newer.key.Public(), "y")
+	if len(newer.packets()) != 2 {
+		t.Error("the new connection lost its place")
+	}
+}
+
+func TestNetworksAreApart(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net2")
+	r.send(a, b.key.Public(), "x")
+	if len(b.packets()) != 0 {
+		t.Error("a packet crossed networks")
+	}
+	if r.server.Snapshot().Stats.DroppedNoPeer != 1 {
+		t.Error("not counted")
+	}
+	if e := a.last(); e.Kind != EventPeerGone {
+		t.Errorf("the sender learns %+v: it must not tell networks apart from absence", e)
+	}
+}
+
+func TestMalformedFrames(t *testing.T) {
+	for name, m := range map[string][]byte{
+		"cut header":   {5, 0},
+		"cut body":     {5, 0, 40, 1},
+		"over limit":   append([]byte{5, 0xff, 0xff}, make([]byte, 0xffff)...),
+		"no payload":   AppendFrame(nil, FrameSend, make([]byte, ident.KeySize)),
+		"recv frame":   AppendFrame(nil, FrameRecv, make([]byte, 40)),
+		"second hello": AppendFrame(nil, FrameHello, make([]byte, 70)),
+		"short ping":   AppendFrame(nil, FramePing, make([]byte, 7)),
+		"too long":     make([]byte, MaxMessage+1),
+	} {
+		r := newRig(t, 0)
+		a := r.join(1, "net1")
+		if err := r.server.HandleMessage(a.id, m, r.now); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s: %v", name, err)
+		}
+		r.pump()
+		if !a.gone || a.closed != ReasonProtocol {
+			t.Errorf("%s: closed %v for %v", name, a.gone, a.closed)
+		}
+		if err := r.server.HandleMessage(a.id, m, r.now); !errors.Is(err, ErrUnknownConn) {
+			t.Errorf("%s: after the end: %v", name, err)
+		}
+	}
+}
+
+func TestUnknownFrameIsSkipped(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	m := AppendFrame(nil, 200, []byte("from the future"))
+	m, _ = AppendSendPacket(m, b.key.Public(), []byte("x"))
+	if err := r.server.HandleMessage(a.id, m, r.now); err != nil {
+		t.Fatal(err)
+	}
+	r.pump()
+	if len(b.packets()) != 1 {
+		t.Error("the frame behind it was lost")
+	}
+}
+
+// TestFloodFairness: one sender fills a destination's queue; another one's few
+// packets still all arrive, and soon.
+func TestFloodFairness(t *testing.T) {
+	r := newRig(t, 0)
+	flood, calm, dst := r.join(1, "net1"), r.join(2, "net1"), r.join(3, "net1")
+	big := make([]byte, 1400)
+	var m []byte
+	for range 40 {
+		m, _ = AppendSendPacket(m, dst.key.Public(), big)
+	}
+	for range 50 {
+		if err := r.server.HandleMessage(flood.id, m, r.now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if q := r.server.Snapshot().QueuedBytes; q > maxQueue {
+		t.Fatalf("%d bytes wait, at most %d", q, maxQueue)
+	}
+	for i := range 10 {
+		s, _ := AppendSendPacket(nil, dst.key.Public(), fmt.Appendf(nil, "calm %d", i))
+		if err := r.server.HandleMessage(calm.id, s, r.now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, _ := r.server.NextMessage(dst.id, nil)
+	calmFirst := 0
+	for rest := first; len(rest) > 0; {
+		f, next, err := Next(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key, _, _ := ParsePacket(f); key == calm.key.Public() {
+			calmFirst++
+		}
+		rest = next
+	}
+	if calmFirst != 10 {
+		t.Errorf("%d of the calm sender's packets are in the first message, want 10", calmFirst)
+	}
+	s := r.server.Snapshot()
+	if s.Stats.DroppedQueue == 0 {
+		t.Error("the flood lost nothing")
+	}
+	if got := s.Stats.DroppedQueue + uint64(s.QueuedBytes/SendFrameSize(1400)) + s.Stats.PacketsOut - 10; got != 2000 {
+		t.Errorf("%d packets accounted for, want 2000", got)
+	}
+}
+
+// TestManySendersShareAQueue: over the destination's limit whoever has most
+// loses, so that equal senders get equal parts.
+func TestManySendersShareAQueue(t *testing.T) {
+	var q queue
+	var free buffers
+	frame := func() []byte { return append(free.get(1435), make([]byte, 1435)...) }
+	for range 1000 {
+		for s := range byte(8) {
+			q.push(ident.NodeKey{s}, frame(), &free)
+		}
+	}
+	if q.bytes > maxQueue {
+		t.Fatalf("%d bytes", q.bytes)
+	}
+	for _, p := range q.parts {
+		if p.bytes < maxQueue/8-2*1435 || p.bytes > maxQueue/8+2*1435 {
+			t.Errorf("sender %d has %d bytes, want about %d", p.sender[0], p.bytes, maxQueue/8)
+		}
+	}
+	out := 0
+	for {
+		b, n := q.pop(nil, MaxMessage, &free)
+		if n == 0 {
+			break
+		}
+		if len(b) > MaxMessage {
+			t.Fatalf("message of %d bytes", len(b))
+		}
+		out += len(b)
+	}
+	if q.bytes != 0 || len(q.parts) != 0 || len(q.index) != 0 || out == 0 {
+		t.Errorf("left: %d bytes, %d parts", q.bytes, len(q.parts))
+	}
+}
+
+func TestRateLimit(t *testing.T) {
+	r := newRig(t, 200_000)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	payload := make([]byte, 1000)
+	sent := 0
+	for range 10 * 100 { // ten seconds, a Megabyte a second
+		for range 10 {
+			m, _ := AppendSendPacket(nil, b.key.Public(), payload)
+			if err := r.server.HandleMessage(a.id, m, r.now); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+		r.pump()
+		r.now = r.now.Add(10 * time.Millisecond)
+	}
+	got := len(b.packets()) * 1000
+	if got < 1_900_000 || got > 2_200_000 {
+		t.Errorf("%d bytes in 10 s at 200,000 a second", got)
+	}
+	if d := r.server.Snapshot().Stats.DroppedRate; d != uint64(sent-len(b.packets())) {
+		t.Errorf("counted %d", d)
+	}
+}
+
+// tick runs all machines until the given time.
+func (r *rig) tick(until time.Time, mute ...*client) {
+	for {
+		next := until
+		consider := func(t time.Time, ok bool) {
+			if ok && t.Before(next) {
+				next = t
+			}
+		}
+		consider(r.server.NextTimeout())
+		for id := ConnID(1); id <= r.lastConn; id++ {
+			if s := r.clients[id].session; s != nil {
+				consider(s.NextTimeout())
+			}
+		}
+		if next.After(r.now) {
+			r.now = next
+		}
+		r.server.HandleTimeout(r.now)
+		for id := ConnID(1); id <= r.lastConn; id++ {
+			if s := r.clients[id].session; s != nil {
+				s.HandleTimeout(r.now)
+				for _, m := range mute {
+					if m.id == id {
+						s.NextTransmit()
+					}
+				}
+			}
+		}
+		r.pump()
+		if !r.now.Before(until) {
+			return
+		}
+	}
+}
+
+func TestKeepalive(t *testing.T) {
+	r := newRig(t, 0)
+	a := r.join(1, "net1")
+	r.tick(epoch.Add(time.Hour))
+	s := a.session.Snapshot()
+	if a.gone || s.Failed || s.Stats.PingsSent < 100 || s.Stats.PongsHeard != s.Stats.PingsSent {
+		t.Errorf("after an idle hour: gone %v, %+v", a.gone, s)
+	}
+	// 3600 s at one ping each 25 s.
+	if s.Stats.PingsSent > 145 {
+		t.Errorf("%d pings in an idle hour", s.Stats.PingsSent)
+	}
+}
+
+func TestSilentClientIsDropped(t *testing.T) {
+	r := newRig(t, 0)
+	a := r.join(1, "net1")
+	a.session = nil
+	stranger := r.connect(nodeKey(2), nil, "")
+	r.tick(epoch.Add(helloWait))
+	if !stranger.gone || stranger.closed != ReasonTimeout || a.gone {
+		t.Errorf("after %v: stranger %v %v, member %v", helloWait, stranger.gone, stranger.closed, a.gone)
+	}
+	r.tick(epoch.Add(silentWait - 1))
+	if a.gone {
+		t.Error("dropped too soon")
+	}
+	r.tick(epoch.Add(silentWait))
+	if !a.gone || a.closed != ReasonTimeout || r.server.Snapshot().Conns != 0 {
+		t.Error("a silent client was kept")
+	}
+	if _, ok := r.server.NextTimeout(); ok {
+		t.Error("an empty server wants to be woken")
+	}
+}
+
+// TestDeadRelayIsNoticed: a relay that swallows packets is left within 5 s of
+// the first packet that it does not answer (FAILOVER), and calls that come late
+// decide the same.
+func TestDeadRelayIsNoticed(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		r := newRig(t, 0)
+		a := r.join(1, "net1")
+		start := r.now.Add(7 * time.Second)
+		a.session.HandleSent(start)
+		if late {
+			a.session.HandleTimeout(start.Add(5 * time.Second))
+		} else {
+			for d, ok := a.session.NextTimeout(); ok && !d.After(start.Add(5*time.Second)); d, ok = a.session.NextTimeout() {
+				a.session.HandleTimeout(d)
+				a.session.NextTransmit()
+				for _, ok := a.session.NextEvent(); ok; _, ok = a.session.NextEvent() {
+				}
+			}
+		}
+		if s := a.session.Snapshot(); !s.Failed || s.Reason != ReasonTimeout || s.Stats.PingsSent != 1 {
+			t.Errorf("late %v: %+v", late, s)
+		}
+	}
+}
+
+func TestRevoke(t *testing.T) {
+	r := newRig(t, 0)
+	a := r.join(1, "net1")
+	r.server.HandleRevoked("net2", a.key.Public(), r.now)
+	r.pump()
+	if a.gone {
+		t.Fatal("revoked in another network")
+	}
+	r.server.HandleRevoked("net1", a.key.Public(), r.now)
+	r.pump()
+	if e := a.last(); !a.gone || e.Kind != EventClosed || e.Reason != ReasonRevoked {
+		t.Errorf("gone %v, learns %+v", a.gone, e)
+	}
+}
+
+func TestMaxConns(t *testing.T) {
+	s, err := NewServer(ServerConfig{Name: "r", Admitter: new(tokens), Rand: rand.NewChaCha8([32]byte{}), MaxConns: 1}, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range ConnID(2) {
+		if err := s.HandleConnect(id, nil, epoch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last Command
+	for c, ok := s.NextCommand(); ok; c, ok = s.NextCommand() {
+		last = c
+	}
+	if last != (Command{CommandClose, 1, ReasonFull}) {
+		t.Errorf("got %+v", last)
+	}
+	if m, ok := s.NextMessage(1, nil); !ok || !bytes.Equal(m, []byte{byte(FrameReject), 0, 1, byte(ReasonFull)}) {
+		t.Errorf("the client reads %x", m)
+	}
+}
+
+// TestHostileRelay: a relay that says what it should not ends the session, and
+// nothing it says before the welcome is taken for a packet.
+func TestHostileRelay(t *testing.T) {
+	key := nodeKey(1)
+	ask, _, err := newChallenge(rand.NewChaCha8([32]byte{5}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	welcome := AppendFrame(nil, FrameWelcome)
+	packet := AppendFrame(nil, FrameRecv, make([]byte, 40))
+	lowOrder := challenge{nonce: ask.nonce}
+	for name, messages := range map[string][][]byte{
+		"packet first":     {packet},
+		"welcome first":    {welcome},
+		"second challenge": {ask.append(nil), ask.append(nil)},
+		"low-order key":    {lowOrder.append(nil)},
+		"empty":            {nil},
+		"late challenge":   {ask.append(nil), welcome, ask.append(nil)},
+		"send frame":       {ask.append(nil), welcome, AppendFrame(nil, FrameSend, make([]byte, 40))},
+	} {
+		s, err := NewSession(SessionConfig{Key: key, Relay: "r"}, epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last error
+		for _, m := range messages {
+			last = s.HandleMessage(m, epoch)
+		}
+		if !errors.Is(last, ErrFrame) || !s.Failed() {
+			t.Errorf("%s: %v, failed %v", name, last, s.Failed())
+		}
+		for e, ok := s.NextEvent(); ok; e, ok = s.NextEvent() {
+			if e.Kind == EventPacket {
+				t.Errorf("%s: a packet came through", name)
+			}
+		}
+		if err := s.HandleMessage(welcome, epoch); !errors.Is(err, ErrDead) {
+			t.Errorf("%s: afterwards %v", name, err)
+		}
+	}
+}
+
+func TestForwardAllocatesLittle(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	m, _ := AppendSendPacket(nil, b.key.Public(), make([]byte, 1400))
+	buf := make([]byte, 0, MaxMessage)
+	now := r.now
+	n := testing.AllocsPerRun(200, func() {
+		now = now.Add(time.Millisecond)
+		for range 20 {
+			_ = r.server.HandleMessage(a.id, m, now)
+		}
+		for _, ok := r.server.NextCommand(); ok; _, ok = r.server.NextCommand() {
+		}
+		for _, ok := r.server.NextMessage(b.id, buf); ok; _, ok = r.server.NextMessage(b.id, buf) {
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations for 20 packets", n)
+	}
+}
+
+func FuzzServer(f *testing.F) {
+	hello := answerForFuzz()
+	f.Add(hello, []byte{})
+	m, _ := AppendSendPacket(nil, ident.NodeKey{1}, []byte("x"))
+	f.Add(hello, m)
+	f.Add(hello, AppendFrame(AppendFrame(nil, FramePing, make([]byte, 8)), 99))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		s, err := NewServer(ServerConfig{Name: "r", Admitter: new(tokens), Rand: rand.NewChaCha8([32]byte{7})}, epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.HandleConnect(1, nil, epoch); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.HandleMessage(1, first, epoch)
+		_ = s.HandleMessage(1, second, epoch.Add(time.Second))
+		if snap := s.Snapshot(); snap.Admitted > 1 || snap.QueuedBytes > maxQueue {
+			t.Fatalf("%+v", snap)
+		}
+		for m, ok := s.NextMessage(1, nil); ok; m, ok = s.NextMessage(1, nil) {
+			if len(m) > MaxMessage {
+				t.Fatalf("message of %d bytes", len(m))
+			}
+			for rest := m; len(rest) > 0; {
+				if _, rest, err = Next(rest); err != nil {
+					t.Fatalf("our own message: %v", err)
+				}
+			}
+		}
+		s.HandleDisconnect(1, epoch)
+		if snap := s.Snapshot(); snap.Conns != 0 || snap.QueuedBytes != 0 {
+			t.Fatalf("left: %+v", snap)
+		}
+	})
+}
+
+// answerForFuzz is the right answer to the challenge that FuzzServer's server
+// gives, so that the fuzzer gets behind the admission.
+func answerForFuzz() []byte {
+	ask, _, err := newChallenge(rand.NewChaCha8([32]byte{7}))
+	if err != nil {
+		panic(err)
+	}
+	key := nodeKey(1)
+	shared, err := key.SharedWith(ident.NodeKey(ask.ephemeral))
+	if err != nil {
+		panic(err)
+	}
+	h := hello{key: key.Public(), token: []byte("net1")}
+	h.proof = prove(shared[:], "r", nil, &ask, h.key, h.token)
+	return h.append(nil)
+}
+
+func FuzzSession(f *testing.F) {
+	ask, _, err := newChallenge(rand.NewChaCha8([32]byte{5}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(ask.append(nil), AppendFrame(AppendFrame(nil, FrameWelcome), FrameRecv, make([]byte, 40)))
+	f.Add(ask.append(nil), AppendFrame(AppendFrame(nil, FrameWelcome), FramePeerGone, make([]byte, 32)))
+	f.Add([]byte{}, AppendFrame(nil, FrameReject, []byte{3}))
+	key := nodeKey(1)
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		s, err := NewSession(SessionConfig{Key: key, Relay: "r"}, epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range [][]byte{first, second} {
+			if err := s.HandleMessage(m, epoch); err != nil && !s.Failed() {
+				t.Fatalf("%v, and the session goes on", err)
+			}
+			for e, ok := s.NextEvent(); ok; e, ok = s.NextEvent() {
+				if e.Kind == EventPacket && (len(e.Packet) == 0 || !s.admitted) {
+					t.Fatalf("%+v", e)
+				}
+			}
+			if out, ok := s.NextTransmit(); ok {
+				for rest := out; len(rest) > 0; {
+					if _, rest, err = Next(rest); err != nil {
+						t.Fatalf("our own message: %v", err)
+					}
+				}
+			}
+		}
+	})
+}
