@@ -116,7 +116,7 @@ func TestPingFindsTheDirectPath(t *testing.T) {
 		// Nobody answers for b's host but this test.
 		go func() {
 			request := <-b.tun.Received()
-			b.tun.Send(reply(request))
+			b.tun.Send(enginetest.EchoReply(request))
 		}()
 		got, err := a.ping(t, to)
 		if err != nil {
@@ -137,32 +137,6 @@ func TestPingFindsTheDirectPath(t *testing.T) {
 	if p.Name != "db" || p.Path.Kind != PathDirect || p.LastHandshake.IsZero() || p.TxBytes == 0 || p.RxBytes == 0 || !p.Active {
 		t.Fatalf("peer %+v", p)
 	}
-}
-
-// reply makes an echo request its own reply.
-func reply(request []byte) []byte {
-	b := bytes.Clone(request)
-	var info packet.Info
-	if packet.Parse(b, &info) != packet.None || info.Kind != packet.EchoRequest {
-		return nil
-	}
-	source, destination := info.Source.Addr().AsSlice(), info.Destination.Addr().AsSlice()
-	typeDelta := uint32(8 << 8) // of the checksum: 8 becomes 0
-	if info.Version == 4 {
-		copy(b[12:], destination)
-		copy(b[16:], source)
-		b[info.HeaderLength] = 0
-	} else {
-		copy(b[8:], destination)
-		copy(b[24:], source)
-		b[info.HeaderLength] = 129
-		typeDelta = 0xffff - 1<<8 // 128 becomes 129
-	}
-	at := int(info.HeaderLength) + 2
-	sum := uint32(b[at])<<8 + uint32(b[at+1]) + typeDelta
-	sum = sum>>16 + sum&0xffff
-	b[at], b[at+1] = byte(sum>>8), byte(sum)
-	return b
 }
 
 func TestDeniedFlowsAreDroppedAndCounted(t *testing.T) {

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 
@@ -24,6 +25,32 @@ func TCP(from, to netip.AddrPort, flags packet.TCPFlags, sequence, acknowledgmen
 	segment = binary.BigEndian.AppendUint32(segment, acknowledgment)
 	segment = append(segment, 5<<4, byte(flags), 0xff, 0xff, 0, 0, 0, 0)
 	return finish(from.Addr(), to.Addr(), packet.TCP, append(segment, payload...), 16)
+}
+
+// EchoReply returns the reply to an echo request, nil for anything else.
+func EchoReply(request []byte) []byte {
+	b := bytes.Clone(request)
+	var info packet.Info
+	if packet.Parse(b, &info) != packet.None || info.Kind != packet.EchoRequest {
+		return nil
+	}
+	source, destination := info.Source.Addr().AsSlice(), info.Destination.Addr().AsSlice()
+	typeDelta := uint32(8 << 8) // of the checksum: 8 becomes 0
+	if info.Version == 4 {
+		copy(b[12:], destination)
+		copy(b[16:], source)
+		b[info.HeaderLength] = 0
+	} else {
+		copy(b[8:], destination)
+		copy(b[24:], source)
+		b[info.HeaderLength] = 129
+		typeDelta = 0xffff - 1<<8 // 128 becomes 129
+	}
+	at := int(info.HeaderLength) + 2
+	sum := uint32(b[at])<<8 + uint32(b[at+1]) + typeDelta
+	sum = sum>>16 + sum&0xffff
+	b[at], b[at+1] = byte(sum>>8), byte(sum)
+	return b
 }
 
 // finish adds the IP header and the checksum at the given place of the segment.

@@ -1,0 +1,291 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/simnet"
+)
+
+// public adds a host to the internet.
+func (s *sim) public(name string, last byte) *simnet.Host {
+	var h *simnet.Host
+	s.world.Do(func(n *simnet.Network) {
+		h = n.Internet().NewHost(name, netip.AddrFrom4([4]byte{198, 51, 100, last}))
+	})
+	return h
+}
+
+// behind adds a host behind a NAT of its own.
+func (s *sim) behind(name string, kind simnet.NAT, last byte) (*simnet.Host, *simnet.Router) {
+	var h *simnet.Host
+	var r *simnet.Router
+	s.world.Do(func(n *simnet.Network) {
+		var lan *simnet.Segment
+		lan, r = n.Internet().NewLAN(name, kind, netip.AddrFrom4([4]byte{198, 51, 100, last}), netip.Prefix{})
+		h = lan.NewHost(name, netip.AddrFrom4([4]byte{192, 168, last, 2}))
+	})
+	return h, r
+}
+
+func TestKeysAreRenewedWhileTrafficGoesOn(t *testing.T) {
+	run(t, 1, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		handshakes := make(map[time.Time]bool)
+		for elapsed := time.Duration(0); elapsed < 400*time.Second; elapsed += 10 * time.Second {
+			if !a.passes(b, time.Second) || !b.passes(a, time.Second) {
+				s.Fatalf("a packet was lost after %v: %+v", elapsed, a.engine.Status())
+			}
+			handshakes[a.engine.Status().Peers[0].LastHandshake] = true
+			time.Sleep(10 * time.Second)
+		}
+		// RekeyAfterTime is 120 s: at 0, 120, 240 and 360 s.
+		if len(handshakes) < 4 {
+			s.Fatalf("%d handshakes in 400 s", len(handshakes))
+		}
+		if got := a.path(b); got.Kind != engine.PathDirect {
+			s.Fatalf("path %v", got)
+		}
+	})
+}
+
+func TestFirstPacketGoesOverTheRelayAndThenDirectly(t *testing.T) {
+	run(t, 2, func(s *sim) {
+		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
+		hostA, _ := s.behind("a", nat, 11)
+		hostB, _ := s.behind("b", nat, 12)
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		// Over the relay: two round trips of the handshake and the packet's way.
+		if !a.passes(b, 300*time.Millisecond) {
+			s.Fatalf("the first packet did not arrive: %+v", a.engine.Status())
+		}
+		a.until(b, 5*time.Second, "a direct path", func() bool { return a.path(b).Kind == engine.PathDirect })
+		if !a.passes(b, 100*time.Millisecond) || !b.passes(a, 100*time.Millisecond) {
+			s.Fatal("nothing passes on the direct path")
+		}
+	})
+}
+
+func TestRelayRemainsWhereNATsAllowNothingElse(t *testing.T) {
+	run(t, 3, func(s *sim) {
+		nat := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent}
+		if simnet.DirectPossible(nat, nat) {
+			s.Fatal("the model says that there is a direct path")
+		}
+		hostA, _ := s.behind("a", nat, 11)
+		hostB, _ := s.behind("b", nat, 12)
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		for range 30 {
+			if !a.passes(b, time.Second) || !b.passes(a, time.Second) {
+				s.Fatalf("a packet was lost: %+v", a.engine.Status())
+			}
+			time.Sleep(time.Second)
+		}
+		if got := a.path(b); got.Kind != engine.PathRelay || got.Relay != "home" {
+			s.Fatalf("path %v", got)
+		}
+	})
+}
+
+func TestRelayTakesOverAndGivesBack(t *testing.T) {
+	run(t, 4, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		direct := func() bool { return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect }
+		a.until(b, 5*time.Second, "a direct path", direct)
+		cut := func(cut bool) {
+			s.world.Do(func(n *simnet.Network) {
+				n.Cut(a.host, b.host, cut)
+				n.Cut(b.host, a.host, cut)
+			})
+		}
+		cut(true)
+		took := a.until(b, 15*time.Second, "the relay after the cut", func() bool { return a.passes(b, 200*time.Millisecond) })
+		s.Logf("over the relay after %v", took)
+		cut(false)
+		took = a.until(b, 2*time.Minute, "the direct path again", direct)
+		s.Logf("direct again after %v", took)
+	})
+}
+
+func TestCertificateEndsWithoutAWord(t *testing.T) {
+	run(t, 5, func(s *sim) {
+		end := time.Now().Add(10 * time.Minute).Truncate(time.Second).UTC()
+		a := s.start("a", s.public("a", 1), nil)
+		b := s.start("b", s.public("b", 2), func(c *authority.Certificate) { c.NotAfter = end })
+		s.know(a, b)
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		time.Sleep(time.Until(end) - time.Millisecond)
+		if len(a.engine.Status().Peers) != 1 || !b.engine.Status().Configured {
+			s.Fatal("the peer went before its certificate has ended")
+		}
+		time.Sleep(time.Until(end))
+		synctest.Wait()
+		if peers := a.engine.Status().Peers; len(peers) != 0 {
+			s.Fatalf("peers %+v after the certificate has ended", peers)
+		}
+		if b.engine.Status().Configured {
+			s.Fatal("b goes on after its own certificate has ended")
+		}
+		if a.passes(b, time.Minute) || b.passes(a, time.Minute) {
+			s.Fatal("a packet passed after the certificate has ended")
+		}
+	})
+}
+
+func TestRemovalCutsAtOnce(t *testing.T) {
+	run(t, 6, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		b.peers = nil
+		b.apply(enginetest.AllowAll())
+		for range 400 {
+			if a.passes(b, time.Second) {
+				s.Fatal("a packet of a removed peer arrived")
+			}
+		}
+		drops := b.engine.Status().Drops
+		if drops["unknown_receiver"] == 0 || drops["unknown_initiation"] == 0 {
+			s.Fatalf("drops %v: want old packets and new handshakes among them", drops)
+		}
+	})
+}
+
+func TestRuleEndsWithoutAWord(t *testing.T) {
+	run(t, 7, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		end := time.Now().Add(5 * time.Minute).Truncate(time.Second)
+		rule := enginetest.Allow("until", a.Member, ruleset.AnyProtocol, 0)
+		rule.NotAfter = end
+		b.apply(&ruleset.RuleSet{In: []ruleset.Rule{rule}})
+		ours, theirs := netip.AddrPortFrom(a.Addr4(), 6000), netip.AddrPortFrom(b.Addr4(), 80)
+		a.tun.Send(enginetest.TCP(ours, theirs, packet.SYN, 100, 0, ""))
+		<-b.tun.Received()
+		b.tun.Send(enginetest.TCP(theirs, ours, packet.SYN|packet.ACK, 500, 101, ""))
+		<-a.tun.Received()
+		a.tun.Send(enginetest.TCP(ours, theirs, packet.ACK, 101, 501, "x"))
+		<-b.tun.Received()
+		time.Sleep(time.Until(end) - 2*time.Second)
+		if n := len(b.tun.Received()) + len(a.tun.Received()); n != 0 {
+			s.Fatalf("%d packets before the rule has ended", n)
+		}
+		for _, n := range []*node{b, a} {
+			select {
+			case got := <-n.tun.Received():
+				if info := parsed(s, got); info.Flags&packet.RST == 0 {
+					s.Fatalf("%+v: want a reset", info)
+				}
+			case <-time.After(5 * time.Second):
+				s.Fatalf("%s was not told that the flow has ended", n.Certificate.Name)
+			}
+		}
+		if late := time.Since(end); late < 0 || late > 2*time.Second {
+			s.Fatalf("the flow ended %v after its rule", late)
+		}
+	})
+}
+
+func TestPingTellsPathAndTime(t *testing.T) {
+	run(t, 8, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		s.running.Go(func() {
+			for {
+				select {
+				case <-s.ctx.Done():
+					return
+				case request := <-b.tun.Received():
+					if info := parsed(s, request); info.Kind == packet.EchoRequest {
+						b.tun.Send(enginetest.EchoReply(request))
+					}
+				}
+			}
+		})
+		ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+		defer cancel()
+		var last engine.PingReply
+		for i := range 5 {
+			var err error
+			if last, err = a.engine.Ping(ctx, b.Addr6()); err != nil {
+				s.Fatalf("ping %d: %v", i, err)
+			}
+			time.Sleep(time.Second)
+		}
+		// Neighbours in one segment are a twentieth of the delay apart.
+		if last.Path.Kind != engine.PathDirect || last.RTT != 2*time.Millisecond || last.Peer != "b" {
+			s.Fatalf("%+v: want 2 ms directly", last)
+		}
+	})
+}
+
+func TestIdlePeersAreSilent(t *testing.T) {
+	run(t, 9, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		time.Sleep(10 * time.Minute)
+		sent := func() (n uint64) {
+			s.world.Do(func(net *simnet.Network) { n = net.Stats().Sent })
+			return n
+		}
+		before := sent()
+		time.Sleep(10 * time.Minute)
+		// Each of the two asks the STUN server every 25 s and gets an answer.
+		if got, most := sent()-before, uint64(2*2*(600/25+1)); got > most {
+			s.Fatalf("%d packets in ten idle minutes, want at most %d", got, most)
+		}
+		if !a.passes(b, 2*time.Second) {
+			s.Fatal("nothing passes after the pause")
+		}
+	})
+}
+
+func TestManyNodesMeet(t *testing.T) {
+	run(t, 10, func(s *sim) {
+		var nodes []*node
+		for i := range byte(6) {
+			nat := simnet.NAT{Mapping: simnet.Behavior(i % 2), Filtering: simnet.Behavior(i % 3)}
+			host, _ := s.behind(fmt.Sprint("n", i), nat, 20+i)
+			nodes = append(nodes, s.start(fmt.Sprint("n", i), host, nil))
+		}
+		s.know(nodes...)
+		for _, n := range nodes {
+			n.connected()
+		}
+		for _, from := range nodes {
+			for _, to := range nodes {
+				if from != to && !from.passes(to, 2*time.Second) {
+					s.Fatalf("nothing passes from %s to %s: %+v", from.Certificate.Name, to.Certificate.Name, from.engine.Status())
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,316 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/simnet"
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun/stunserver"
+)
+
+// retained keeps what must outlive its bubble; see package wg.
+var retained struct {
+	mu      sync.Mutex
+	objects []any // protected by mu
+}
+
+func retain(object any) {
+	retained.mu.Lock()
+	defer retained.mu.Unlock()
+	retained.objects = append(retained.objects, object)
+}
+
+var (
+	serverAddr = netip.MustParseAddr("203.0.113.1")
+	relayURL   = "ws://203.0.113.1:80" + relayhttp.Path
+	stunAddr   = "203.0.113.1:3478"
+)
+
+// sim is one simulated internet with a relay and a STUN server, and the network
+// of engines on it. All times are simulated.
+type sim struct {
+	*testing.T
+	*enginetest.Network
+	world   *simnet.World
+	relay   *relayhttp.Server
+	server  *simnet.Host
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// node is an engine, the host that it runs on, and the host's applications.
+type node struct {
+	*enginetest.Member
+	sim    *sim
+	host   *simnet.Host
+	tun    *simnet.TUN
+	engine *engine.Engine
+	rules  *ruleset.RuleSet
+	peers  []*node
+}
+
+// run runs a test in a bubble of its own.
+func run(t *testing.T, seed uint64, test func(s *sim)) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		s := &sim{
+			T: t, Network: enginetest.NewNetwork(t, byte(seed), time.Now()),
+			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel,
+		}
+		defer s.running.Wait()
+		defer cancel()
+		s.world.Do(func(n *simnet.Network) {
+			n.SetPath(simnet.Path{Delay: 20 * time.Millisecond})
+			s.server = n.Internet().NewHost("server", serverAddr)
+		})
+		s.startRelay()
+		s.startSTUN()
+		test(s)
+	})
+}
+
+type admitMembers struct{ genesis *authority.Genesis }
+
+func (a admitMembers) Admit(node ident.NodeKey, token []byte, now time.Time) (string, error) {
+	if err := authority.VerifyRelayToken(a.genesis, token, node, now); err != nil {
+		return "", err
+	}
+	return a.genesis.Fingerprint().String(), nil
+}
+
+func (s *sim) startRelay() {
+	var err error
+	s.relay, err = relayhttp.NewServer(relayhttp.ServerConfig{
+		ServerConfig: relay.ServerConfig{Name: "home", Admitter: admitMembers{s.Genesis}, Rand: rand.Reader},
+		Logger:       slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	listener, err := s.world.Listen(s.server, 80)
+	if err != nil {
+		s.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc(relayhttp.Path, func(w http.ResponseWriter, r *http.Request) {
+		s.running.Add(1)
+		defer s.running.Done()
+		s.relay.ServeHTTP(w, r)
+	})
+	web := &http.Server{Handler: mux}
+	s.running.Go(func() {
+		if err := s.relay.Run(s.ctx); err != nil {
+			s.Error(err)
+		}
+	})
+	s.running.Go(func() {
+		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.Error(err)
+		}
+	})
+	context.AfterFunc(s.ctx, func() { web.Close() })
+}
+
+func (s *sim) startSTUN() {
+	conn, err := s.world.ListenUDP(s.server, 3478)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.running.Go(func() {
+		if err := stunserver.New(conn).Run(s.ctx); err != nil {
+			s.Error(err)
+		}
+	})
+}
+
+// start starts an engine on a host.
+func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certificate)) *node {
+	s.Helper()
+	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0)}
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, err
+			}
+			return s.world.Dial(ctx, host, to)
+		},
+	}}
+	var err error
+	n.engine, err = engine.New(engine.Config{
+		TUN: n.tun, ManageDevice: false, Port: 41641,
+		Listen: func(port uint16) (sock.Conn, error) { return s.world.ListenUDP(host, port) },
+		LocalAddresses: func() (addrs []netip.Addr, err error) {
+			s.world.Do(func(*simnet.Network) { addrs = append(addrs, host.Addrs()...) })
+			return addrs, nil
+		},
+		DialRelay: relayhttp.Dialer{Client: client}.Dial,
+		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
+		Retain:    retain,
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.running.Go(func() {
+		if err := n.engine.Run(s.ctx); err != nil {
+			s.Errorf("%s: %v", name, err)
+		}
+	})
+	// The coordinator's part: what the engine knows of itself reaches the others
+	// with the next configuration.
+	s.running.Go(func() {
+		for {
+			select {
+			case <-s.ctx.Done():
+				return
+			case <-n.engine.Endpoints():
+			}
+		}
+	})
+	return n
+}
+
+// know gives the nodes a configuration in which they know each other and where
+// they are, with rules that allow everything.
+func (s *sim) know(nodes ...*node) {
+	s.Helper()
+	for _, n := range nodes {
+		n.peers = nil
+		var members []*enginetest.Member
+		for _, other := range nodes {
+			if other != n {
+				n.peers = append(n.peers, other)
+				members = append(members, other.Member)
+			}
+		}
+		n.apply(enginetest.AllowAll(members...))
+	}
+	// What STUN says comes a little later, and is told as a coordinator would.
+	time.Sleep(time.Second)
+	synctest.Wait()
+	for _, n := range nodes {
+		n.Endpoints = n.engine.Status().Endpoints
+	}
+	for _, n := range nodes {
+		n.apply(n.rules)
+	}
+	synctest.Wait()
+}
+
+// apply gives n its configuration with the given rules.
+func (n *node) apply(rules *ruleset.RuleSet) {
+	n.sim.Helper()
+	n.rules = rules
+	c := n.config(rules)
+	if err := n.engine.Apply(c); err != nil {
+		n.sim.Fatal(err)
+	}
+}
+
+func (n *node) config(rules *ruleset.RuleSet) *config.Config {
+	var members []*enginetest.Member
+	for _, p := range n.peers {
+		members = append(members, p.Member)
+	}
+	c := n.Config(time.Now(), rules, members...)
+	c.Relays = []config.Relay{{Name: "home", URL: relayURL}}
+	c.STUN = []string{stunAddr}
+	token, err := authority.IssueRelayToken(n.sim.Genesis, authority.RelayToken{
+		NodeKey: n.Key, NotAfter: time.Now().Add(authority.RelayTokenValidity).Truncate(time.Second),
+	}, n.sim.Signer)
+	if err != nil {
+		n.sim.Fatal(err)
+	}
+	c.RelayToken = token
+	return c
+}
+
+func (n *node) udp(to *node, payload string) []byte {
+	return enginetest.UDP(netip.AddrPortFrom(n.Addr4(), 5000), netip.AddrPortFrom(to.Addr4(), 53), payload)
+}
+
+// passes sends one datagram and reports whether it arrives within the time.
+func (n *node) passes(to *node, within time.Duration) bool {
+	n.sim.Helper()
+	b := n.udp(to, fmt.Sprint(time.Now().UnixNano()))
+	n.tun.Send(b)
+	timeout := time.After(within)
+	for {
+		select {
+		case got := <-to.tun.Received():
+			if bytes.Equal(got, b) {
+				return true
+			}
+		case <-timeout:
+			return false
+		}
+	}
+}
+
+// until sends a datagram every interval until cond holds, and returns how long
+// it took. It fails after the given time.
+func (n *node) until(to *node, within time.Duration, what string, cond func() bool) time.Duration {
+	n.sim.Helper()
+	start := time.Now()
+	for !cond() {
+		if time.Since(start) > within {
+			n.sim.Fatalf("not within %v: %s; %+v", within, what, n.engine.Status())
+		}
+		n.passes(to, 200*time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+// path returns how n reaches the peer.
+func (n *node) path(to *node) engine.Path {
+	for _, p := range n.engine.Status().Peers {
+		if p.Key == to.Key {
+			return p.Path
+		}
+	}
+	return engine.Path{}
+}
+
+// connected waits until the relay has admitted n.
+func (n *node) connected() {
+	n.sim.Helper()
+	for range 100 {
+		if s := n.engine.Status().Relay; s != nil && s.Connected {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	n.sim.Fatalf("no relay: %+v", n.engine.Status().Relay)
+}
+
+// parsed returns what a packet says.
+func parsed(t testing.TB, b []byte) packet.Info {
+	t.Helper()
+	var info packet.Info
+	if fault := packet.Parse(b, &info); fault != packet.None {
+		t.Fatalf("% x: %v", b, fault)
+	}
+	return info
+}
