@@ -27,7 +27,7 @@ func (d *decision) registerDevice(c RegisterDevice) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Host.check(); err != nil {
+	if err := c.Host.Validate(); err != nil {
 		return err
 	}
 	asked, err := normalTags(c.Tags)

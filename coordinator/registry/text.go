@@ -91,9 +91,9 @@ func (s *State) freeName(base string, own *Device) string {
 	}
 }
 
-// check refuses text that is too long, not UTF-8 or not printable: it reaches
-// screens and logs.
-func (h *Host) check() error {
+// Validate refuses text that is too long, not UTF-8 or not printable: it reaches
+// screens and logs. The error wraps ErrInvalid.
+func (h *Host) Validate() error {
 	for _, text := range []string{h.ProgramVersion, h.OS, h.OSVersion, h.Architecture} {
 		if len(text) > maxHostText || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			return refuse(ErrInvalid, "the description of the host %q is too long or not printable", cut(text))
