@@ -64,8 +64,8 @@ func NewNetwork(seed uint64) *Network {
 // Internet returns the outermost segment.
 func (n *Network) Internet() *Segment { return n.internet }
 
-// SetPath says how packets fare between hosts of different segments; those of
-// one segment arrive after a twentieth of the delay and without faults.
+// SetPath says how packets fare on the internet and between segments; those
+// that stay in one LAN arrive after a twentieth of the delay and without faults.
 func (n *Network) SetPath(p Path) { n.path = p }
 
 // Stats returns the counters.
@@ -247,7 +247,7 @@ func (n *Network) Send(h *Host, port uint16, to netip.AddrPort, payload []byte, 
 // launch decides the packet's fate on its way and queues what arrives.
 func (n *Network) launch(from, to *Host, p Packet, hops int, now time.Time) {
 	legs := []Path{from.path, n.path, to.path}
-	if hops == 0 {
+	if hops == 0 && from.segment != n.internet {
 		legs[1] = Path{Delay: n.path.Delay / 20}
 	}
 	copies, delay := 1, time.Duration(0)

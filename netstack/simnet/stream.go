@@ -172,7 +172,7 @@ func (s *stream) open() bool {
 func (s *stream) latency() time.Duration {
 	s.world.mu.Lock()
 	defer s.world.mu.Unlock()
-	if s.here.segment == s.there.segment {
+	if s.here.segment == s.there.segment && s.here.segment != s.world.network.internet {
 		return s.here.path.Delay + s.world.network.path.Delay/20 + s.there.path.Delay
 	}
 	return s.here.path.Delay + s.world.network.path.Delay + s.there.path.Delay
