@@ -26,7 +26,12 @@ const (
 // run to run than the engines differ; what counts is the ratio.
 func BenchmarkTunnel(b *testing.B) {
 	from, to := hosts(b)
-	tunnels := [2]*tunnel{bareTunnel(b, from, to), warrenTunnel(b)}
+	compare(b, [2]*tunnel{bareTunnel(b, from, to), warrenTunnel(b)})
+}
+
+// compare reports the second tunnel's figures, and its ratios to the first's.
+func compare(b *testing.B, tunnels [2]*tunnel) {
+	b.Helper()
 	for b.Loop() {
 		var rate, cost [2][]float64
 		for round := range rounds {

@@ -1,0 +1,169 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/acltest"
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/tun"
+	"github.com/warren-overlay/warren/tests/lab"
+)
+
+// engineVariable in the environment turns this test binary into an engine with
+// a fixed configuration, without a coordinator.
+const engineVariable = "WARREN_BENCH_ENGINE"
+
+const (
+	enginePort = 41641
+	engineRule = ident.Label(1)
+)
+
+// runEngine runs the engine of one of two nodes. The first line on in says
+// which one, and where the other is; it ends when in does.
+func runEngine(in io.Reader, out io.Writer) error {
+	var self int
+	var other string
+	if _, err := fmt.Fscanln(in, &self, &other); err != nil {
+		return err
+	}
+	at, err := netip.ParseAddrPort(other)
+	if err != nil {
+		return err
+	}
+	device, err := tun.Open(tun.Config{Name: "warren0"})
+	if err != nil {
+		return err
+	}
+	e, err := engine.New(engine.Config{
+		TUN: device, ManageDevice: true, Port: enginePort,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- e.Run(ctx) }()
+	c, err := engineConfig(self, at)
+	if err == nil {
+		err = e.Apply(c)
+	}
+	if err != nil {
+		cancel()
+		<-ended
+		return err
+	}
+	fmt.Fprintln(out, "ready", c.Self.Identity().Addresses[0])
+	_, err = io.Copy(io.Discard, in)
+	cancel()
+	if ended := <-ended; ended != nil {
+		return ended
+	}
+	return err
+}
+
+// engineConfig is the configuration of one of two nodes, which make the same
+// network from the same seed, each for itself.
+func engineConfig(self int, other netip.AddrPort) (*config.Config, error) {
+	now := time.Now()
+	network := acltest.NewNetwork(1, now)
+	var keys [2]ident.NodePrivate
+	var signed [2][]byte
+	for i := range keys {
+		keys[i] = network.NodeKey()
+		certificate := network.Certificate(ident.NodeID(i+1), keys[i].Public(), fmt.Sprint("node", i), engineRule)
+		signed[i] = network.Issue(certificate)
+	}
+	a, err := authority.New(network.Genesis, keys[self].Public(), authority.State{})
+	if err != nil {
+		return nil, err
+	}
+	own, err := a.AdmitSelf(signed[self], now)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := a.Admit(signed[1-self], now)
+	if err != nil {
+		return nil, err
+	}
+	all := []ruleset.Rule{{
+		ID: "all", Peers: []ruleset.Selector{{Labels: ident.NewLabelSet(engineRule)}},
+		Services: []ruleset.Service{{Protocol: ruleset.AnyProtocol, Last: 1<<16 - 1}},
+	}}
+	rules, err := a.AdmitRules(network.IssueRules(own.Node(), &ruleset.RuleSet{Epoch: 1, In: all, Out: all}), own.Node())
+	if err != nil {
+		return nil, err
+	}
+	return &config.Config{
+		PrivateKey: keys[self], Self: own, Rules: rules,
+		Peers: []config.Peer{{Member: peer, Endpoints: []netip.AddrPort{other}}},
+	}, nil
+}
+
+// engineTunnel joins two hosts by two engines.
+func engineTunnel(b *testing.B, from, to *lab.Host) *tunnel {
+	b.Helper()
+	t := &tunnel{name: "engine", from: from, to: to}
+	hosts := [2]*lab.Host{from, to}
+	for i, h := range hosts {
+		program, err := os.Executable()
+		if err != nil {
+			b.Fatal(err)
+		}
+		cmd := exec.Command(program)
+		cmd.Env = append(os.Environ(), engineVariable+"=1")
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := h.Start(cmd); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			in.Close()
+			if err := cmd.Wait(); err != nil {
+				b.Errorf("engine: %v", err)
+			}
+		})
+		fmt.Fprintf(in, "%d %v:%d\n", i, hosts[1-i].V4, enginePort)
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if err != nil {
+			b.Fatalf("the engine did not start: %v", err)
+		}
+		var address string
+		if _, err := fmt.Sscanf(line, "ready %s", &address); err != nil {
+			b.Fatalf("the engine said %q", line)
+		}
+		if t.address, err = netip.ParseAddr(address); err != nil {
+			b.Fatal(err)
+		}
+		t.pids[i] = cmd.Process.Pid
+	}
+	return t
+}
+
+// BenchmarkEngine is BenchmarkTunnel without the programs around the data
+// plane.
+func BenchmarkEngine(b *testing.B) {
+	l := lab.New(b)
+	from, to := l.Host("a"), l.Host("b")
+	compare(b, [2]*tunnel{bareTunnel(b, from, to), engineTunnel(b, from, to)})
+}
