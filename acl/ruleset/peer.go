@@ -1,42 +1,30 @@
 package ruleset
 
 import (
-	"net/netip"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
 )
 
 // PeerRules is a rule set narrowed to the flows between this device and one
-// peer.
+// peer. It answers in a time that does not depend on how many rules there are
+// (see index), and without allocating.
 type PeerRules struct {
-	epoch      Epoch
-	self, peer ident.Identity
-	rules      [2][]Rule // by Direction
+	epoch Epoch
+	index [2]index // by Direction
 }
 
 // ForPeer narrows the set to the rules that can match between self and peer. A
-// nil set denies everything. The identities are kept and must not be written
-// to afterwards.
+// nil set denies everything. The rules of the set are kept and must not be
+// written to afterwards; the identities are not kept.
 func (s *RuleSet) ForPeer(self, peer *ident.Identity) *PeerRules {
-	p := &PeerRules{self: *self, peer: *peer}
+	p := &PeerRules{}
 	if s == nil {
 		return p
 	}
 	p.epoch = s.Epoch
-	for dir, rules := range [2][]Rule{In: s.In, Out: s.Out} {
-		for _, r := range rules {
-			var peers []Selector
-			for _, sel := range r.Peers {
-				if peer.Labels.HasAll(sel.Labels) {
-					peers = append(peers, sel)
-				}
-			}
-			if len(peers) > 0 {
-				r.Peers = peers
-				p.rules[dir] = append(p.rules[dir], r)
-			}
-		}
+	for direction, rules := range [2][]Rule{In: s.In, Out: s.Out} {
+		p.index[direction] = newIndex(rules, self, peer)
 	}
 	return p
 }
@@ -47,17 +35,8 @@ func (p *PeerRules) Epoch() Epoch { return p.epoch }
 // Decide answers whether a flow may be opened in the given direction at the
 // given time. Without a matching rule the answer is no.
 func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
-	t := p.tally(dir, f, now)
+	t := p.index[dir].tally(dir, f, now, false)
 	return t.verdict()
-}
-
-func (p *PeerRules) tally(dir Direction, f Flow, now time.Time) (t tally) {
-	for i := range p.rules[dir] {
-		if r := &p.rules[dir][i]; p.spans(r, dir, f) && r.serves(f) {
-			t.add(r, now)
-		}
-	}
-	return t
 }
 
 // DecideEcho answers whether an echo request, of which f has the addresses, may
@@ -65,19 +44,17 @@ func (p *PeerRules) tally(dir Direction, f Flow, now time.Time) (t tally) {
 // holds; where none does, a device that may open any flow to the destination
 // may ask whether it is there.
 func (p *PeerRules) DecideEcho(dir Direction, f Flow, now time.Time) Verdict {
-	f = f.echo()
-	icmp := p.tally(dir, f, now)
+	f.Protocol, f.Port = protocolICMP, 0
+	if f.Destination.Is6() {
+		f.Protocol = protocolICMPv6
+	}
+	icmp := p.index[dir].tally(dir, f, now, false)
+	verdict := icmp.verdict()
 	if icmp.decided() {
-		return icmp.verdict()
+		return verdict
 	}
-	var t tally
-	for i := range p.rules[dir] {
-		if r := &p.rules[dir][i]; r.Action == Accept && r.Mode == Enforce && len(r.Services) > 0 && p.spans(r, dir, f) {
-			t.add(r, now)
-		}
-	}
-	icmpVerdict := icmp.verdict()
-	return icmpVerdict.or(t.verdict())
+	any := p.index[dir].tally(dir, f, now, true)
+	return verdict.or(any.verdict())
 }
 
 // Protocol numbers of ICMP, for echoes.
@@ -85,14 +62,6 @@ const (
 	protocolICMP   = 1
 	protocolICMPv6 = 58
 )
-
-func (f Flow) echo() Flow {
-	f.Protocol, f.Port = protocolICMP, 0
-	if f.Destination.Is6() {
-		f.Protocol = protocolICMPv6
-	}
-	return f
-}
 
 // or returns the verdict of a second question, which was asked because no rule
 // answered the first; what audit rules would do is the first one's.
@@ -105,115 +74,94 @@ func (v Verdict) or(second Verdict) Verdict {
 	return second
 }
 
-// tally collects the rules that match one flow.
+// place is where a rule stands in its list. The order of a list carries no
+// meaning but for which of several rules that say the same is named.
+type place int32
+
+// none stands for no rule.
+const none place = -1
+
+// tally collects the rules that match one flow: of each kind the one that
+// counts.
 type tally struct {
-	accept, deny           *Rule
-	auditAccept, auditDeny *Rule
+	rules                  []Rule
+	accept, deny           place
+	auditAccept, auditDeny place
 	until                  time.Time
 }
 
-func (t *tally) add(r *Rule, now time.Time) {
+// add takes a rule into account that may not hold at all times.
+func (t *tally) add(at place, now time.Time) {
+	r := &t.rules[at]
 	if r.Mode == Enforce {
 		t.until = earlier(t.until, r.Boundary(now))
 	}
-	if !r.Holds(now) {
-		return
-	}
-	switch {
-	case r.Mode == Enforce && r.Action == Accept:
-		if t.accept == nil || r.outlasts(t.accept) {
-			t.accept = r
-		}
-	case r.Mode == Enforce:
-		if t.deny == nil {
-			t.deny = r
-		}
-	case r.Action == Accept:
-		if t.auditAccept == nil {
-			t.auditAccept = r
-		}
-	default:
-		if t.auditDeny == nil {
-			t.auditDeny = r
-		}
+	if r.Holds(now) {
+		t.merge(r.only(at))
 	}
 }
 
-// outlasts reports whether r lets a flow last longer than s does.
-func (r *Rule) outlasts(s *Rule) bool {
-	return s.MaxSession != 0 && (r.MaxSession == 0 || r.MaxSession > s.MaxSession)
+// only returns what the rule alone says.
+func (r *Rule) only(at place) outcome {
+	o := nothing
+	switch {
+	case r.Mode == Enforce && r.Action == Accept:
+		o.accept = at
+	case r.Mode == Enforce:
+		o.deny = at
+	case r.Action == Accept:
+		o.auditAccept = at
+	default:
+		o.auditDeny = at
+	}
+	return o
+}
+
+// merge takes rules into account that hold.
+func (t *tally) merge(o outcome) {
+	if o.accept != none && (t.accept == none || prefer(t.rules, o.accept, t.accept)) {
+		t.accept = o.accept
+	}
+	t.deny = first(t.deny, o.deny)
+	t.auditAccept = first(t.auditAccept, o.auditAccept)
+	t.auditDeny = first(t.auditDeny, o.auditDeny)
+}
+
+// prefer reports whether the accepting rule a counts before b: where it lets a
+// flow last longer, else where it comes first.
+func prefer(rules []Rule, a, b place) bool {
+	longer, than := rules[a].MaxSession, rules[b].MaxSession
+	if longer == than {
+		return a < b
+	}
+	return than != 0 && (longer == 0 || longer > than)
+}
+
+func first(a, b place) place {
+	if a == none || b != none && b < a {
+		return b
+	}
+	return a
 }
 
 // decided reports whether an enforced rule holds.
-func (t *tally) decided() bool { return t.accept != nil || t.deny != nil }
+func (t *tally) decided() bool { return t.accept != none || t.deny != none }
 
 func (t *tally) verdict() Verdict {
 	v := Verdict{Until: t.until}
 	switch {
-	case t.deny != nil:
-		v.Rule = t.deny.ID
-	case t.accept != nil:
-		v.Allowed, v.Rule, v.MaxSession = true, t.accept.ID, t.accept.MaxSession
+	case t.deny != none:
+		v.Rule = t.rules[t.deny].ID
+	case t.accept != none:
+		v.Allowed, v.Rule, v.MaxSession = true, t.rules[t.accept].ID, t.rules[t.accept].MaxSession
 	}
 	switch {
-	case v.Allowed && t.auditDeny != nil:
-		v.Would, v.WouldRule = WouldDeny, t.auditDeny.ID
-	case !t.decided() && t.auditDeny == nil && t.auditAccept != nil:
-		v.Would, v.WouldRule = WouldAllow, t.auditAccept.ID
+	case v.Allowed && t.auditDeny != none:
+		v.Would, v.WouldRule = WouldDeny, t.rules[t.auditDeny].ID
+	case !t.decided() && t.auditDeny == none && t.auditAccept != none:
+		v.Would, v.WouldRule = WouldAllow, t.rules[t.auditAccept].ID
 	}
 	return v
-}
-
-// spans reports whether the flow's addresses are ones that the rule speaks of.
-func (p *PeerRules) spans(r *Rule, dir Direction, f Flow) bool {
-	theirs, ours := f.Source, f.Destination
-	if dir == Out {
-		theirs, ours = ours, theirs
-	}
-	return p.picksPeer(r, theirs) && within(r.Own, &p.self, ours)
-}
-
-func (p *PeerRules) picksPeer(r *Rule, theirs netip.Addr) bool {
-	for i := range r.Peers {
-		if within(r.Peers[i].Prefixes, &p.peer, theirs) || r.Peers[i].Subnets && len(r.Peers[i].Prefixes) == 0 && inSubnets(&p.peer, theirs) {
-			return true
-		}
-	}
-	return false
-}
-
-// within reports whether a is an address of the device's that the prefixes
-// speak of; without prefixes these are its own addresses.
-func within(prefixes []netip.Prefix, device *ident.Identity, a netip.Addr) bool {
-	if len(prefixes) == 0 {
-		return device.OwnsAddress(a)
-	}
-	for _, p := range prefixes {
-		if p.Contains(a) {
-			return device.OwnsAddress(a) || device.RoutesAddress(a)
-		}
-	}
-	return false
-}
-
-// inSubnets reports whether a lies in a subnet that the device routes, default
-// routes left out.
-func inSubnets(device *ident.Identity, a netip.Addr) bool {
-	for _, p := range device.Routes {
-		if p.Bits() > 0 && p.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
-func (r *Rule) serves(f Flow) bool {
-	for _, s := range r.Services {
-		if (s.Protocol == AnyProtocol || s.Protocol == f.Protocol) && s.First <= f.Port && f.Port <= s.Last {
-			return true
-		}
-	}
-	return false
 }
 
 func earlier(a, b time.Time) time.Time {

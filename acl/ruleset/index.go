@@ -1,0 +1,319 @@
+package ruleset
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// index finds the rules of one direction that match a flow. It asks three
+// questions, each in a time that hardly grows with the number of rules:
+//
+//   - Which conditions on the peer's address does the peer's address of the flow
+//     satisfy, and which conditions on the own address the own one? Rules whose
+//     two conditions are the same share a scope; each address belongs to a class
+//     that lists the scopes which speak of it. A device that routes nothing has
+//     as many classes as it has addresses. The scopes in both lists match.
+//   - What does a scope say of the flow's protocol and port? That is a table of
+//     port ranges, with the outcome of all rules worked out beforehand.
+//   - Rules that do not hold at all times are listed there and asked one by one.
+//
+// In nearly every network nearly all rules are in one scope: they speak of the
+// devices' own addresses.
+type index struct {
+	rules        []Rule
+	scopes       []scope
+	theirs, ours classes
+}
+
+// scope is a set of rules with the same conditions on both addresses.
+type scope struct {
+	theirs, ours condition
+	services     services
+}
+
+// condition says which addresses of a device a rule speaks of.
+type condition struct {
+	own      bool // the device's own
+	subnets  bool // those that it routes, default routes left out
+	prefixes []netip.Prefix
+}
+
+func (c *condition) appendKey(b []byte) []byte {
+	b = append(b, 0)
+	if c.own {
+		b[len(b)-1] |= 1
+	}
+	if c.subnets {
+		b[len(b)-1] |= 2
+	}
+	return appendPrefixes(b, c.prefixes)
+}
+
+// newIndex narrows rules to those that can match between self and peer.
+func newIndex(rules []Rule, self, peer *ident.Identity) index {
+	x := index{rules: rules}
+	members := [][]place{}
+	known := map[string]int{}
+	var key []byte
+	for at := range rules {
+		r := &rules[at]
+		theirs, ok := r.peerCondition(peer)
+		if !ok || len(r.Services) == 0 {
+			continue
+		}
+		ours := condition{own: len(r.Own) == 0, prefixes: r.Own}
+		key = ours.appendKey(theirs.appendKey(key[:0]))
+		n, ok := known[string(key)]
+		if !ok {
+			n = len(x.scopes)
+			known[string(key)] = n
+			x.scopes = append(x.scopes, scope{theirs: theirs, ours: ours})
+			members = append(members, nil)
+		}
+		members[n] = append(members[n], place(at))
+	}
+	if len(x.scopes) == 0 {
+		return index{}
+	}
+	x.scopes = slices.Clip(x.scopes)
+	for n := range x.scopes {
+		x.scopes[n].services = newServices(rules, members[n])
+	}
+	x.theirs = newClasses(peer, x.scopes, func(s *scope) *condition { return &s.theirs })
+	x.ours = newClasses(self, x.scopes, func(s *scope) *condition { return &s.ours })
+	return x
+}
+
+// peerCondition joins the selectors that pick the peer, and reports whether
+// there is one.
+func (r *Rule) peerCondition(peer *ident.Identity) (c condition, ok bool) {
+	for i := range r.Peers {
+		sel := &r.Peers[i]
+		if !peer.Labels.HasAll(sel.Labels) {
+			continue
+		}
+		ok = true
+		if len(sel.Prefixes) == 0 {
+			c.own = true
+			c.subnets = c.subnets || sel.Subnets
+		} else {
+			c.prefixes = append(c.prefixes, sel.Prefixes...)
+		}
+	}
+	return c, ok
+}
+
+// tally collects what the index knows of a flow: of its protocol and port, or,
+// where any is set, of whether anything at all may be opened there.
+func (x *index) tally(dir Direction, f Flow, now time.Time, any bool) tally {
+	t := tally{rules: x.rules, accept: none, deny: none, auditAccept: none, auditDeny: none}
+	if len(x.scopes) == 0 {
+		return t
+	}
+	theirs, ours := f.Source, f.Destination
+	if dir == Out {
+		theirs, ours = ours, theirs
+	}
+	few, many := x.theirs.of(theirs), x.ours.of(ours)
+	if len(few) > len(many) {
+		few, many = many, few
+	}
+	for _, n := range few {
+		if !contains(many, n) {
+			continue
+		}
+		s := &x.scopes[n].services
+		c := &s.reach
+		if !any {
+			if c = s.find(f.Protocol, f.Port); c == nil {
+				continue
+			}
+		}
+		t.merge(c.always)
+		for _, at := range c.timed {
+			t.add(at, now)
+		}
+	}
+	return t
+}
+
+// contains reports whether n is in the ascending list.
+func contains(list []int32, n int32) bool {
+	if len(list) == 1 {
+		return list[0] == n
+	}
+	_, ok := slices.BinarySearch(list, n)
+	return ok
+}
+
+// classes finds, for an address of one device, the scopes that speak of it.
+type classes struct {
+	own []ownClass
+	// starts are where the address space behind the device changes its class,
+	// ascending; routed has the class from each start on.
+	starts []netip.Addr
+	routed [][]int32
+}
+
+type ownClass struct {
+	address netip.Addr
+	scopes  []int32
+}
+
+func (c *classes) of(a netip.Addr) []int32 {
+	for i := range c.own {
+		if c.own[i].address == a {
+			return c.own[i].scopes
+		}
+	}
+	low, high := 0, len(c.starts)
+	for low < high {
+		if middle := (low + high) / 2; c.starts[middle].Compare(a) <= 0 {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	if low == 0 {
+		return nil
+	}
+	return c.routed[low-1]
+}
+
+func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *condition) classes {
+	var c classes
+	for _, a := range device.Addresses {
+		own := ownClass{address: a}
+		for n := range scopes {
+			if cond := of(&scopes[n]); cond.own || inAny(cond.prefixes, a) {
+				own.scopes = append(own.scopes, int32(n))
+			}
+		}
+		own.scopes = slices.Clip(own.scopes)
+		c.own = append(c.own, own)
+	}
+	if len(device.Routes) == 0 {
+		return c
+	}
+	var all, subnets []netip.Prefix
+	for _, p := range device.Routes {
+		all = append(all, p)
+		if p.Bits() > 0 {
+			subnets = append(subnets, p)
+		}
+	}
+	bounds := appendBounds(nil, all)
+	for n := range scopes {
+		bounds = appendBounds(bounds, of(&scopes[n]).prefixes)
+	}
+	slices.SortFunc(bounds, netip.Addr.Compare)
+	c.starts = slices.Clip(slices.Compact(bounds))
+	c.routed = make([][]int32, len(c.starts))
+	behind := c.covered(all)
+	behindSubnets := c.covered(subnets)
+	for n := range scopes {
+		cond := of(&scopes[n])
+		for _, within := range intersect(c.covered(cond.prefixes), behind) {
+			c.mark(within, int32(n))
+		}
+		if cond.subnets {
+			for _, within := range behindSubnets {
+				c.mark(within, int32(n))
+			}
+		}
+	}
+	return c
+}
+
+func inAny(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// appendBounds appends where each prefix begins and where what follows it
+// begins; what follows the last IPv4 address is the first IPv6 address.
+func appendBounds(bounds []netip.Addr, prefixes []netip.Prefix) []netip.Addr {
+	for _, p := range prefixes {
+		if !p.IsValid() {
+			continue
+		}
+		bounds = append(bounds, p.Masked().Addr())
+		if next := afterLast(p); next.IsValid() {
+			bounds = append(bounds, next)
+		}
+	}
+	return bounds
+}
+
+// afterLast returns the address that follows the last one of p, the zero Addr
+// where none does.
+func afterLast(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < 8*len(b); bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	if next := last.Next(); next.IsValid() {
+		return next
+	}
+	if last.Is4() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.Addr{}
+}
+
+// span is a range of places in classes.starts, the end not included.
+type span struct{ from, to int }
+
+// covered returns which parts of the address space the prefixes cover, as
+// ascending spans that do not touch. All their bounds must be in c.starts.
+func (c *classes) covered(prefixes []netip.Prefix) []span {
+	var spans []span
+	for _, p := range prefixes {
+		if !p.IsValid() {
+			continue
+		}
+		from, _ := slices.BinarySearchFunc(c.starts, p.Masked().Addr(), netip.Addr.Compare)
+		to := len(c.starts)
+		if next := afterLast(p); next.IsValid() {
+			to, _ = slices.BinarySearchFunc(c.starts, next, netip.Addr.Compare)
+		}
+		spans = append(spans, span{from, to})
+	}
+	slices.SortFunc(spans, func(a, b span) int { return a.from - b.from })
+	var merged []span
+	for _, s := range spans {
+		if n := len(merged); n > 0 && s.from <= merged[n-1].to {
+			merged[n-1].to = max(merged[n-1].to, s.to)
+		} else {
+			merged = append(merged, s)
+		}
+	}
+	return merged
+}
+
+func intersect(a, b []span) []span {
+	var both []span
+	for len(a) > 0 && len(b) > 0 {
+		if s := (span{max(a[0].from, b[0].from), min(a[0].to, b[0].to)}); s.from < s.to {
+			both = append(both, s)
+		}
+		if a[0].to < b[0].to {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
+	}
+	return both
+}
+
+// mark adds a scope to the classes of a span. Scopes come in ascending order.
+func (c *classes) mark(s span, scope int32) {
+	for at := s.from; at < s.to; at++ {
+		if n := len(c.routed[at]); n == 0 || c.routed[at][n-1] != scope {
+			c.routed[at] = append(c.routed[at], scope)
+		}
+	}
+}
