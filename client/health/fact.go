@@ -204,9 +204,10 @@ func (s *Set) Has(code Code) bool {
 // Facts returns a copy of the facts, the worst first, then by code and subject.
 func (s *Set) Facts() []Fact { return slices.Clone(s.facts) }
 
-// Merge returns the facts of several lists in the order of Set.Facts.
+// Merge returns the facts of several lists in the order of Set.Facts. It is
+// never nil.
 func Merge(lists ...[]Fact) []Fact {
-	all := slices.Concat(lists...)
+	all := append([]Fact{}, slices.Concat(lists...)...)
 	slices.SortStableFunc(all, compare)
 	return all
 }

@@ -1,0 +1,297 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/warren-overlay/warren/client/health"
+	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/client/osconf"
+	"github.com/warren-overlay/warren/client/statefile"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/proxy"
+	"github.com/warren-overlay/warren/netstack/tun"
+	"github.com/warren-overlay/warren/netstack/userstack"
+)
+
+// Userspace is the name of the device that is none: the node's packets end in
+// the program's own TCP/IP stack.
+const Userspace = "userspace"
+
+// Off turns a listener off.
+const Off = "off"
+
+// Options say how a daemon runs.
+type Options struct {
+	// StateDir holds keys and state; it is made where it does not exist.
+	StateDir string
+	// Socket is the path of the local API.
+	Socket string
+	// Device is the name of the network interface, or Userspace.
+	Device string
+	// Port is the UDP port that is asked for first; zero means any.
+	Port uint16
+	// SOCKS5 and HTTPProxy are addresses to serve proxies on; empty or Off for
+	// none.
+	SOCKS5, HTTPProxy string
+	// Metrics is the loopback address of /metrics and /healthz; empty or Off
+	// for none. Where it is taken, the daemon runs without, and says so.
+	Metrics string
+	// Host and Hostname are as in Config.
+	Host     wire.HostInfo
+	Hostname string
+	Logger   *slog.Logger
+	// Ready is called once the local API is served; nil for nothing.
+	Ready func()
+}
+
+// Daemon is a node with all that belongs to it.
+type Daemon struct {
+	options Options
+	log     *slog.Logger
+	state   *statefile.Directory
+	engine  *engine.Engine
+	agent   *Agent
+	monitor *osconf.Monitor
+	api     *localapi.Server
+	// dialer reaches the overlay from this process.
+	dialer proxy.Dialer
+	// listeners are the open ports beside the engine's and the API's.
+	listeners []listener
+}
+
+// listener is an open TCP port and what serves it.
+type listener struct {
+	name string
+	net.Listener
+	run func(ctx context.Context, l net.Listener) error
+}
+
+// Open makes everything ready: the state directory is locked, the device open,
+// the ports are taken. The error says what is in the way and what to do.
+func Open(ctx context.Context, o Options) (d *Daemon, err error) {
+	d = &Daemon{options: o, log: o.Logger}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.state, err = statefile.Open(o.StateDir); err != nil {
+		return nil, err
+	}
+	own := &ownPorts{}
+	device, err := d.openDevice(own)
+	if err != nil {
+		return nil, err
+	}
+	if d.engine, err = engine.New(engine.Config{
+		TUN: device, ManageDevice: true, Port: o.Port, Logger: o.Logger.With("part", "engine"),
+	}); err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	d.monitor = osconf.NewMonitor(d.isOverlay, o.Logger.With("part", "network"))
+	if d.agent, err = New(Config{
+		State: d.state, DataPlane: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
+		NetworkChanges: d.monitor.Changes(), Host: o.Host, Hostname: o.Hostname,
+		Rand: rand.Reader, Now: time.Now, Logger: o.Logger.With("part", "agent"),
+	}); err != nil {
+		return nil, err
+	}
+	if err := d.listen(ctx, own); err != nil {
+		return nil, err
+	}
+	if d.api, err = localapi.Listen(o.Socket, d.agent, o.Logger.With("part", "localapi")); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// transport is that of the control channel: proxies of the environment are
+// honoured, connections are not kept for later, because there is only one.
+func transport() *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 15 * time.Second,
+		MaxIdleConns:          1,
+		IdleConnTimeout:       5 * time.Second,
+	}
+}
+
+// openDevice opens the TUN device or the userspace stack.
+func (d *Daemon) openDevice(own *ownPorts) (tun.Device, error) {
+	if d.options.Device == Userspace {
+		stack, err := userstack.New(userstack.Config{Refuse: own.has})
+		if err != nil {
+			return nil, fmt.Errorf("agent: making the userspace stack: %w", err)
+		}
+		d.dialer = stack
+		return stack, nil
+	}
+	device, err := tun.Open(tun.Config{Name: d.options.Device})
+	if err != nil {
+		return nil, fmt.Errorf("agent: opening the network device %s: %w", d.options.Device, err)
+	}
+	d.dialer = &net.Dialer{}
+	return device, nil
+}
+
+// listen opens the proxies and the metrics.
+func (d *Daemon) listen(ctx context.Context, own *ownPorts) error {
+	cfg := proxy.Config{Dialer: d.dialer, Resolver: resolver{d.agent}, Contains: d.reachable, Logger: d.log.With("part", "proxy")}
+	for _, p := range []struct {
+		name, address string
+		make          func(proxy.Config) (*proxy.Server, error)
+	}{{"SOCKS5 proxy", d.options.SOCKS5, proxy.NewSOCKS}, {"HTTP proxy", d.options.HTTPProxy, proxy.NewHTTP}} {
+		if p.address == "" || p.address == Off {
+			continue
+		}
+		server, err := p.make(cfg)
+		if err != nil {
+			return fmt.Errorf("agent: making the %s: %w", p.name, err)
+		}
+		l, err := proxy.Listen(ctx, p.address)
+		if err != nil {
+			return fmt.Errorf("agent: opening the %s: %w", p.name, err)
+		}
+		d.listeners = append(d.listeners, listener{p.name, l, server.Run})
+	}
+	if d.options.Metrics != "" && d.options.Metrics != Off {
+		l, err := listenLoopback(ctx, d.options.Metrics)
+		switch {
+		case errors.Is(err, errNotLoopback):
+			return err
+		case err != nil:
+			// A node that carries packets without being watched is better than
+			// none.
+			d.log.Warn("no metrics: the address cannot be listened on", "address", d.options.Metrics, "error", err)
+			d.agent.startFact(health.Fact{
+				Code: health.ListenerUnavailable, Severity: health.Info, Subject: "metrics", Since: time.Now(),
+				Text: fmt.Sprintf("Metrics are not served: %v. Choose another address with --metrics-listen, or off.", err),
+			})
+		default:
+			d.listeners = append(d.listeners, listener{"metrics", l, d.serveMetrics})
+		}
+	}
+	for _, l := range d.listeners {
+		own.add(l.Addr())
+		d.log.Info("listening", "what", l.name, "address", l.Addr().String())
+	}
+	return nil
+}
+
+// Agent returns the node itself.
+func (d *Daemon) Agent() *Agent { return d.agent }
+
+// Run is the daemon until ctx ends or one of its parts fails, whose error it
+// returns. It closes everything.
+func (d *Daemon) Run(ctx context.Context) error {
+	defer d.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var running sync.WaitGroup
+	part := func(name string, run func(context.Context) error) {
+		running.Go(func() {
+			err := run(ctx)
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("it ended")
+			}
+			if err != nil {
+				cancel(fmt.Errorf("agent: %s: %w", name, err))
+			}
+		})
+	}
+	part("data plane", d.engine.Run)
+	part("node", d.agent.Run)
+	part("network monitor", d.monitor.Run)
+	part("local API", d.api.Run)
+	for _, l := range d.listeners {
+		part(l.name, func(ctx context.Context) error { return l.run(ctx, l.Listener) })
+	}
+	if d.options.Ready != nil {
+		d.options.Ready()
+	}
+	running.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// close gives back what Open took. What a part's Run has closed already does
+// not mind.
+func (d *Daemon) close() {
+	if d.api != nil {
+		d.api.Close()
+	}
+	for _, l := range d.listeners {
+		l.Close()
+	}
+	if d.state != nil {
+		d.state.Close()
+	}
+}
+
+// isOverlay reports whether addr is one of the node's own overlay addresses,
+// whose coming and going is no change of the machine's network.
+func (d *Daemon) isOverlay(addr netip.Addr) bool {
+	v := d.agent.currentView()
+	return v != nil && v.Self != nil && slices.Contains(v.Self.Identity().Addresses, addr)
+}
+
+// reachable reports whether the proxies may carry traffic to addr: it is, or
+// lies behind, a device that this one may see.
+func (d *Daemon) reachable(addr netip.Addr) bool {
+	v := d.agent.currentView()
+	if v == nil {
+		return false
+	}
+	if find(v, addr.String()) != nil {
+		return true
+	}
+	return slices.ContainsFunc(v.Peers, routes(addr))
+}
+
+// resolver answers the proxies.
+type resolver struct{ agent *Agent }
+
+func (r resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, error) {
+	addresses, err := r.agent.Resolve(ctx, name)
+	var e *localapi.Error
+	if errors.As(err, &e) && e.Code == localapi.CodeNotFound {
+		return nil, proxy.ErrUnknownName
+	}
+	return addresses, err
+}
+
+// ownPorts are the node's own ports on the host, which trust whoever connects
+// from the host and must not be reached from the overlay.
+type ownPorts struct {
+	mu    sync.Mutex // protects ports
+	ports []uint16
+}
+
+func (o *ownPorts) add(a net.Addr) {
+	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
+		o.mu.Lock()
+		o.ports = append(o.ports, ap.Port())
+		o.mu.Unlock()
+	}
+}
+
+func (o *ownPorts) has(port uint16) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Contains(o.ports, port)
+}

@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/client/control"
+	"github.com/warren-overlay/warren/client/health"
+	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/client/statefile"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/netstack/engine"
+)
+
+// standing is what the loop knows, copied for others to read.
+type standing struct {
+	generation  uint64
+	preferences statefile.Preferences
+	// known says that there is a machine, and control is its snapshot.
+	known   bool
+	control control.Snapshot
+	// waiting says that a join key waits to be sent.
+	waiting bool
+	view    *control.View
+	facts   []health.Fact
+}
+
+func (l *loop) standing() standing {
+	s := standing{preferences: l.preferences, view: l.view, facts: l.facts.Facts()}
+	s.generation, _ = l.generationNow()
+	if l.machine != nil {
+		s.known = true
+		s.control = l.machine.Snapshot()
+		s.waiting = l.machine.Registration()
+	}
+	return s
+}
+
+// Status waits until the generation is above after, or ctx ends, and returns
+// the status then.
+func (a *Agent) Status(ctx context.Context, after uint64) localapi.Status {
+	for {
+		generation, changed := a.generationNow()
+		if generation > after {
+			break
+		}
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+		case <-a.stopped:
+		}
+		break
+	}
+	// The wait may have used up ctx; the answer is at hand all the same.
+	s, err := ask(context.WithoutCancel(ctx), a, (*loop).standing)
+	if err != nil {
+		return localapi.Status{State: localapi.Stopped, Reason: "the daemon is ending", Version: a.cfg.Host.ProgramVersion}
+	}
+	return a.status(s, a.cfg.DataPlane.Status())
+}
+
+// status puts together what the loop and the data plane know.
+func (a *Agent) status(s standing, e engine.Status) localapi.Status {
+	out := localapi.Status{
+		Generation: s.generation, Version: a.cfg.Host.ProgramVersion,
+		WantRunning: s.preferences.WantRunning, LoginServer: s.preferences.LoginServer, Network: fingerprintText(s.preferences.Network),
+		Retry: s.control.Retry, Cached: s.view.Cached, Sequence: s.view.Sequence,
+		Device: e.Device, Port: e.Port, Endpoints: e.Endpoints, Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
+		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts),
+	}
+	out.State, out.Reason = stateOf(s)
+	if e.Relay != nil {
+		out.Relay = &localapi.Relay{Name: e.Relay.Name, URL: e.Relay.URL, Connected: e.Relay.Connected, RTT: e.Relay.RTT, Error: e.Relay.Error}
+	}
+	if s.view.Self == nil {
+		return out
+	}
+	self := a.self(s.view)
+	out.Self = &self
+	byNode := make(map[ident.NodeID]engine.PeerStatus, len(e.Peers))
+	for _, p := range e.Peers {
+		byNode[p.Node] = p
+	}
+	for _, p := range s.view.Peers {
+		out.Peers = append(out.Peers, nodeOf(p, s.view, byNode[p.Member.Node()]))
+	}
+	slices.SortFunc(out.Peers, func(a, b localapi.Node) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// stateOf says in a user's terms where the node stands.
+func stateOf(s standing) (localapi.State, string) {
+	reason := s.control.Reason
+	switch {
+	case s.known && s.control.State == control.Revoked:
+		return localapi.Revoked, reason
+	case !s.known, s.control.State == control.NeedsLogin:
+		return localapi.NeedsLogin, reason
+	case !s.preferences.WantRunning:
+		return localapi.Stopped, ""
+	case s.control.State == control.Expired:
+		return localapi.Expired, reason
+	case s.control.State == control.Streaming && s.control.Synced:
+		return localapi.Connected, ""
+	case s.view.Self == nil:
+		return localapi.Connecting, reason
+	}
+	return localapi.Offline, reason
+}
+
+func (a *Agent) self(v *control.View) localapi.Node {
+	n := nodeOf(control.Peer{Member: v.Self, State: wire.PeerState{Online: !v.Cached, OS: a.cfg.Host.OS}}, v, engine.PeerStatus{})
+	n.Active = true
+	return n
+}
+
+// nodeOf describes a member.
+func nodeOf(p control.Peer, v *control.View, e engine.PeerStatus) localapi.Node {
+	identity := p.Member.Identity()
+	n := localapi.Node{
+		ID: p.Member.Node().String(), Name: p.Member.Name(), Tagged: identity.Owner == 0,
+		Addresses: identity.Addresses, Routes: identity.Routes, NodeKey: p.Member.NodeKey().String(),
+		OS: p.State.OS, Online: p.State.Online, Expires: p.Member.NotAfter(),
+		Active: e.Active, LastHandshake: e.LastHandshake, TxBytes: e.TxBytes, RxBytes: e.RxBytes,
+		Path: pathOf(e.Path),
+	}
+	i := slices.IndexFunc(v.Settings.Users, func(u wire.User) bool { return u.ID == identity.Owner })
+	if i >= 0 && identity.Owner != 0 {
+		n.User = v.Settings.Users[i].Login
+	}
+	return n
+}
+
+func pathOf(p engine.Path) localapi.Path {
+	kind := string(p.Kind)
+	if kind == "" {
+		kind = string(engine.PathNone)
+	}
+	return localapi.Path{Kind: kind, Addr: p.Addr, Relay: p.Relay}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version returns the module's version, or the commit that was built.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return "devel-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return "devel"
+}
+
+func (m *Main) versionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of this program and of the daemon",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			daemon := ""
+			if s, err := m.client().Status(cmd.Context()); err == nil {
+				daemon = s.Version
+			}
+			if asJSON {
+				return m.printJSON(map[string]string{"version": version(), "daemon": daemon, "go": runtime.Version(), "system": runtime.GOOS + "/" + runtime.GOARCH})
+			}
+			fmt.Fprintf(m.Stdout, "warren %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if daemon != "" && daemon != version() {
+				fmt.Fprintf(m.Stdout, "the daemon runs %s: restart it to use this version\n", daemon)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
