@@ -100,6 +100,9 @@ const (
 	refresh = 25 * time.Second
 	// minRound is the least distance of rounds that events ask for.
 	minRound = 250 * time.Millisecond
+	// distressRound is the least distance of rounds because of lost paths, of
+	// which a node with many peers can have many at once.
+	distressRound = 2 * time.Second
 )
 
 var tryDelays = [tries]time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, time.Second}
@@ -191,6 +194,18 @@ func (d *Discoverer) HandleNetworkChange(now time.Time) {
 	}
 	d.update()
 	d.again()
+	d.flush()
+}
+
+// HandleDistress says that a path to a peer was lost: the NAT in front of this
+// machine may have forgotten its mappings, or got another address, of which
+// nothing tells but another answer. A round begins at once, but not within 2 s
+// of the last one; what was answered before counts on until then.
+func (d *Discoverer) HandleDistress(now time.Time) {
+	d.advance(now)
+	if len(d.servers) > 0 && (d.began.IsZero() || d.now.Sub(d.began) >= distressRound) {
+		d.again()
+	}
 	d.flush()
 }
 

@@ -203,6 +203,38 @@ func TestNetworkChange(t *testing.T) {
 	}
 }
 
+// TestDistress: lost paths make for a round at once, but not for many.
+func TestDistress(t *testing.T) {
+	d := newDiscoverer()
+	d.HandleDistress(epoch)
+	if _, ok := d.NextTimeout(); ok {
+		t.Error("without servers there is nobody to ask")
+	}
+	d.SetServers([]netip.AddrPort{server1}, epoch)
+	id := asked(t, d)[server1]
+	if err := d.HandleResponse(server1, response(id, "1.1.1.1:5000"), epoch); err != nil {
+		t.Fatal(err)
+	}
+	requests := 0
+	now := epoch.Add(5 * time.Second)
+	for range 100 {
+		d.HandleDistress(now)
+		for server, id := range asked(t, d) {
+			requests++
+			if d.Report().Public4 != at("1.1.1.1:5000") && requests == 1 {
+				t.Error("forgotten before it was answered anew")
+			}
+			if err := d.HandleResponse(server, response(id, "1.1.1.1:5001"), now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now = now.Add(50 * time.Millisecond)
+	}
+	if requests != 3 || d.Report().Public4 != at("1.1.1.1:5001") {
+		t.Errorf("%d requests in 5 s, %v", requests, d.Report())
+	}
+}
+
 // TestSleep: rounds that a sleeping machine missed are not made up for.
 func TestSleep(t *testing.T) {
 	d := newDiscoverer()

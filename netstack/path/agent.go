@@ -39,7 +39,8 @@ const (
 	ReasonProved Reason = iota + 1
 	// ReasonRelay means that the relay came or went.
 	ReasonRelay
-	// ReasonLost means that the primary stopped answering.
+	// ReasonLost means that the primary stopped answering. It may be our own NAT
+	// that forgot us: nat.Discoverer.HandleDistress finds that out.
 	ReasonLost
 	// ReasonIdle means that nobody used the path and its proof is too old.
 	ReasonIdle

@@ -492,6 +492,21 @@ func TestRandFails(t *testing.T) {
 	}
 }
 
+// TestUseAllocatesNothing: the data path may say often that a peer is used.
+func TestUseAllocatesNothing(t *testing.T) {
+	a := direct(t, 9)
+	pings(a)
+	a.find(home).heard = epoch.Add(time.Hour)
+	now := epoch.Add(100 * time.Millisecond)
+	if n := testing.AllocsPerRun(100, func() {
+		a.HandleOutboundUse(now)
+		a.HandleInbound(DirectTo(home), Data, now)
+		a.NextTimeout()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // FuzzAgent: no order of inputs breaks what must always hold.
 func FuzzAgent(f *testing.F) {
 	f.Add([]byte("\x00\x01\x02\x03\x04\x05\x06\x07\x08"))

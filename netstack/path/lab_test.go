@@ -1,0 +1,274 @@
+package path_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/disco"
+	"github.com/warren-overlay/warren/netstack/nat"
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/simnet"
+	"github.com/warren-overlay/warren/netstack/stun"
+)
+
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// lab drives two agents, their discoverers, and two STUN servers over a
+// simulated internet, in a plain loop.
+type lab struct {
+	t       *testing.T
+	net     *simnet.Network
+	now     time.Time
+	nodes   [2]*node
+	servers []*simnet.Host
+	calls   []call
+	// relayDelay is one way over the relay.
+	relayDelay time.Duration
+	relayUp    bool
+	log        []string
+}
+
+type call struct {
+	at time.Time
+	to *node
+	m  disco.CallMe
+}
+
+type node struct {
+	name    string
+	host    *simnet.Host
+	port    uint16
+	agent   *path.Agent
+	nat     *nat.Discoverer
+	primary path.Path
+	changes int
+	flight  []sent // pings and pongs by content, in place of seals
+}
+
+// sent is what the simulated payload stands for: messages travel as an index,
+// because what seals them is tested elsewhere.
+type sent struct{ m disco.Message }
+
+const stunPort = 3478
+
+func newLab(t *testing.T, seed uint64, p simnet.Path) *lab {
+	l := &lab{t: t, net: simnet.NewNetwork(seed), now: epoch, relayDelay: 20 * time.Millisecond}
+	l.net.SetPath(p)
+	for i := range 2 {
+		l.servers = append(l.servers, l.net.Internet().NewHost("stun", netip.AddrFrom4([4]byte{9, 9, 9, byte(i + 1)})))
+	}
+	return l
+}
+
+func (l *lab) join(i int, h *simnet.Host, seed uint64) *node {
+	rng := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(i)})
+	a, err := path.New(path.Config{Rand: rng}, l.now)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	n := &node{name: h.Name(), host: h, port: 41641, agent: a, nat: nat.New(nat.Config{Rand: rng}, l.now)}
+	l.nodes[i] = n
+	l.locals(n)
+	servers := make([]netip.AddrPort, 0, 2)
+	for _, s := range l.servers {
+		servers = append(servers, netip.AddrPortFrom(s.Addrs()[0], stunPort))
+	}
+	n.nat.SetServers(servers, l.now)
+	return n
+}
+
+func (l *lab) locals(n *node) {
+	var local []netip.AddrPort
+	for _, a := range n.host.Addrs() {
+		local = append(local, netip.AddrPortFrom(a, n.port))
+	}
+	n.nat.SetLocal(local, l.now)
+}
+
+func (l *lab) peer(n *node) *node {
+	if n == l.nodes[0] {
+		return l.nodes[1]
+	}
+	return l.nodes[0]
+}
+
+func (l *lab) setRelay(up bool) {
+	l.relayUp = up
+	for _, n := range l.nodes {
+		n.agent.HandleRelayState(up, l.now)
+	}
+	l.drain()
+}
+
+// drain carries out everything that the machines ask for.
+func (l *lab) drain() {
+	for again := true; again; {
+		again = false
+		for _, n := range l.nodes {
+			for t, ok := n.nat.NextTransmit(); ok; t, ok = n.nat.NextTransmit() {
+				l.net.Send(n.host, n.port, t.To, t.Packet, l.now)
+				again = true
+			}
+			if r, ok := n.nat.NextEvent(); ok {
+				n.agent.SetLocalCandidates(r.Endpoints, l.now)
+				// The coordinator tells the peer.
+				l.peer(n).agent.SetRemoteCandidates(r.Endpoints, l.now)
+				again = true
+			}
+			for t, ok := n.agent.NextTransmit(); ok; t, ok = n.agent.NextTransmit() {
+				l.transmit(n, t)
+				again = true
+			}
+			for e, ok := n.agent.NextEvent(); ok; e, ok = n.agent.NextEvent() {
+				n.primary = e.Primary
+				n.changes++
+				if e.Why == path.ReasonLost {
+					n.nat.HandleDistress(l.now)
+				}
+				l.log = append(l.log, fmt.Sprintf("%v %s: %v (%v)", l.now.Sub(epoch), n.name, e.Primary, e.Why))
+				again = true
+			}
+			l.invariant(n)
+		}
+	}
+}
+
+// invariant checks what must hold after every call.
+func (l *lab) invariant(n *node) {
+	s := n.agent.Snapshot()
+	if s.Primary != n.primary {
+		l.t.Fatalf("%s: primary %v, but events said %v", n.name, s.Primary, n.primary)
+	}
+	if len(s.Candidates) > 2*disco.MaxEndpoints+9 {
+		l.t.Fatalf("%s: %d candidates", n.name, len(s.Candidates))
+	}
+	if s.Primary.Kind == path.Direct && !slices.ContainsFunc(s.Candidates, func(c path.CandidateState) bool {
+		return c.Addr == s.Primary.Addr
+	}) {
+		l.t.Fatalf("%s: primary %v is no candidate", n.name, s.Primary)
+	}
+	if s.Primary.Kind == path.Relay && !l.relayUp {
+		l.t.Fatalf("%s: primary is a relay that is down", n.name)
+	}
+}
+
+func (l *lab) transmit(n *node, t path.Transmit) {
+	if m, ok := t.Message.(disco.CallMe); ok {
+		if t.To.Kind != path.Relay {
+			l.t.Fatalf("call to %v", t.To)
+		}
+		if l.relayUp {
+			l.calls = append(l.calls, call{l.now.Add(l.relayDelay), l.peer(n), m})
+		}
+		return
+	}
+	if t.To.Kind != path.Direct {
+		l.t.Fatalf("probe to %v", t.To)
+	}
+	n.flight = append(n.flight, sent{t.Message})
+	i := len(n.flight) - 1
+	l.net.Send(n.host, n.port, t.To.Addr, []byte{'d', byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}, l.now)
+}
+
+func (l *lab) receive(d simnet.Delivery) {
+	for _, s := range l.servers {
+		if d.Host == s {
+			if reply, ok := stun.Respond(nil, d.Packet.Payload, d.Packet.From); ok {
+				l.net.Send(s, stunPort, d.Packet.From, reply, l.now)
+			}
+			return
+		}
+	}
+	for _, n := range l.nodes {
+		if d.Host != n.host || d.Packet.To.Port() != n.port {
+			continue
+		}
+		if m, err := stun.Parse(d.Packet.Payload); err == nil {
+			_ = n.nat.HandleResponse(d.Packet.From, m, l.now)
+			return
+		}
+		if b := d.Packet.Payload; len(b) == 5 && b[0] == 'd' {
+			i := int(b[1])<<24 | int(b[2])<<16 | int(b[3])<<8 | int(b[4])
+			switch m := l.peer(n).flight[i].m.(type) {
+			case disco.Ping:
+				_ = n.agent.HandlePing(d.Packet.From, m, l.now)
+			case disco.Pong:
+				_ = n.agent.HandlePong(d.Packet.From, m, l.now)
+			}
+		}
+	}
+}
+
+// run moves time on by d, with both nodes in use where each says so.
+func (l *lab) run(d time.Duration, use ...*node) {
+	end := l.now.Add(d)
+	nextUse := l.now
+	for {
+		l.drain()
+		next := end
+		consider := func(t time.Time, ok bool) {
+			if ok && t.Before(next) {
+				next = t
+			}
+		}
+		consider(l.net.NextTimeout())
+		for _, n := range l.nodes {
+			consider(n.agent.NextTimeout())
+			consider(n.nat.NextTimeout())
+		}
+		for _, c := range l.calls {
+			consider(c.at, true)
+		}
+		consider(nextUse, len(use) > 0)
+		if next.After(l.now) {
+			l.now = next
+		}
+		if !nextUse.After(l.now) {
+			for _, n := range use {
+				n.agent.HandleOutboundUse(l.now)
+				// What reaches the peer is use there as well.
+				if n.primary.Kind == path.Relay && l.relayUp {
+					l.peer(n).agent.HandleInbound(n.primary, path.Data, l.now)
+				}
+			}
+			nextUse = l.now.Add(100 * time.Millisecond)
+		}
+		l.net.HandleTimeout(l.now)
+		for d, ok := l.net.NextDelivery(); ok; d, ok = l.net.NextDelivery() {
+			l.receive(d)
+		}
+		for i := 0; i < len(l.calls); i++ {
+			if c := l.calls[i]; !c.at.After(l.now) {
+				l.calls = slices.Delete(l.calls, i, i+1)
+				i--
+				_ = c.to.agent.HandleCallMe(c.m, l.now)
+			}
+		}
+		for _, n := range l.nodes {
+			if t, ok := n.agent.NextTimeout(); ok && !t.After(l.now) {
+				n.agent.HandleTimeout(l.now)
+			}
+			if t, ok := n.nat.NextTimeout(); ok && !t.After(l.now) {
+				n.nat.HandleTimeout(l.now)
+			}
+		}
+		l.drain()
+		if !l.now.Before(end) {
+			return
+		}
+	}
+}
+
+func (l *lab) fail(format string, args ...any) {
+	l.t.Helper()
+	for _, line := range l.log {
+		l.t.Log(line)
+	}
+	l.t.Fatalf(format, args...)
+}
+
+func addr4(a, b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{a, b, c, d}) }
