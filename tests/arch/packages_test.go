@@ -69,6 +69,8 @@ var table = []pkg{
 	{"coordinator/wire/channel", shell, "the control channel: Noise IK on a byte stream, whole messages", []string{"acl/ident", "acl/authority", "coordinator/wire"}},
 	{"coordinator/store", shell, "persistence; one transaction is state and audit", []string{"acl/ident", "acl/authority", "acl/ruleset", "acl/policy", "coordinator/registry", "coordinator/audit"}},
 	{"coordinator/netmap", pure, "what each node may see, and what changed", []string{"acl/...", "coordinator/registry", "coordinator/wire"}},
+	{"coordinator/session", pure, "server side of one control connection", []string{"acl/ident", "acl/authority", "acl/ruleset", "coordinator/wire", "coordinator/netmap", "coordinator/registry"}},
+	{"coordinator/admin", shell, "the administrator's socket: API and its client", []string{"acl/ident", "acl/policy", "acl/ruleset", "coordinator/audit", "coordinator/netmap", "coordinator/registry", "coordinator/store", "coordinator/wire"}},
 
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
@@ -78,11 +80,13 @@ var table = []pkg{
 	{"client/osconf", shell, "what the system says of its networks", nil},
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
 	{"client/agent", shell, "joins machines, engine and system; the only long-lived mutable object", []string{"client/...", "netstack/...", "coordinator/wire/...", "acl/..."}},
+	{"cmd/warren", program, "the node: daemon and command line", []string{"acl/...", "client/...", "netstack/...", "coordinator/wire/..."}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
 	{"tests/netns", support, "ring 3: the programs on a real kernel", []string{"tests/lab"}},
 	{"tests/lab", support, "network namespaces, links and NATs for ring 3", nil},
+	{"tests/sim", support, "ring 2: whole nodes over a simulated internet", []string{"acl/...", "client/...", "coordinator/...", "netstack/..."}},
 	{"tests/arch", support, "these rules", nil},
 	{"tests/steps", program, "the steps of the Makefile that need more than a line of shell", nil},
 }

@@ -15,9 +15,10 @@ import (
 
 // sleeps returns the calls of time.Sleep in file that do not evidently stand in
 // a bubble of testing/synctest. In a bubble stands a function literal passed to
-// synctest.Test, and a function that calls synctest.Wait, which panics anywhere
-// else.
-func sleeps(file *ast.File) []token.Pos {
+// synctest.Test, or to one of opening, the functions of the package that pass
+// theirs on to it; and a function that calls synctest.Wait, which panics
+// anywhere else.
+func sleeps(file *ast.File, opening map[string]bool) []token.Pos {
 	var found []token.Pos
 	var visit func(n ast.Node, bubble bool)
 	visit = func(n ast.Node, bubble bool) {
@@ -25,7 +26,7 @@ func sleeps(file *ast.File) []token.Pos {
 			switch x := inner.(type) {
 			case *ast.FuncDecl:
 				if inner != n && x.Body != nil {
-					visit(x.Body, bubble || waits(x.Body))
+					visit(x.Body, bubble || contains(x.Body, "Wait"))
 					return false
 				}
 			case *ast.CallExpr:
@@ -34,7 +35,7 @@ func sleeps(file *ast.File) []token.Pos {
 					if !bubble {
 						found = append(found, x.Pos())
 					}
-				case calls(x, "synctest", "Test"):
+				case calls(x, "synctest", "Test") || opens(x, opening):
 					for _, arg := range x.Args {
 						visit(arg, true)
 					}
@@ -48,16 +49,35 @@ func sleeps(file *ast.File) []token.Pos {
 	return found
 }
 
-// waits reports whether body calls synctest.Wait.
-func waits(body *ast.BlockStmt) bool {
+// contains reports whether body calls the function of package synctest.
+func contains(body *ast.BlockStmt, name string) bool {
 	found := false
 	ast.Inspect(body, func(n ast.Node) bool {
-		if call, ok := n.(*ast.CallExpr); ok && calls(call, "synctest", "Wait") {
+		if call, ok := n.(*ast.CallExpr); ok && calls(call, "synctest", name) {
 			found = true
 		}
 		return !found
 	})
 	return found
+}
+
+// openers returns the names of the functions of a file that call
+// synctest.Test and are no tests themselves.
+func openers(file *ast.File) []string {
+	var names []string
+	for _, d := range file.Decls {
+		if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Body != nil &&
+			!strings.HasPrefix(f.Name.Name, "Test") && contains(f.Body, "Test") {
+			names = append(names, f.Name.Name)
+		}
+	}
+	return names
+}
+
+// opens reports whether call is of one of the functions named.
+func opens(call *ast.CallExpr, names map[string]bool) bool {
+	f, ok := call.Fun.(*ast.Ident)
+	return ok && names[f.Name]
 }
 
 // calls reports whether call is pkg.name(…).
@@ -91,11 +111,20 @@ func TestSleepsOnlyInBubbles(t *testing.T) {
 		allowed[name] = n
 	}
 	m := module(t)
+	opening := map[string]map[string]bool{} // by package
+	for _, s := range m.sources {
+		for _, name := range openers(s.file) {
+			if opening[s.pkg] == nil {
+				opening[s.pkg] = map[string]bool{}
+			}
+			opening[s.pkg][name] = true
+		}
+	}
 	for _, s := range m.sources {
 		if !s.isTest {
 			continue
 		}
-		found := sleeps(s.file)
+		found := sleeps(s.file, opening[s.pkg])
 		if n := allowed[s.name]; len(found) > n {
 			for _, pos := range found {
 				t.Errorf("%s: time.Sleep in a test outside a synctest bubble (%d in the file, %d excepted)", m.where(pos), len(found), n)
@@ -118,6 +147,9 @@ func TestB(t *testing.T) { synctest.Test(t, func(t *testing.T) { go func() { tim
 func settle() { time.Sleep(1); synctest.Wait() }
 func late() { go func() { time.Sleep(1) }() }
 func TestC(t *testing.T) { t.Run("x", func(t *testing.T) { time.Sleep(1) }); synctest.Test(t, nil) }
+func bubble(t *testing.T, f func()) { synctest.Test(t, func(t *testing.T) { f() }) }
+func TestD(t *testing.T) { bubble(t, func() { time.Sleep(1) }) }
+func TestE(t *testing.T) { other(t, func() { time.Sleep(1) }) }
 `
 	fset := token.NewFileSet()
 	file, err := parser.ParseFile(fset, "sample_test.go", text, 0)
@@ -125,10 +157,13 @@ func TestC(t *testing.T) { t.Run("x", func(t *testing.T) { time.Sleep(1) }); syn
 		t.Fatal(err)
 	}
 	var got []int
-	for _, pos := range sleeps(file) {
+	for _, pos := range sleeps(file, map[string]bool{"bubble": true}) {
 		got = append(got, fset.Position(pos).Line)
 	}
-	if want := []int{2, 5, 6}; !slices.Equal(got, want) {
+	if want := []int{2, 5, 6, 9}; !slices.Equal(got, want) {
 		t.Errorf("sleeps in lines %v, want %v", got, want)
+	}
+	if names := openers(file); !slices.Equal(names, []string{"bubble"}) {
+		t.Errorf("functions that open a bubble: %v, want [bubble]", names)
 	}
 }
