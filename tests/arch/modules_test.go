@@ -49,11 +49,11 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/prometheus/client_golang", why: "metrics in the form that monitoring reads",
-		importers: []string{"client/agent", "netstack/engine"},
+		importers: []string{"client/agent", "coordinator/server", "netstack/engine"},
 	},
 	{
 		path: "github.com/spf13/cobra", why: "command lines with help and completion as people expect them",
-		importers: []string{"cmd/warren"},
+		importers: []string{"client/policy", "cmd/warren"},
 	},
 	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",
@@ -76,6 +76,10 @@ var dependencies = []dependency{
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
 		importers: []string{"client/localapi", "client/osconf", "client/statefile", "netstack/sock", "netstack/tun"},
+	},
+	{
+		path: "golang.org/x/time", why: "rate limits",
+		importers: []string{"coordinator/server"},
 	},
 	{
 		path: "golang.zx2c4.com/wireguard", why: "WireGuard itself, upstream and unforked",

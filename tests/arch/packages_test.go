@@ -71,11 +71,13 @@ var table = []pkg{
 	{"coordinator/netmap", pure, "what each node may see, and what changed", []string{"acl/...", "coordinator/registry", "coordinator/wire"}},
 	{"coordinator/session", pure, "server side of one control connection", []string{"acl/ident", "acl/authority", "acl/ruleset", "coordinator/wire", "coordinator/netmap", "coordinator/registry"}},
 	{"coordinator/admin", shell, "the administrator's socket: API and its client", []string{"acl/ident", "acl/policy", "acl/ruleset", "coordinator/audit", "coordinator/netmap", "coordinator/registry", "coordinator/store", "coordinator/wire"}},
+	{"coordinator/server", shell, "listeners, sessions, timers; the only loop that changes the state", []string{"acl/...", "coordinator/..."}},
 
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
 	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset", "client/health"}},
 	{"client/statefile", shell, "the state on disk, written whole or not at all", []string{"acl/ident", "acl/authority", "client/control"}},
+	{"client/policy", shell, "`warren policy`: check, compile and explain without a server", []string{"acl/..."}},
 	{"client/reconcile", pure, "map and preferences to desired configuration to steps", []string{"acl/...", "coordinator/wire", "netstack/config", "client/control", "client/health"}},
 	{"client/osconf", shell, "what the system says of its networks", nil},
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
