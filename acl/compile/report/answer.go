@@ -102,21 +102,31 @@ type SSHAction struct {
 // through; the coordinator's own address goes before it.
 const checkPath = "/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER"
 
-// Compile parses, compiles and tests a policy for a directory and returns the
-// answer and, where it was accepted, the compiled policy.
-func Compile(text []byte, dir compile.Directory) (*Answer, *compile.Policy) {
-	answer := &Answer{Errors: []Problem{}, Warnings: []Problem{}}
+// Load parses and compiles a policy for a directory, with the subnets that it
+// approves by itself counted as approved. Its tests are not run. The second
+// result says what is wrong, and is nil where nothing is.
+func Load(text []byte, dir compile.Directory) (*compile.Policy, []Problem) {
 	doc, err := policy.Parse(text)
 	if err != nil {
-		answer.Errors = Problems(err)
-		return answer, nil
+		return nil, Problems(err)
 	}
 	p, err := compile.Compile(doc, dir, ident.LabelKey{}, 1)
 	if err != nil {
-		answer.Errors = Problems(err)
-		return answer, nil
+		return nil, Problems(err)
 	}
 	approve(p, dir)
+	return p, nil
+}
+
+// Compile loads a policy for a directory, runs its tests and returns the
+// answer and, where it was accepted, the compiled policy.
+func Compile(text []byte, dir compile.Directory) (*Answer, *compile.Policy) {
+	answer := &Answer{Errors: []Problem{}, Warnings: []Problem{}}
+	p, problems := Load(text, dir)
+	if problems != nil {
+		answer.Errors = problems
+		return answer, nil
+	}
 	for _, f := range p.RunTests() {
 		answer.Errors = append(answer.Errors, Problem{Message: "test(s) failed: " + f.Section + ": " + f.Message, Line: f.Line, Column: f.Column})
 	}
