@@ -23,9 +23,9 @@ const (
 	replyTimeout = 15 * time.Second
 	// mapTimeout bounds the wait for a full map, the longest message.
 	mapTimeout = 60 * time.Second
-	// silenceLimit is how long a coordinator may say nothing. It pings every
-	// 20 s; three lost ones end the connection.
-	silenceLimit = 65 * time.Second
+	// silenceLimit is how long a coordinator may say nothing. It pings a node
+	// that is silent for 15 s; three lost pings end the connection.
+	silenceLimit = 50 * time.Second
 	// slowRetry is for states that only somebody else can change: a newer
 	// coordinator, a clock that is set.
 	slowRetry = 5 * time.Minute
