@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/client/policy"
 )
 
 func main() {
@@ -41,8 +42,11 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
+	if errors.Is(err, policy.ErrRefused) {
+		return 1 // what is wrong has been printed
+	}
 	var usage *usageError
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) || errors.Is(err, policy.ErrUsage) {
 		fmt.Fprintf(m.Stderr, "%s: %v\nSee '%s --help'.\n", cmd.CommandPath(), err, cmd.CommandPath())
 		return 2
 	}
@@ -114,7 +118,7 @@ On a new machine: start the daemon, then
 	root.PersistentFlags().StringVar(&m.socket, "socket", defaultSocket(m.Getenv), "path of the daemon's socket")
 	root.AddCommand(
 		m.daemonCommand(), m.upCommand(), m.downCommand(), m.logoutCommand(), m.statusCommand(),
-		m.ipCommand(), m.pingCommand(), m.whoisCommand(), m.versionCommand(),
+		m.ipCommand(), m.pingCommand(), m.whoisCommand(), m.versionCommand(), policy.Command(),
 	)
 	return root
 }
