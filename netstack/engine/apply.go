@@ -151,7 +151,7 @@ func (c *control) retreat(claims map[ident.NodeKey][]netip.Prefix) {
 		for _, prefix := range p.allowed {
 			if now, owned := owner[prefix]; owned && now != p.key {
 				c.device.RemovePeer(p.key)
-				p.tunnel = nil
+				p.tunnel, p.retreated = nil, true
 				break
 			}
 		}
@@ -265,6 +265,10 @@ func (c *control) setTunnels() error {
 			if p.tunnel != tunnel {
 				p.tunnel = tunnel
 				tunnel.SetPath(c.tunnelPath(p.agent.Primary()))
+			}
+			if p.retreated {
+				p.retreated = false
+				err = errors.Join(err, c.device.BeginHandshake(p.key))
 			}
 			continue
 		}

@@ -45,7 +45,7 @@ type Config struct {
 	// Now is the clock; nil means time.Now. It must agree with package time's
 	// timers.
 	Now func() time.Time
-	// Rand is the random source; nil means crypto/rand.
+	// Rand is the random source, safe for concurrent use; nil means crypto/rand.
 	Rand io.Reader
 	// Retain is for tests in a testing/synctest bubble; see package wg.
 	Retain func(object any)

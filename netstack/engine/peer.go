@@ -36,6 +36,7 @@ type peer struct {
 	agent     *path.Agent
 	sealer    *disco.Sealer
 	opener    *disco.Opener
+	retreated bool // whether its session was ended to take a prefix away
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not

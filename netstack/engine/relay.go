@@ -2,10 +2,10 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -158,7 +158,7 @@ func (r *relayClient) run(ctx context.Context, device *wg.Device) {
 			if r.e.cfg.Now().Sub(began) >= steady {
 				backoff = minBackoff
 			}
-			wait = time.After(backoff/2 + rand.N(backoff/2))
+			wait = time.After(r.jittered(backoff))
 			backoff = min(2*backoff, maxBackoff)
 		}
 		cancel()
@@ -169,6 +169,15 @@ func (r *relayClient) run(ctx context.Context, device *wg.Device) {
 			backoff = minBackoff
 		}
 	}
+}
+
+// jittered draws a wait from the upper half of the given one.
+func (r *relayClient) jittered(wait time.Duration) time.Duration {
+	var raw [2]byte
+	if _, err := io.ReadFull(r.e.cfg.Rand, raw[:]); err != nil {
+		return wait
+	}
+	return wait/2 + wait/2*time.Duration(binary.BigEndian.Uint16(raw[:]))>>16
 }
 
 // report notes why there is no connection any more.
@@ -260,11 +269,12 @@ func (s *relaySession) watch(ctx context.Context) {
 		s.session.HandleTimeout(now)
 		s.drainLocked()
 		next, ok := s.session.NextTimeout()
-		failed := s.session.Failed()
+		failed, rtt := s.session.Failed(), s.session.Snapshot().RTT
 		s.mu.Unlock()
 		if failed {
 			return
 		}
+		s.r.measured(rtt)
 		if ok {
 			timer.Reset(next.Sub(now))
 		}
@@ -360,9 +370,7 @@ func (s *relaySession) write(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		s.session.HandleSent(s.r.e.cfg.Now())
-		rtt := s.session.Snapshot().RTT
 		s.mu.Unlock()
-		s.r.measured(rtt)
 		select {
 		case s.timer <- struct{}{}:
 		default:

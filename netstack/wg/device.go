@@ -246,6 +246,20 @@ func (d *Device) drop(key ident.NodeKey) {
 // Peer returns the peer with the key, nil where there is none.
 func (d *Device) Peer(key ident.NodeKey) *Peer { return d.bind.peer(key) }
 
+// BeginHandshake begins a handshake with the peer without a packet for it, so
+// that a peer that still has a session learns that it is over. It does nothing
+// where there is no such peer, or where one was begun less than 5 s ago.
+func (d *Device) BeginHandshake(key ident.NodeKey) error {
+	p := d.device.LookupPeer(device.NoisePublicKey(key))
+	if p == nil {
+		return nil
+	}
+	if err := p.SendHandshakeInitiation(false); err != nil {
+		return fmt.Errorf("wg: beginning a handshake: %w", err)
+	}
+	return nil
+}
+
 // HandleRelayed takes a packet that a relay says was sent by the peer with the
 // key, and reports whether it is WireGuard's. The packet is not kept.
 func (d *Device) HandleRelayed(from ident.NodeKey, packet []byte) bool {
