@@ -32,11 +32,11 @@ type report struct {
 	passed, failed, skipped int
 	replayed                map[key]int // entries that ran, per fuzz target
 	output                  map[key][]string
-	packagesFailed          int
+	broken                  map[string]bool // packages of which a test failed
 }
 
 func newReport(out io.Writer) *report {
-	return &report{out: out, replayed: map[key]int{}, output: map[key][]string{}}
+	return &report{out: out, replayed: map[key]int{}, output: map[key][]string{}, broken: map[string]bool{}}
 }
 
 // handle takes the next event: it counts tests and prints what a person must
@@ -63,11 +63,12 @@ func (r *report) handle(e event) {
 		}
 		delete(r.output, k)
 	case "fail":
-		if e.Test != "" {
+		// A package that fails without a test of its own that failed, as one
+		// that does not build, counts as one.
+		if e.Test != "" || !r.broken[e.Package] {
 			r.failed++
-		} else {
-			r.packagesFailed++
 		}
+		r.broken[e.Package] = true
 		for _, line := range r.output[k] {
 			if !strings.HasPrefix(line, "=== ") { // that a test ran, paused, went on
 				fmt.Fprint(r.out, line)
