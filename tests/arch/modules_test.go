@@ -52,6 +52,9 @@ var dependencies = []dependency{
 		importers: []string{"client/agent", "coordinator/server", "netstack/engine"},
 	},
 	{
+		path: "github.com/rogpeppe/go-internal", why: "testscript: what the programs do, as text",
+	},
+	{
 		path: "github.com/spf13/cobra", why: "command lines with help and completion as people expect them",
 		importers: []string{"client/policy", "cmd/warren"},
 	},
