@@ -60,6 +60,7 @@ type Daemon struct {
 	options Options
 	log     *slog.Logger
 	state   *statefile.Directory
+	device  tun.Device
 	engine  *engine.Engine
 	agent   *Agent
 	monitor *osconf.Monitor
@@ -79,25 +80,28 @@ type listener struct {
 
 // Open makes everything ready: the state directory is locked, the device open,
 // the ports are taken. The error says what is in the way and what to do.
-func Open(ctx context.Context, o Options) (d *Daemon, err error) {
-	d = &Daemon{options: o, log: o.Logger}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
-	if d.state, err = statefile.Open(o.StateDir); err != nil {
+func Open(ctx context.Context, o Options) (*Daemon, error) {
+	d := &Daemon{options: o, log: o.Logger}
+	if err := d.open(ctx); err != nil {
+		d.close()
 		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Daemon) open(ctx context.Context) (err error) {
+	o := d.options
+	if d.state, err = statefile.Open(o.StateDir); err != nil {
+		return err
 	}
 	own := &ownPorts{}
-	device, err := d.openDevice(own)
-	if err != nil {
-		return nil, err
+	if err := d.openDevice(own); err != nil {
+		return err
 	}
 	if d.engine, err = engine.New(engine.Config{
-		TUN: device, ManageDevice: true, Port: o.Port, Logger: o.Logger.With("part", "engine"),
+		TUN: d.device, ManageDevice: true, Port: o.Port, Logger: o.Logger.With("part", "engine"),
 	}); err != nil {
-		return nil, errors.Join(err, device.Close())
+		return err
 	}
 	d.monitor = osconf.NewMonitor(d.isOverlay, o.Logger.With("part", "network"))
 	if d.agent, err = New(Config{
@@ -105,15 +109,13 @@ func Open(ctx context.Context, o Options) (d *Daemon, err error) {
 		NetworkChanges: d.monitor.Changes(), Host: o.Host, Hostname: o.Hostname,
 		Rand: rand.Reader, Now: time.Now, Logger: o.Logger.With("part", "agent"),
 	}); err != nil {
-		return nil, err
+		return err
 	}
 	if err := d.listen(ctx, own); err != nil {
-		return nil, err
+		return err
 	}
-	if d.api, err = localapi.Listen(o.Socket, d.agent, o.Logger.With("part", "localapi")); err != nil {
-		return nil, err
-	}
-	return d, nil
+	d.api, err = localapi.Listen(o.Socket, d.agent, o.Logger.With("part", "localapi"))
+	return err
 }
 
 // transport is that of the control channel: proxies of the environment are
@@ -130,21 +132,21 @@ func transport() *http.Transport {
 }
 
 // openDevice opens the TUN device or the userspace stack.
-func (d *Daemon) openDevice(own *ownPorts) (tun.Device, error) {
+func (d *Daemon) openDevice(own *ownPorts) error {
 	if d.options.Device == Userspace {
 		stack, err := userstack.New(userstack.Config{Refuse: own.has})
 		if err != nil {
-			return nil, fmt.Errorf("agent: making the userspace stack: %w", err)
+			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
-		d.dialer = stack
-		return stack, nil
+		d.device, d.dialer = stack, stack
+		return nil
 	}
 	device, err := tun.Open(tun.Config{Name: d.options.Device})
 	if err != nil {
-		return nil, fmt.Errorf("agent: opening the network device %s: %w", d.options.Device, err)
+		return fmt.Errorf("agent: opening the network device %s: %w", d.options.Device, err)
 	}
-	d.dialer = &net.Dialer{}
-	return device, nil
+	d.device, d.dialer = device, &net.Dialer{}
+	return nil
 }
 
 // listen opens the proxies and the metrics.
@@ -237,6 +239,9 @@ func (d *Daemon) close() {
 	}
 	for _, l := range d.listeners {
 		l.Close()
+	}
+	if d.device != nil {
+		d.device.Close()
 	}
 	if d.state != nil {
 		d.state.Close()

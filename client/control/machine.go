@@ -248,6 +248,9 @@ func (m *Machine) retry(reason string, least time.Duration) {
 		Code: health.CoordinatorUnreachable, Severity: health.Warning, Since: m.now,
 		Text: fmt.Sprintf("No connection to the coordinator at %s: %s. Tunnels between known peers go on; changes of the policy do not arrive. It is tried again by itself.", m.cfg.URL, reason),
 	})
+	if m.member != nil {
+		m.expiryFact()
+	}
 }
 
 // adopt makes member what is believed, and tells of it.
@@ -274,16 +277,17 @@ func (m *Machine) refreshView() {
 	m.events = append(m.events, NetMap{View: view})
 }
 
-// expiryFact warns of a certificate that ends soon, and sees to being woken
-// for that.
+// expiryFact warns of a certificate that ends soon while there is nobody to
+// renew it, and sees to being woken for that.
 func (m *Machine) expiryFact() {
 	end := m.member.self.NotAfter()
 	notice := end.Add(-expiryNotice)
-	if m.now.Before(notice) {
+	early := m.now.Before(notice)
+	if early && notice.Before(m.expiry) {
+		m.expiry = notice
+	}
+	if early || m.synced || !m.now.Before(end) {
 		m.note(m.facts.Clear(health.CertificateExpiring, ""))
-		if notice.Before(m.expiry) {
-			m.expiry = notice
-		}
 		return
 	}
 	m.put(health.Fact{
