@@ -13,7 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -103,12 +103,17 @@ type Stack struct {
 
 var _ tun.Device = (*Stack)(nil)
 
+// quiet keeps gvisor from writing to the standard error stream what peers can
+// make it write at will; its own counters have it.
+var quiet = sync.OnceFunc(func() { log.SetLevel(log.Warning) })
+
 // New makes a stack that works at once. The error says what is wrong with cfg.
 func New(cfg Config) (*Stack, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
+	quiet()
 	s := &Stack{
 		cfg:  cfg,
 		link: newLink(cfg.MTU),
@@ -251,22 +256,13 @@ func (s *Stack) Write(bufs [][]byte, offset int) (int, error) {
 	if dispatcher == nil {
 		return 0, os.ErrClosed
 	}
+	c := coalescer{dispatcher: dispatcher}
 	for _, buf := range bufs {
-		data := buf[offset:]
-		var protocol tcpip.NetworkProtocolNumber
-		switch {
-		case len(data) >= header.IPv4MinimumSize && data[0]>>4 == 4:
-			protocol = ipv4.ProtocolNumber
-		case len(data) >= header.IPv6MinimumSize && data[0]>>4 == 6:
-			protocol = ipv6.ProtocolNumber
-		default:
+		if !c.deliver(buf[offset:]) {
 			s.invalid.Add(1)
-			continue
 		}
-		packet := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(data)})
-		dispatcher.DeliverNetworkPacket(protocol, packet)
-		packet.DecRef()
 	}
+	c.flush()
 	return len(bufs), nil
 }
 
