@@ -18,6 +18,8 @@ import (
 
 // Errors of a DB, compared with errors.Is.
 var (
+	// ErrNoNetwork means a directory without a database.
+	ErrNoNetwork = errors.New("store: there is no network")
 	// ErrNewer means a database of a newer version of this program.
 	ErrNewer = errors.New("store: the database is of a newer version of this program")
 	// ErrSpent means that a join key was used, expired or revoked by the time
@@ -68,7 +70,7 @@ func (d *Dir) Open(ctx context.Context) (*DB, error) {
 func OpenReadOnly(ctx context.Context, dir string) (*DB, error) {
 	path := filepath.Join(dir, databaseFile)
 	if _, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("store: there is no network in %s: %w", dir, err)
+		return nil, fmt.Errorf("%w in %s: %w", ErrNoNetwork, dir, err)
 	}
 	db, err := connect(path, "rw", 1)
 	if err != nil {

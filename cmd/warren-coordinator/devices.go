@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/coordinator/admin"
+)
+
+func (m *Main) devices() *cobra.Command {
+	devices := group(&cobra.Command{Use: "devices", Short: "List, show and revoke devices"})
+
+	list := &cobra.Command{Use: "list", Short: "List the devices"}
+	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
+		all, err := m.client().Devices(c.Context())
+		if err != nil {
+			return err
+		}
+		return m.print(all, func() {
+			var rows [][]string
+			for _, d := range all {
+				rows = append(rows, []string{d.ID, d.Name, d.Addresses[0], whose(d.User, d.Tags), d.OS, lastSeen(&d)})
+			}
+			m.table("ID NAME ADDRESS OWNER OS SEEN", rows)
+		})
+	})
+
+	show := &cobra.Command{Use: "show NAME", Short: "Show what is known of a device, and what it may see"}
+	show.Args, show.RunE = run(1, func(c *cobra.Command, args []string) error {
+		d, err := m.client().Device(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return m.print(d, func() { m.showDevice(&d) })
+	})
+
+	revoke := &cobra.Command{
+		Use: "revoke NAME", Short: "End a device's membership for good",
+		Long: `End a device's membership for good: its peers drop it, its connections end, and
+neither its machine key nor its node key is ever admitted again. NAME is the
+device's name or id.`,
+	}
+	revoke.Args, revoke.RunE = run(1, func(c *cobra.Command, args []string) error {
+		d, err := m.client().RevokeDevice(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return m.print(d, func() { fmt.Fprintf(m.Stdout, "revoked %s (%s, %s)\n", d.Name, d.ID, d.Addresses[0]) })
+	})
+	devices.AddCommand(m.printable(list), m.printable(show), m.printable(revoke))
+	return devices
+}
+
+func lastSeen(d *admin.Device) string {
+	if d.Online {
+		return "online"
+	}
+	return when(d.LastSeen)
+}
+
+func (m *Main) showDevice(d *admin.DeviceDetail) {
+	row := func(name, value string) {
+		if value == "" {
+			value = "-"
+		}
+		fmt.Fprintf(m.Stdout, "%-12s  %s\n", name, value)
+	}
+	row("name", d.Name)
+	row("id", d.ID)
+	row("owner", whose(d.User, d.Tags))
+	row("addresses", strings.Join(d.Addresses, ", "))
+	row("seen", lastSeen(&d.Device))
+	row("endpoints", strings.Join(d.Endpoints, ", "))
+	row("system", strings.TrimSpace(d.OS+" "+d.OSVersion))
+	row("version", d.Version)
+	row("node key", d.NodeKey)
+	row("machine key", d.MachineKey)
+	row("join key", d.JoinKey)
+	row("joined", when(d.Created))
+	if c := d.Certificate; c != nil {
+		row("certificate", fmt.Sprintf("serial %d, until %s", c.Serial, when(c.NotAfter)))
+	}
+	row("labels", strings.Join(d.Labels, ", "))
+	row("may see", strings.Join(d.Peers, ", "))
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/server"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun/stunserver"
+)
+
+// off switches a listener off.
+const off = "off"
+
+// relayName is how devices know the relay beside the coordinator.
+const relayName = "default"
+
+// serveOptions are the flags of serve.
+type serveOptions struct {
+	listen, stun, metrics string
+	publicURL             string
+	relay                 bool
+	validity              time.Duration
+	logFormat, logLevel   string
+}
+
+func (m *Main) serve() *cobra.Command {
+	var o serveOptions
+	c := &cobra.Command{
+		Use: "serve", Short: "Run the coordinator; the first start makes the network",
+		Long: `Run the coordinator, with a relay and a STUN server beside it. The first start
+makes the network and prints its fingerprint and the next command to type.
+
+Plain HTTP is as safe as HTTPS: devices know the coordinator by the fingerprint
+in their join key. Behind a proxy that terminates TLS, give --public-url.`,
+		Example: "  warren-coordinator serve --data DIR --listen 0.0.0.0:8080",
+	}
+	f := c.Flags()
+	f.StringVar(&o.listen, "listen", "0.0.0.0:8080", "address for devices, TCP")
+	f.StringVar(&o.stun, "stun-listen", "", `address of the STUN server, UDP, or "off" (default: the host of --listen, port 3478)`)
+	f.StringVar(&o.metrics, "metrics-listen", "127.0.0.1:9090", `address for /metrics and /healthz, TCP, or "off"`)
+	f.StringVar(&o.publicURL, "public-url", "", "URL under which devices reach this coordinator, where it is not the address they connect to")
+	f.BoolVar(&o.relay, "relay", true, "relay packets of devices that find no direct path")
+	f.DurationVar(&o.validity, "certificate-validity", 7*24*time.Hour, "life of a device's certificate; renewed at half of it")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+		log, err := m.logger(o)
+		if err != nil {
+			return &usageError{c, err}
+		}
+		if _, err := publicRelay(o.publicURL); err != nil {
+			return &usageError{c, err}
+		}
+		return m.runServe(c.Context(), o, c.Flags().Changed("metrics-listen"), log)
+	})
+	return c
+}
+
+func (m *Main) logger(o serveOptions) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", o.logLevel)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(m.Stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(m.Stderr, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q is neither text nor json", o.logFormat)
+}
+
+// publicRelay returns the relay's URL under the coordinator's public one, ""
+// where there is none.
+func publicRelay(public string) (string, error) {
+	if public == "" {
+		return "", nil
+	}
+	u, err := url.Parse(public)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return "", fmt.Errorf("--public-url %q is no http or https URL", public)
+	}
+	scheme := map[string]string{"http": "ws", "https": "wss"}[u.Scheme]
+	return (&url.URL{Scheme: scheme, Host: u.Host, Path: u.Path}).JoinPath(relayhttp.Path).String(), nil
+}
+
+// runServe wires coordinator, relay and STUN server together and runs them
+// until the context ends or one of them fails.
+func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, log *slog.Logger) error {
+	public, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer public.Close()
+	stun, err := listenSTUN(o, log)
+	if err != nil {
+		return err
+	}
+	cfg := server.Config{
+		Dir: m.data, CertificateValidity: o.validity, Version: version().String(), Rand: m.Rand, Logger: log,
+	}
+	port := public.Addr().(*net.TCPAddr).Port
+	if stun != nil {
+		defer stun.Close()
+		cfg.STUN = []string{":" + strconv.Itoa(int(stun.LocalPort()))}
+	}
+	var relays *relayhttp.Server
+	var members *server.Members
+	if o.relay {
+		target, err := publicRelay(o.publicURL)
+		if err != nil {
+			return err
+		}
+		if target == "" {
+			target = fmt.Sprintf("ws://:%d%s", port, relayhttp.Path)
+		}
+		cfg.Relays = []wire.Relay{{Name: relayName, URL: target}}
+		cfg.OnRevoke = func(key ident.NodeKey) {
+			if relays != nil { // nobody is connected before the relay is made
+				relays.Revoke(members.Network(), key)
+			}
+		}
+	}
+	s, err := server.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	listeners := server.Listeners{Public: public}
+	if listeners.Admin, err = s.ListenAdmin(); err != nil {
+		return err
+	}
+	defer listeners.Admin.Close()
+	if listeners.Metrics, err = listenMetrics(o.metrics, wantMetrics, log); err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	if o.relay {
+		members = s.Members()
+		relays, err = relayhttp.NewServer(relayhttp.ServerConfig{
+			ServerConfig: relay.ServerConfig{Name: relayName, Admitter: members, Rand: m.Rand}, Logger: log,
+		})
+		if err != nil {
+			return err
+		}
+		s.Mount("GET "+relayhttp.Path, relays)
+		group.Go(func() { report(log, "relay", relays.Run(ctx)) })
+	}
+	if stun != nil {
+		group.Go(func() { report(log, "STUN server", stunserver.New(stun).Run(ctx)) })
+	}
+	m.announce(s, o, public.Addr().(*net.TCPAddr).AddrPort())
+	return s.Run(ctx, listeners)
+}
+
+func report(log *slog.Logger, what string, err error) {
+	if err != nil {
+		log.Error("it ended; devices do without it until the next start", "what", what, "error", err)
+	}
+}
+
+// listenSTUN opens the STUN server's port, nil where there is to be none. A
+// default port that is taken is only worth a warning: devices behind no NAT do
+// without.
+func listenSTUN(o serveOptions, log *slog.Logger) (sock.Conn, error) {
+	if o.stun == off {
+		return nil, nil
+	}
+	address := o.stun
+	if address == "" {
+		host, _, err := net.SplitHostPort(o.listen)
+		if err != nil {
+			return nil, fmt.Errorf("--listen: %w", err)
+		}
+		address = net.JoinHostPort(host, "3478")
+	}
+	udp, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--stun-listen: %w", err)
+	}
+	cfg := sock.Config{Port: uint16(udp.Port)}
+	if ip, ok := netip.AddrFromSlice(udp.IP); ok && !ip.Unmap().IsUnspecified() {
+		cfg.Addresses = []netip.Addr{ip.Unmap()}
+	}
+	conn, err := sock.Listen(cfg)
+	if err != nil && o.stun == "" && errors.Is(err, sock.ErrPortInUse) {
+		log.Warn("no STUN server: its port is in use; name another with --stun-listen", "port", udp.Port)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--stun-listen %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// listenMetrics opens the port for metrics. A default port that is taken is
+// only worth a warning.
+func listenMetrics(address string, wanted bool, log *slog.Logger) (net.Listener, error) {
+	if address == off {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil && !wanted {
+		log.Warn("no metrics: their port is in use; name another with --metrics-listen", "error", err)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-listen: %w", err)
+	}
+	log.Info("metrics", "address", l.Addr())
+	return l, nil
+}

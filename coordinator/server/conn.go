@@ -1,0 +1,307 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/netmap"
+	"github.com/warren-overlay/warren/coordinator/registry"
+	"github.com/warren-overlay/warren/coordinator/session"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/coordinator/wire/channel"
+)
+
+const (
+	// writeTimeout bounds how long one frame may take to be written: the
+	// longest map at 1 MB/s.
+	writeTimeout = 30 * time.Second
+	// lingerTimeout is how long a node has to read why it is sent away.
+	lingerTimeout = time.Second
+)
+
+// conn is one control connection.
+type conn struct {
+	channel *channel.Conn
+	session *session.Session
+	machine ident.MachineKey
+	// remote is the address of the node, or of the proxy in front of it.
+	remote netip.Addr
+
+	// out carries one frame at a time to the writer. The loop sends only when
+	// writing is false, so that it never waits.
+	out     chan []byte
+	writing bool
+	// ended means that out was closed.
+	ended bool
+	// attached is the device that byNode has this connection for.
+	attached ident.NodeID
+}
+
+// serveControl answers a request for the control channel and serves it until
+// its end.
+func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
+	remote := remoteAddr(r)
+	release, ok := s.limits.admit(remote, s.cfg.Now())
+	if !ok {
+		s.metrics.refusedConns.Inc()
+		w.Header().Set("Retry-After", "2")
+		http.Error(w, "too many connections; come back later", http.StatusTooManyRequests)
+		return
+	}
+	ch, err := channel.Accept(w, r, channel.ServerConfig{Channel: s.keys.Channel, Network: s.genesis.Fingerprint(), Rand: s.cfg.Rand})
+	release()
+	if err != nil {
+		s.metrics.handshakeErrors.Inc()
+		s.cfg.Logger.Debug("no control channel", "remote", remote, "error", err)
+		return
+	}
+	s.ServeChannel(r.Context(), ch, remote)
+}
+
+// ServeChannel serves a control channel until its end, which it closes. Run
+// must be running; remote is where the node is, for limits and the log.
+func (s *Server) ServeChannel(ctx context.Context, ch *channel.Conn, remote netip.Addr) {
+	defer ch.Close()
+	ctx = context.WithoutCancel(ctx)
+	c := &conn{channel: ch, machine: ch.Peer(), remote: remote, out: make(chan []byte, 1)}
+	if err := s.do(ctx, func() { s.attach(c) }); err != nil {
+		return
+	}
+	defer s.handlers.Done()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		s.write(ctx, c)
+	}()
+	for {
+		frame, err := ch.Receive()
+		if err != nil {
+			s.cfg.Logger.Debug("control connection ended", "machine", c.machine, "remote", remote, "error", err)
+			break
+		}
+		if s.do(ctx, func() { s.handleFrame(c, frame) }) != nil {
+			break
+		}
+	}
+	// The writer may be in the middle of a frame that nobody takes.
+	ch.Close()
+	s.do(ctx, func() { s.detach(c) })
+	<-written
+}
+
+// write sends the frames that the loop hands over.
+func (s *Server) write(ctx context.Context, c *conn) {
+	for {
+		select {
+		case frame, ok := <-c.out:
+			if !ok {
+				// Everything was said. The node has a moment to read it and
+				// close; then the reader's deadline ends the connection.
+				c.channel.SetReadDeadline(time.Now().Add(lingerTimeout))
+				return
+			}
+			err := c.channel.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if err == nil {
+				err = c.channel.Send(frame)
+			}
+			if err != nil {
+				s.cfg.Logger.Debug("control connection does not take frames", "machine", c.machine, "remote", c.remote, "error", err)
+				c.channel.Close() // the reader ends and detaches
+				return
+			}
+			if s.do(ctx, func() { c.writing = false; s.dirty[c] = struct{}{} }) != nil {
+				return
+			}
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func remoteAddr(r *http.Request) netip.Addr {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr.Unmap().WithZone("")
+}
+
+// attach begins a session. In the loop.
+func (s *Server) attach(c *conn) {
+	cfg := session.Config{Overlay: []netip.Prefix{s.genesis.Prefix4, s.genesis.Prefix6}}
+	if d := s.state.DeviceByMachine(c.machine); d != nil {
+		cfg.Node = d.ID
+	}
+	s.handlers.Add(1) // in the loop, so before Run waits for it
+	c.session = session.New(cfg, s.cfg.Now())
+	if cfg.Node != 0 {
+		c.channel.SetReceiveLimit(wire.MaxClientMessage)
+	}
+	s.conns[c] = struct{}{}
+	if s.state.RevokedMachine(c.machine) {
+		s.endSession(c, &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage})
+	}
+	if s.ending {
+		s.endSession(c, stopping())
+	}
+}
+
+// detach forgets a connection that has ended. In the loop.
+func (s *Server) detach(c *conn) {
+	delete(s.conns, c)
+	delete(s.dirty, c)
+	if !c.ended {
+		c.ended = true
+		close(c.out)
+	}
+	if s.byNode[c.attached] != c {
+		return
+	}
+	delete(s.byNode, c.attached)
+	if s.state.Device(c.attached) == nil {
+		return
+	}
+	now := s.cfg.Now()
+	s.seen[c.attached], s.unsaved[c.attached] = now, now
+	p := s.network.Presence(c.attached)
+	p.Online = false
+	s.touch(s.network.SetPresence(c.attached, p))
+}
+
+func (s *Server) handleFrame(c *conn, frame []byte) {
+	c.session.HandleFrame(frame, s.cfg.Now())
+	s.dirty[c] = struct{}{}
+}
+
+// settle answers requests, tells what changed and hands frames to writers,
+// until there is nothing left to do. In the loop, after each call.
+func (s *Server) settle(ctx context.Context) {
+	for len(s.dirty) > 0 && s.broken == nil {
+		for c := range s.dirty {
+			delete(s.dirty, c)
+			s.pump(ctx, c)
+		}
+	}
+}
+
+func (s *Server) pump(ctx context.Context, c *conn) {
+	if _, open := s.conns[c]; !open || c.ended {
+		return
+	}
+	for {
+		request, ok := c.session.NextRequest()
+		if !ok {
+			break
+		}
+		s.handleRequest(ctx, c, request)
+	}
+	if c.writing {
+		return
+	}
+	if err := c.session.Flush(s.network, s.cfg.Now()); err != nil {
+		s.metrics.viewErrors.Inc()
+		s.cfg.Logger.Error("a device cannot be told its map; others are not affected", "error", err)
+	}
+	frame, ok := c.session.NextFrame()
+	switch {
+	case ok:
+		c.writing = true
+		s.metrics.framesSent.Inc()
+		s.metrics.bytesSent.Add(float64(len(frame)))
+		c.out <- frame
+	case c.session.Closing():
+		c.ended = true
+		close(c.out)
+	}
+}
+
+func (s *Server) handleRequest(ctx context.Context, c *conn, request session.Request) {
+	switch r := request.(type) {
+	case session.Register:
+		s.register(ctx, c, r)
+	case session.Stream:
+		s.stream(ctx, c, r)
+	case session.Endpoints:
+		p := s.network.Presence(c.session.Node())
+		p.Endpoints = r.Endpoints
+		s.touch(s.network.SetPresence(c.session.Node(), p))
+	case session.Logout:
+		if _, err := s.execute(ctx, c.session.Node().String(), registry.Logout{Node: c.session.Node()}); err != nil {
+			s.endSession(c, refusal(err))
+			return
+		}
+		s.endSession(c, &wire.Error{Code: wire.CodeNotRegistered, Message: "this device was logged out"})
+	default:
+		panic(fmt.Sprintf("BUG: server: unknown request %T", request))
+	}
+}
+
+func host(h wire.HostInfo) registry.Host {
+	return registry.Host{ProgramVersion: h.ProgramVersion, OS: h.OS, OSVersion: h.OSVersion, Architecture: h.Architecture}
+}
+
+func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
+	now := s.cfg.Now()
+	if !s.limits.mayTry(c.remote, now) {
+		s.endSession(c, &wire.Error{Code: wire.CodeUnavailable, Message: "too many refused join keys from this address", RetryAfter: time.Minute})
+		return
+	}
+	cmd := registry.RegisterDevice{
+		Machine: c.machine, NodeKey: r.NodeKey, Hostname: r.Hostname, Host: host(r.Host), Tags: r.Tags,
+	}
+	// Text that is no join key is refused like one that is unknown.
+	if key, err := wire.ParseCredential(r.AuthKey); err == nil {
+		cmd.Key, cmd.Secret = key.ID, secretHash(key.Secret)
+		if k := s.state.Key(key.ID); k != nil && k.User != 0 {
+			cmd.Granted = s.network.GrantedTags(k.User, r.Tags)
+		}
+	}
+	result, err := s.execute(ctx, c.machine.String(), cmd)
+	if err != nil {
+		s.metrics.registrations.WithLabelValues("refused").Inc()
+		if errors.Is(err, registry.ErrAuthKey) || errors.Is(err, registry.ErrRevoked) {
+			s.limits.tried(c.remote, now)
+		}
+		s.endSession(c, refusal(err))
+		return
+	}
+	s.metrics.registrations.WithLabelValues("done").Inc()
+	c.channel.SetReceiveLimit(wire.MaxClientMessage)
+	c.session.Registered(result.Device.ID, result.Device.Name)
+}
+
+// stream begins the stream of maps, or begins it anew.
+func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
+	id := c.session.Node()
+	h := host(r.Host)
+	err := h.Validate()
+	if s.state.RevokedMachine(c.machine) { // since the connection began
+		err = registry.ErrRevoked
+	}
+	if err == nil {
+		_, err = s.execute(ctx, id.String(), registry.RotateNodeKey{Node: id, NodeKey: r.NodeKey})
+	}
+	if err != nil {
+		s.endSession(c, refusal(err))
+		return
+	}
+	if other := s.byNode[id]; other != nil && other != c {
+		s.endSession(other, &wire.Error{Code: wire.CodeReplaced, Message: "the same device connected again"})
+	}
+	s.byNode[id], c.attached = c, id
+	s.touch(s.network.SetPresence(id, netmap.Presence{Online: true, Endpoints: r.Endpoints, OS: h.OS}))
+	if err := c.session.Begin(s.network, s.cfg.Now()); err != nil {
+		s.metrics.viewErrors.Inc()
+		s.cfg.Logger.Error("a device cannot be told its map; others are not affected", "error", err)
+	}
+}

@@ -1,0 +1,241 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/admin"
+	"github.com/warren-overlay/warren/coordinator/registry"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/coordinator/wire/channel"
+)
+
+const (
+	// tick is how often sessions are asked what is due: fine enough for joined
+	// updates, cheap enough for thousands.
+	tick = 250 * time.Millisecond
+	// upkeep is how often certificates and ephemeral devices are looked at.
+	upkeep = time.Minute
+	// stopTimeout is how long Run waits for connections to end by themselves.
+	stopTimeout = 3 * time.Second
+)
+
+func secretHash(secret string) registry.KeyHash { return sha256.Sum256([]byte(secret)) }
+
+// Listeners are where a coordinator serves. Run closes them. Metrics may be
+// nil.
+type Listeners struct{ Public, Admin, Metrics net.Listener }
+
+// ListenAdmin opens the administrator's socket, in place of one that a process
+// before left behind: the data directory's lock says that there is none now.
+func (s *Server) ListenAdmin() (net.Listener, error) {
+	path := s.dir.Socket()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("server: opening the administrator's socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("server: opening the administrator's socket: %w", err)
+	}
+	// The directory is closed to others already; the mode says it once more.
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("server: opening the administrator's socket: %w", err)
+	}
+	return l, nil
+}
+
+// Mount serves handler at a pattern of http.ServeMux besides the coordinator's
+// own paths. It must be called before Run.
+func (s *Server) Mount(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
+
+// routes are the coordinator's own paths.
+func (s *Server) routes() {
+	genesis := s.genesis.AppendBinary(nil)
+	s.mux.HandleFunc("GET "+channel.ControlPath, s.serveControl)
+	s.mux.HandleFunc("GET "+channel.GenesisPath, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Write(genesis)
+	})
+	s.mux.HandleFunc("GET /healthz", s.healthz)
+	s.mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, s.cfg.Version) })
+}
+
+// healthz answers 200 where the loop does its work.
+func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	if err := s.do(ctx, func() {}); err != nil {
+		http.Error(w, "not serving", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// Run serves until the context ends, and returns nil; or until something fails
+// that only another start can mend, and returns that. It may be called once.
+func (s *Server) Run(ctx context.Context, l Listeners) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	failures := make(chan error, 4)
+	start := func(name string, h http.Handler, listener net.Listener, configure func(*http.Server)) *http.Server {
+		server := &http.Server{
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second,
+			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+			ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+		}
+		if configure != nil {
+			configure(server)
+		}
+		group.Go(func() {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				failures <- fmt.Errorf("server: serving %s: %w", name, err)
+			}
+		})
+		return server
+	}
+	servers := []*http.Server{
+		start("nodes", bounded(s.mux), l.Public, nil),
+		start("administrators", admin.NewHandler(admin.Config{
+			Backend: s, Version: s.cfg.Version, Rand: s.cfg.Rand, Logger: s.cfg.Logger,
+		}), l.Admin, func(h *http.Server) { h.ConnContext = admin.ConnContext }),
+	}
+	if l.Metrics != nil {
+		servers = append(servers, start("metrics", s.metrics.handler(s.healthz), l.Metrics, nil))
+	}
+	loopEnded := make(chan error, 1)
+	group.Go(func() { loopEnded <- s.loop(ctx) })
+
+	var err error
+	select {
+	case err = <-loopEnded:
+	case err = <-failures:
+		cancel()
+		err = errors.Join(err, <-loopEnded)
+	}
+	shutdown, stop := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer stop()
+	for _, server := range servers {
+		if server.Shutdown(shutdown) != nil {
+			server.Close()
+		}
+	}
+	s.handlers.Wait()
+	group.Wait()
+	return err
+}
+
+// bounded refuses bodies: no request of a node has one.
+func bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > 0 {
+			http.Error(w, "no request here has a body", http.StatusRequestEntityTooLarge)
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, 0)
+		h.ServeHTTP(w, r)
+	})
+}
+
+func stopping() *wire.Error {
+	return &wire.Error{Code: wire.CodeUnavailable, Message: "the coordinator is stopping", RetryAfter: time.Second}
+}
+
+// loop is the one goroutine that everything is decided in.
+func (s *Server) loop(ctx context.Context) error {
+	defer close(s.done)
+	background := context.WithoutCancel(ctx)
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	nextUpkeep := s.cfg.Now().Add(upkeep)
+	var giveUp <-chan time.Time
+	stop := ctx.Done()
+	for s.broken == nil && !(s.ending && len(s.conns) == 0) {
+		select {
+		case f := <-s.calls:
+			f()
+		case <-ticker.C:
+			now := s.cfg.Now()
+			for c := range s.conns {
+				if at, ok := c.session.NextTimeout(); ok && !c.writing && !now.Before(at) {
+					c.session.HandleTimeout(now)
+					s.dirty[c] = struct{}{}
+				}
+			}
+			if !now.Before(nextUpkeep) {
+				nextUpkeep = now.Add(upkeep)
+				s.upkeep(background)
+			}
+		case <-stop:
+			// Nodes are told, so that they come back at once and not all at
+			// the same moment when a ping is missed.
+			stop, s.ending = nil, true
+			timer := time.NewTimer(stopTimeout)
+			defer timer.Stop()
+			giveUp = timer.C
+			for c := range s.conns {
+				s.endSession(c, stopping())
+			}
+		case <-giveUp:
+			for c := range s.conns {
+				c.channel.Close()
+				delete(s.conns, c)
+			}
+		}
+		s.settle(background)
+	}
+	s.saveSeen(background)
+	for c := range s.conns {
+		c.channel.Close()
+	}
+	return s.broken
+}
+
+// upkeep is what is done every minute.
+func (s *Server) upkeep(ctx context.Context) {
+	now := s.cfg.Now()
+	s.network.HandleTimeout(now)
+	s.renew(ctx)
+	offline := make(map[ident.NodeID]time.Time)
+	for _, d := range s.state.Devices() {
+		if !d.Ephemeral || s.byNode[d.ID] != nil {
+			continue
+		}
+		// While this coordinator was away nobody could come back.
+		since := s.started
+		for _, t := range []time.Time{s.seen[d.ID], d.Created} {
+			if t.After(since) {
+				since = t
+			}
+		}
+		offline[d.ID] = since
+	}
+	if len(offline) > 0 {
+		if _, err := s.execute(ctx, "coordinator", registry.RemoveExpired{OfflineSince: offline}); err != nil {
+			s.cfg.Logger.Warn("ephemeral devices stay for now", "error", err)
+		}
+	}
+	s.saveSeen(ctx)
+	s.limits.forget(now)
+}
+
+func (s *Server) saveSeen(ctx context.Context) {
+	if len(s.unsaved) == 0 || s.broken != nil {
+		return
+	}
+	if err := s.db.SaveLastSeen(ctx, s.unsaved); err != nil {
+		s.cfg.Logger.Warn("when devices were last seen was not written", "error", err)
+		return
+	}
+	clear(s.unsaved)
+}
