@@ -452,3 +452,12 @@ func (m *Filter) end(f *flow, cut bool) {
 		})
 	}
 }
+
+// SetConfig does what filter.Peer.SetDevice does.
+func (m *Filter) SetConfig(cfg filter.Config) {
+	if cfg.MTU == 0 {
+		cfg.MTU = 1280
+	}
+	m.Config = cfg
+	m.renew()
+}
