@@ -35,7 +35,6 @@ func (f *forwarder) handleUDP(request *udp.ForwarderRequest) bool {
 		f.udp.release(to.peer)
 		return false
 	}
-	f.udp.opened.Add(1)
 	return true
 }
 
@@ -59,6 +58,7 @@ func (f *forwarder) openUDP(request *udp.ForwarderRequest, to target) bool {
 		return false
 	}
 	flow := &udpFlow{remote: gonet.NewUDPConn(&queue, endpoint), local: conn, idle: f.stack.cfg.UDPIdle, start: time.Now()}
+	f.udp.opened.Add(1)
 	go func() {
 		defer f.running.Done()
 		defer f.udp.release(to.peer)
