@@ -3,7 +3,6 @@ package filter
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -16,16 +15,8 @@ var benchStart = time.Now()
 
 // rig is this device and one peer, with both families.
 func rig(rules *ruleset.RuleSet) *Peer {
-	self := &ident.Identity{
-		Node: 1, Labels: ident.NewLabelSet(1),
-		Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00::1")},
-	}
-	peer := &ident.Identity{
-		Node: 2, Labels: ident.NewLabelSet(2),
-		Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd00::2")},
-	}
 	device := NewDevice(Config{Seed: [2]uint64{0x9e3779b97f4a7c15, 0xd1b54a32d192ed03}})
-	return NewPeer(device, self, peer, rules.ForPeer(self, peer), benchStart)
+	return NewPeer(device, selfIdentity, peerIdentity, rules.ForPeer(selfIdentity, peerIdentity), benchStart)
 }
 
 func ruleFor(id string, protocol uint8, first, last uint16) ruleset.Rule {
@@ -62,8 +53,14 @@ func segment(version int, from, to uint16, flags byte) []byte {
 // withFlows returns a Peer with as many flows open, and a segment of each.
 func withFlows(b testing.TB, flows, version int) (*Peer, [][]byte) {
 	p := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
-	var i packet.Info
 	data := segments(flows, version, byte(packet.ACK))
+	fill(b, p, data)
+	return p, data
+}
+
+// fill opens a flow with a handshake for each segment.
+func fill(b testing.TB, p *Peer, data [][]byte) {
+	var i packet.Info
 	for _, s := range data {
 		syn := append([]byte(nil), s...)
 		syn[len(syn)-7] = byte(packet.SYN)
@@ -81,7 +78,6 @@ func withFlows(b testing.TB, flows, version int) (*Peer, [][]byte) {
 			b.Fatalf("ACK: %+v", d)
 		}
 	}
-	return p, data
 }
 
 func BenchmarkEstablished(b *testing.B) {
