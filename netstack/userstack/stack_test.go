@@ -686,3 +686,44 @@ func BenchmarkTCP(bm *testing.B) {
 	<-received
 	bm.ReportMetric(float64(a.Stats().DroppedPackets+b.Stats().DroppedPackets), "dropped")
 }
+
+// TestCloseDuringHandshake closes a stack that waits for a peer to complete a
+// connection.
+func TestCloseDuringHandshake(t *testing.T) {
+	b := newStack(t, Config{Addresses: []netip.Addr{addrB4}})
+	port := localService(t, "127.0.0.1", echo)
+	syn := tcpPacket{src: addrA4, dst: addrB4, sport: 1000, dport: port, seq: 1, flags: 2, window: 1000, ttl: 64}
+	if _, err := b.Write([][]byte{syn.bytes()}, 0); err != nil {
+		t.Fatal(err)
+	}
+	bufs, sizes := [][]byte{make([]byte, 2000)}, make([]int, 1)
+	if _, err := b.Read(bufs, sizes, 0); err != nil {
+		t.Fatal(err)
+	}
+	if flags := bufs[0][33]; flags != 2|flagACK {
+		t.Fatalf("answered with flags %#x, not with SYN and ACK", flags)
+	}
+	begin := time.Now()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+}
+
+func TestIdleMemory(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	s := newStack(t, Config{Addresses: []netip.Addr{addrA4, addrA6}})
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	const limit = 2 << 20
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > limit {
+		t.Errorf("an idle stack holds %d bytes", grown)
+	} else {
+		t.Logf("an idle stack holds %d bytes", grown)
+	}
+	runtime.KeepAlive(s)
+}
