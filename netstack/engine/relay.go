@@ -184,7 +184,7 @@ func (r *relayClient) jittered(wait time.Duration) time.Duration {
 func (r *relayClient) report(target *relayTarget, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.target != target {
+	if !r.target.same(target) {
 		return // it is not about what is wanted now
 	}
 	r.status.Connected, r.status.RTT = false, 0
@@ -361,20 +361,21 @@ func (s *relaySession) write(ctx context.Context) error {
 			}
 			continue
 		}
+		if packets {
+			// Before the write: a relay that takes nothing any more is as dead as
+			// one that does not answer.
+			s.mu.Lock()
+			s.session.HandleSent(s.r.e.cfg.Now())
+			s.mu.Unlock()
+			select {
+			case s.timer <- struct{}{}:
+			default:
+			}
+		}
 		if err := s.conn.WriteMessage(ctx, message); err != nil {
 			return err
 		}
 		s.r.out.free(message)
-		if !packets {
-			continue
-		}
-		s.mu.Lock()
-		s.session.HandleSent(s.r.e.cfg.Now())
-		s.mu.Unlock()
-		select {
-		case s.timer <- struct{}{}:
-		default:
-		}
 	}
 }
 

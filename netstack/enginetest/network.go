@@ -109,3 +109,12 @@ func AllowAll(peers ...*Member) *ruleset.RuleSet {
 	}
 	return s
 }
+
+// Rotate gives the member another key and a newer certificate for it.
+func (m *Member) Rotate() {
+	m.Private = m.network.NodeKey()
+	m.Key = m.Private.Public()
+	m.network.Serial++
+	m.Certificate.Serial, m.Certificate.NodeKey = m.network.Serial, m.Key
+	m.authority.SetSelf(m.Key)
+}

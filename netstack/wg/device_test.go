@@ -88,6 +88,12 @@ func newSide(t *testing.T, addr string) *side {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newSideAs(t, addr, private)
+}
+
+func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
+	t.Helper()
+	var err error
 	s := &side{
 		tun: newChannelTUN(), private: private, key: private.Public(), addr: netip.MustParseAddr(addr),
 		control: make(chan []byte, 16), tap: make(chan []byte, 256),
@@ -228,6 +234,33 @@ func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 	atA.SetPath(Path{Direct: b.at})
 	pass(t, b, a, 4)
 	pass(t, a, b, 5)
+}
+
+// TestOldInitiationAfterARestartMovesNothing: WireGuard remembers the time of a
+// peer's last initiation in memory only, so a device that was restarted takes
+// an old one again.
+func TestOldInitiationAfterARestartMovesNothing(t *testing.T) {
+	a, b, _, _ := connected(t)
+	var initiation []byte
+	for initiation == nil {
+		if p := receive(t, a.tap); messageType(p) == typeInitiation {
+			initiation = p
+		}
+	}
+	again := newSideAs(t, "100.64.0.2", b.private)
+	atB := again.add(t, a)
+	atB.SetPath(Path{Direct: a.at})
+	stranger(t, again.at, initiation)
+	// The answer goes to the peer, not to the stranger.
+	if p := receive(t, again.tap); messageType(p) != typeResponse {
+		t.Fatalf("message of type %d, want a response", messageType(p))
+	}
+	if got := atB.Path().Direct; got != a.at {
+		t.Fatalf("path moved to %v", got)
+	}
+	if got := again.device.Counters(); got.NoPath != 0 || got.Sent[LinkIPv4].Packets == 0 {
+		t.Fatalf("counters %+v", got)
+	}
 }
 
 func TestUnknownInitiationsAreDropped(t *testing.T) {

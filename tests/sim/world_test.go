@@ -155,6 +155,10 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 			if err != nil {
 				return nil, err
 			}
+			// The client goes on to dial when nobody waits any more.
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(s.ctx, cancel)()
 			return s.world.Dial(ctx, host, to)
 		},
 	}}

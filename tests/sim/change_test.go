@@ -1,0 +1,156 @@
+package sim
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/simnet"
+)
+
+func TestHostThatMovesIsFoundAgain(t *testing.T) {
+	run(t, 21, func(s *sim) {
+		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
+		hostA, _ := s.behind("a", nat, 11)
+		hostB, _ := s.behind("b", nat, 12)
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		direct := func() bool { return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect }
+		a.until(b, 10*time.Second, "a direct path", direct)
+
+		// From behind the NAT to the internet. The coordinator says nothing yet.
+		s.world.Do(func(n *simnet.Network) {
+			a.host.Move(n.Internet(), netip.MustParseAddr("198.51.100.77"))
+		})
+		a.engine.HandleNetworkChange()
+		took := a.until(b, 10*time.Second, "a packet after the move", func() bool { return a.passes(b, 300*time.Millisecond) })
+		s.Logf("packets again after %v", took)
+		took = a.until(b, 20*time.Second, "a direct path after the move", direct)
+		s.Logf("direct after %v", took)
+		// b finds out that the old address is dead when it does not answer.
+		took = b.until(a, 6*time.Second, "a packet to the host that moved", func() bool { return b.passes(a, 300*time.Millisecond) })
+		s.Logf("packets back after %v", took)
+	})
+}
+
+func TestRelayThatRestartsIsFoundAgain(t *testing.T) {
+	run(t, 22, func(s *sim) {
+		nat := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent}
+		hostA, _ := s.behind("a", nat, 11)
+		hostB, _ := s.behind("b", nat, 12)
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
+		took := a.until(b, 6*time.Second, "the loss of the relay", func() bool {
+			return !a.engine.Status().Relay.Connected && a.path(b).Kind == engine.PathNone
+		})
+		s.Logf("noticed after %v", took)
+		time.Sleep(2 * time.Minute)
+		s.world.Do(func(*simnet.Network) { s.server.SetDown(false) })
+		took = a.until(b, time.Minute, "the relay again", func() bool { return a.passes(b, 500*time.Millisecond) })
+		s.Logf("packets again after %v", took)
+	})
+}
+
+func TestNodeKeyCanChange(t *testing.T) {
+	run(t, 23, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		old := a.Key
+		a.Rotate()
+		a.apply(enginetest.AllowAll(b.Member))
+		if a.passes(b, time.Second) {
+			s.Fatal("a packet passed to a node that does not know the new key")
+		}
+		b.apply(enginetest.AllowAll(a.Member))
+		for _, p := range b.engine.Status().Peers {
+			if p.Key == old {
+				s.Fatal("the old key is still a peer")
+			}
+		}
+		a.until(b, 20*time.Second, "a packet with the new key", func() bool { return a.passes(b, time.Second) })
+		if !b.passes(a, time.Second) {
+			s.Fatal("nothing passes back")
+		}
+	})
+}
+
+func TestShieldsKeepPeersOut(t *testing.T) {
+	run(t, 24, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes")
+		}
+		shielded := b.config(b.rules)
+		shielded.ShieldsUp = true
+		if err := b.engine.Apply(shielded); err != nil {
+			s.Fatal(err)
+		}
+		if a.passes(b, time.Second) {
+			s.Fatal("a packet passed the shields")
+		}
+		if drops := b.engine.Status().Drops; drops["drop_shields"] == 0 {
+			s.Fatalf("drops %v", drops)
+		}
+		shielded = b.config(b.rules)
+		if err := b.engine.Apply(shielded); err != nil {
+			s.Fatal(err)
+		}
+		if !a.passes(b, time.Second) {
+			s.Fatal("nothing passes after the shields went down")
+		}
+	})
+}
+
+func TestBadNetworkKeepsItsPath(t *testing.T) {
+	run(t, 25, func(s *sim) {
+		hostA, _ := s.behind("a", simnet.FullCone, 11)
+		hostB, _ := s.behind("b", simnet.FullCone, 12)
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		a.until(b, 10*time.Second, "a direct path", func() bool { return a.path(b).Kind == engine.PathDirect })
+		s.world.Do(func(n *simnet.Network) {
+			n.SetPath(simnet.Path{
+				Delay: 40 * time.Millisecond, Jitter: 20 * time.Millisecond,
+				Loss: 0.05, Duplicate: 0.2, Reorder: 0.2, Corrupt: 0.02,
+			})
+		})
+		arrived, direct := 0, 0
+		const packets = 300
+		for range packets {
+			if a.passes(b, 500*time.Millisecond) {
+				arrived++
+			}
+			if a.path(b).Kind == engine.PathDirect {
+				direct++
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		// One in twenty is lost and one in fifty changed; the rest arrives, whole
+		// and once.
+		if arrived < packets*85/100 {
+			s.Fatalf("%d of %d packets arrived", arrived, packets)
+		}
+		if direct < packets*9/10 {
+			s.Fatalf("the path was direct at %d of %d packets", direct, packets)
+		}
+		if extra := len(b.tun.Received()); extra > 0 {
+			s.Fatalf("%d packets arrived twice or late", extra)
+		}
+	})
+}
