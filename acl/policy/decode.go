@@ -3,11 +3,13 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tailscale/hujson"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -289,12 +291,16 @@ func (d *decoder) nameRules() {
 		taken[r.ID] = i
 	}
 	copies := map[string]int{}
+	bodies := make([][]byte, len(d.doc.Rules))
+	for i := range d.doc.Rules {
+		bodies[i] = appendRule(nil, &d.doc.Rules[i])
+	}
 	for i := range d.doc.Rules {
 		r := &d.doc.Rules[i]
 		if r.ID != "" {
 			continue
 		}
-		base := derivedID(r)
+		base := derivedID(r, bodies[i])
 		r.ID = base
 		for {
 			copies[base]++
@@ -308,30 +314,15 @@ func (d *decoder) nameRules() {
 		taken[r.ID] = i
 	}
 	for i := range d.doc.Rules {
-		d.doc.Rules[i].Digest = digest(&d.doc.Rules[i])
+		d.doc.Rules[i].Digest = digest(&d.doc.Rules[i], bodies[i])
 	}
 }
 
 var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// digest describes a rule whole, addresses resolved.
-func digest(r *Rule) [32]byte {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%q %d %t\n", r.ID, len(r.Src), r.SrcPosture == nil)
-	writeRule(&b, r)
-	for _, s := range r.Src {
-		fmt.Fprintln(&b, s.Prefixes)
-	}
-	for _, s := range r.Dst {
-		fmt.Fprintln(&b, s.Prefixes)
-	}
-	return sha256.Sum256([]byte(b.String()))
-}
-
-func derivedID(r *Rule) string {
-	var b strings.Builder
-	writeRule(&b, r)
-	sum := sha256.Sum256([]byte(b.String()))
+// derivedID names a rule by what it says, as written.
+func derivedID(r *Rule, body []byte) string {
+	sum := sha256.Sum256(body)
 	kind := "acl-"
 	if r.Kind == Grant {
 		kind = "grant-"
@@ -339,25 +330,77 @@ func derivedID(r *Rule) string {
 	return kind + idEncoding.EncodeToString(sum[:])[:12]
 }
 
-// writeRule writes what a rule says, as written.
-func writeRule(b *strings.Builder, r *Rule) {
-	fmt.Fprintln(b, r.Kind, r.Deny, r.Mode, r.NotBefore.UnixNano(), r.NotAfter.UnixNano())
+// digest describes a rule whole, addresses resolved.
+func digest(r *Rule, body []byte) [32]byte {
+	b := append(appendText(nil, r.ID), body...)
+	if r.SrcPosture == nil {
+		b = append(b, 'd')
+	}
 	for _, s := range r.Src {
-		fmt.Fprintln(b, "src", s.Kind, s.Name)
+		b = appendPrefixes(b, s.Prefixes)
 	}
 	for _, s := range r.Dst {
-		fmt.Fprintln(b, "dst", s.Kind, s.Name, s.Services)
+		b = appendPrefixes(b, s.Prefixes)
 	}
+	return sha256.Sum256(b)
+}
+
+// appendRule appends what a rule says, as written, so that no two rules that
+// say different things come to the same.
+func appendRule(b []byte, r *Rule) []byte {
+	b = append(b, byte(r.Kind), byte(r.Mode), 0)
+	if r.Deny {
+		b[len(b)-1] = 1
+	}
+	for _, t := range [2]time.Time{r.NotBefore, r.NotAfter} {
+		b = binary.BigEndian.AppendUint64(b, uint64(t.Unix()))
+	}
+	b = binary.AppendUvarint(b, uint64(len(r.Src)))
+	for _, s := range r.Src {
+		b = appendText(append(b, byte(s.Kind)), s.Name)
+	}
+	b = binary.AppendUvarint(b, uint64(len(r.Dst)))
+	for _, s := range r.Dst {
+		b = appendText(append(b, byte(s.Kind)), s.Name)
+		b = binary.AppendUvarint(b, uint64(len(s.Services)))
+		for _, service := range s.Services {
+			b = appendText(b, string(service.Protocols))
+			b = binary.BigEndian.AppendUint16(b, service.First)
+			b = binary.BigEndian.AppendUint16(b, service.Last)
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(len(r.App)))
 	for _, a := range r.App {
-		fmt.Fprintln(b, "app", a.Name, a.Values)
+		b = appendText(b, a.Name)
+		b = binary.AppendUvarint(b, uint64(len(a.Values)))
+		for _, v := range a.Values {
+			b = appendText(b, v)
+		}
 	}
-	for _, n := range r.Via {
-		fmt.Fprintln(b, "via", n.Name)
-	}
-	for _, n := range r.SrcPosture {
-		fmt.Fprintln(b, "posture", n.Name)
+	for _, names := range [2][]Name{r.Via, r.SrcPosture} {
+		b = binary.AppendUvarint(b, uint64(len(names)))
+		for _, n := range names {
+			b = appendText(b, n.Name)
+		}
 	}
 	if r.Schedule != nil {
-		fmt.Fprintln(b, "schedule", *r.Schedule)
+		b = fmt.Appendf(b, "%q %v", r.Schedule.Zone, r.Schedule.Windows)
 	}
+	return b
+}
+
+func appendText(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func appendPrefixes(b []byte, list []netip.Prefix) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for _, p := range list {
+		raw, err := p.MarshalBinary()
+		if err != nil {
+			panic("BUG: policy: a prefix does not marshal: " + err.Error())
+		}
+		b = append(b, raw...)
+	}
+	return b
 }

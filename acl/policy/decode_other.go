@@ -97,6 +97,7 @@ func (d *decoder) positive(v *hujson.Value, what string) time.Duration {
 
 func (d *decoder) countries(v *hujson.Value) []string {
 	out := []string{}
+	before := len(d.errs)
 	for _, n := range d.names(v, "country") {
 		c := strings.ToUpper(n.Name)
 		if len(c) != 2 || c[0] < 'A' || c[0] > 'Z' || c[1] < 'A' || c[1] > 'Z' {
@@ -105,7 +106,7 @@ func (d *decoder) countries(v *hujson.Value) []string {
 		}
 		out = append(out, c)
 	}
-	if len(out) == 0 {
+	if len(out) == 0 && len(d.errs) == before {
 		d.fail(d.at(v), "", "country is empty, so that nobody would have access", "name countries, or leave it out")
 	}
 	return out
@@ -119,6 +120,7 @@ func (d *decoder) readResources(v *hujson.Value) {
 			return
 		}
 		what := fmt.Sprintf("resources[%q]", name)
+		before := len(d.errs)
 		d.object(v, what, []field{
 			{"target", func(v *hujson.Value) { r.Target = d.selectors(v, "target", &resourceTarget) }},
 			{"ip", func(v *hujson.Value) {
@@ -147,10 +149,11 @@ func (d *decoder) readResources(v *hujson.Value) {
 				}
 			}},
 		})
-		if len(r.Target) == 0 {
+		sound := len(d.errs) == before
+		if sound && len(r.Target) == 0 {
 			d.fail(at, name, what+" has no target", `write "target": ["tag:db"]`)
 		}
-		if len(r.Services) == 0 {
+		if sound && len(r.Services) == 0 {
 			d.fail(at, name, what+" has no ip", `write what is admitted there, such as "ip": ["tcp:5432"]`)
 		}
 		d.resources[name] = true
@@ -163,6 +166,7 @@ func (d *decoder) readJIT(v *hujson.Value) {
 	d.entries(v, "jit", func(name string, at Position, v *hujson.Value) {
 		j := JIT{Name: name, Pos: at}
 		what := fmt.Sprintf("jit[%q]", name)
+		before := len(d.errs)
 		d.object(v, what, []field{
 			{"resources", func(v *hujson.Value) {
 				j.Resources = d.names(v, "resources")
@@ -177,6 +181,7 @@ func (d *decoder) readJIT(v *hujson.Value) {
 			{"maxDuration", func(v *hujson.Value) { j.MaxDuration = d.positive(v, "maxDuration") }},
 			{"reason", func(v *hujson.Value) { j.Reason = d.bool(v, "reason") }},
 		})
+		sound := len(d.errs) == before
 		for _, missing := range []struct {
 			absent bool
 			key    string
@@ -186,7 +191,7 @@ func (d *decoder) readJIT(v *hujson.Value) {
 			{len(j.Approvers) == 0, "approvers"},
 			{j.MaxDuration == 0, "maxDuration"},
 		} {
-			if missing.absent {
+			if sound && missing.absent {
 				d.fail(at, name, fmt.Sprintf("%s has no %s", what, missing.key), "it says what may be requested, by whom, who approves, and for how long at most")
 			}
 		}

@@ -241,7 +241,7 @@ func (d *decoder) viaTags(v *hujson.Value) []Name {
 		if !strings.HasPrefix(n.Name, "tag:") {
 			d.fail(n.Pos, n.Name, fmt.Sprintf("invalid via %q", n.Name), "write the tags of the routers, such as tag:router")
 		} else if !d.tags[ident.Tag(n.Name)] {
-			d.fail(n.Pos, n.Name, fmt.Sprintf("via=tag not found: %q", n.Name), "define it under tagOwners; "+nearest(n.Name, d.tagNames()))
+			d.fail(n.Pos, n.Name, fmt.Sprintf("via=tag not found: %q", n.Name), definition("tagOwners", n.Name, d.tagNames()))
 		}
 	}
 	return names
@@ -348,6 +348,7 @@ func (d *decoder) schedule(v *hujson.Value) *Schedule {
 
 func (d *decoder) days(v *hujson.Value) uint8 {
 	var days uint8
+	before := len(d.errs)
 	for _, n := range d.names(v, "days") {
 		from, to, isRange := strings.Cut(strings.ToLower(n.Name), "-")
 		if !isRange {
@@ -365,7 +366,7 @@ func (d *decoder) days(v *hujson.Value) uint8 {
 			}
 		}
 	}
-	if days == 0 {
+	if days == 0 && len(d.errs) == before {
 		d.fail(d.at(v), "", "a window without days never holds", "name the days, or leave days out for every day")
 	}
 	return days

@@ -198,8 +198,16 @@ func (r *reader) object(v *hujson.Value, what string, fields []field) bool {
 	return true
 }
 
-// nearest proposes the name that was probably meant.
+// nearest proposes the key that was probably meant, or lists all.
 func nearest(name string, names []string) string {
+	if hint := didYouMean(name, names); hint != "" {
+		return hint
+	}
+	return "it may have " + strings.Join(names, ", ")
+}
+
+// didYouMean proposes the name that was probably meant, or "".
+func didYouMean(name string, names []string) string {
 	best, distance := "", 3
 	for _, n := range names {
 		if d := editDistance(strings.ToLower(name), strings.ToLower(n), distance); d < distance {
@@ -209,10 +217,16 @@ func nearest(name string, names []string) string {
 	if best != "" {
 		return fmt.Sprintf("did you mean %q?", best)
 	}
-	if len(names) > 12 {
-		return ""
+	return ""
+}
+
+// definition is the hint for a name that is not defined.
+func definition(section, name string, names []string) string {
+	hint := "define it under " + section
+	if meant := didYouMean(name, names); meant != "" {
+		hint += "; " + meant
 	}
-	return "it may have " + strings.Join(names, ", ")
+	return hint
 }
 
 // editDistance is the Levenshtein distance, or limit where it is not below it.
@@ -288,6 +302,9 @@ func literalText(v *hujson.Value) string {
 	lit, ok := v.Value.(hujson.Literal)
 	if !ok {
 		return ""
+	}
+	if n := len(lit); n >= 2 && lit[0] == '"' && bytes.IndexByte(lit, '\\') < 0 {
+		return string(lit[1 : n-1])
 	}
 	return lit.String()
 }

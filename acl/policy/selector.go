@@ -109,7 +109,7 @@ func (d *decoder) selector(text string, pos Position, set *selectorSet) (Selecto
 	prefix, rest, _ := strings.Cut(text, ":")
 	switch {
 	case text == "":
-		return refuse(set.what+" has an empty entry", set.want)
+		return refuse("the entry is empty", set.want)
 	case text == "*":
 		s.Kind = Any
 	case prefix == "user" && strings.HasPrefix(rest, "*@"):
@@ -123,12 +123,12 @@ func (d *decoder) selector(text string, pos Position, set *selectorSet) (Selecto
 			return refuse(fmt.Sprintf("%q: group members cannot be recursive", text), "list the users themselves")
 		}
 		if !d.groups[text] {
-			return refuse(fmt.Sprintf("group not found: %q", text), "define it under groups; "+nearest(text, d.groupNames()))
+			return refuse(fmt.Sprintf("group not found: %q", text), definition("groups", text, d.groupNames()))
 		}
 	case prefix == "tag":
 		s.Kind = TagName
 		if !d.tags[ident.Tag(text)] {
-			return refuse(fmt.Sprintf("tag not found: %q", text), "define it under tagOwners; "+nearest(text, d.tagNames()))
+			return refuse(fmt.Sprintf("tag not found: %q", text), definition("tagOwners", text, d.tagNames()))
 		}
 	case prefix == "autogroup":
 		s.Kind = Autogroup
@@ -136,10 +136,14 @@ func (d *decoder) selector(text string, pos Position, set *selectorSet) (Selecto
 			text, s.Name = "autogroup:member", "autogroup:member"
 		}
 		if !slices.Contains(everyAutogroup, text) {
-			return refuse(fmt.Sprintf("unknown autogroup %q", text), nearest(text, everyAutogroup))
+			return refuse(fmt.Sprintf("unknown autogroup %q", text), didYouMean(text, everyAutogroup))
 		}
 		if slices.Contains(set.kinds, Autogroup) && !slices.Contains(set.autogroups, text) {
-			return refuse(fmt.Sprintf("%q not valid on the %s side of a rule", text, set.what), "it may be "+strings.Join(set.autogroups, ", "))
+			message := fmt.Sprintf("%q is not valid here", text)
+			if set.what == "src" || set.what == "dst" {
+				message = fmt.Sprintf("%q not valid on the %s side of a rule", text, set.what)
+			}
+			return refuse(message, "it may be "+strings.Join(set.autogroups, ", "))
 		}
 	case prefix == "resource":
 		s.Kind = ResourceName
@@ -173,7 +177,11 @@ func (d *decoder) selector(text string, pos Position, set *selectorSet) (Selecto
 		s.Prefixes = prefixes
 	}
 	if !slices.Contains(set.kinds, s.Kind) {
-		return refuse(fmt.Sprintf("invalid %s %q", set.what, text), set.want)
+		message := fmt.Sprintf("invalid %s %q", set.what, text)
+		if strings.Contains(set.what, " ") {
+			message = fmt.Sprintf("%q is not valid here", text)
+		}
+		return refuse(message, set.want)
 	}
 	return s, true
 }
@@ -197,7 +205,7 @@ func parseAddresses(text string) ([]netip.Prefix, string) {
 			return nil, "invalid prefix"
 		}
 		if p.Masked() != p {
-			return nil, fmt.Sprintf("the address has bits beyond its prefix length; did you mean %s?", p.Masked())
+			return nil, fmt.Sprintf("the address has bits beyond its prefix length (did you mean %s?)", p.Masked())
 		}
 		return []netip.Prefix{p}, ""
 	}
