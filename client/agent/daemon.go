@@ -98,8 +98,15 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := d.openDevice(own); err != nil {
 		return err
 	}
+	port := o.Port
+	if port == 0 {
+		// A file that cannot be read is told of by the agent.
+		if last, err := d.state.LoadPreferences(); err == nil {
+			port = last.Port
+		}
+	}
 	if d.engine, err = engine.New(engine.Config{
-		TUN: d.device, ManageDevice: true, Port: o.Port, Logger: o.Logger.With("part", "engine"),
+		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"),
 	}); err != nil {
 		return err
 	}

@@ -111,6 +111,7 @@ func (l *loop) run() {
 				continue
 			}
 			l.endpoints = e
+			l.rememberPort()
 			if l.machine != nil {
 				l.machine.HandleEndpoints(e, l.cfg.Now())
 			}
@@ -125,6 +126,16 @@ func (l *loop) run() {
 			}
 		}
 	}
+}
+
+// rememberPort saves the UDP port where it is another than before.
+func (l *loop) rememberPort() {
+	port := l.cfg.DataPlane.Status().Port
+	if port == 0 || port == l.preferences.Port || l.machine == nil {
+		return
+	}
+	l.preferences.Port = port
+	l.save(l.cfg.State.SavePreferences(l.preferences))
 }
 
 // startMachine makes the machine for the network of the preferences, from what

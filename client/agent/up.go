@@ -39,6 +39,7 @@ func (l *loop) up(r localapi.UpRequest, key *wire.JoinKey) error {
 	if err != nil {
 		return err
 	}
+	wanted.Port = l.cfg.DataPlane.Status().Port
 	before := l.preferences
 	if err := l.cfg.State.SavePreferences(wanted); err != nil {
 		return localapi.Errorf(localapi.CodeInternal, "saving the preferences: %v", err)

@@ -40,6 +40,9 @@ type Preferences struct {
 	ShieldsUp   bool              `json:"shields_up,omitempty"`
 	// WantRunning is whether the node is to be connected.
 	WantRunning bool `json:"want_running"`
+	// Port is the UDP port that the node last had. It is asked for again, so
+	// that peers find the node where it was, also without the coordinator.
+	Port uint16 `json:"port,omitempty"`
 }
 
 // storedKeys is the file of Keys.
