@@ -3,7 +3,6 @@ package reconcile
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -90,7 +89,7 @@ func RelayURL(login, relay string) (string, error) {
 			u.Scheme = base.Scheme
 			u.Path = strings.TrimSuffix(base.Path, "/") + "/" + strings.TrimPrefix(u.Path, "/")
 		} else {
-			u.Host = net.JoinHostPort(base.Hostname(), u.Port())
+			u.Host = joinHostPort(base.Hostname(), u.Port())
 		}
 	}
 	if u.Scheme == "" {
@@ -110,10 +109,11 @@ func RelayURL(login, relay string) (string, error) {
 // STUNServer completes the host:port of a STUN server: an empty host becomes
 // that of login. The error wraps ErrSetting.
 func STUNServer(login, server string) (string, error) {
-	host, port, err := net.SplitHostPort(server)
-	if err != nil || port == "" {
+	u, err := url.Parse("stun://" + server)
+	if err != nil || u.Port() == "" || u.Host != server {
 		return "", fmt.Errorf("%w: not host:port", ErrSetting)
 	}
+	host, port := u.Hostname(), u.Port()
 	if err := checkPort(port); err != nil {
 		return "", err
 	}
@@ -124,7 +124,15 @@ func STUNServer(login, server string) (string, error) {
 		}
 		host = base.Hostname()
 	}
-	return net.JoinHostPort(host, port), nil
+	return joinHostPort(host, port), nil
+}
+
+// joinHostPort is that of package net, which pure packages do without.
+func joinHostPort(host, port string) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + port
 }
 
 func parseLogin(login string) (*url.URL, error) {

@@ -58,6 +58,10 @@ func TestSTUNServer(t *testing.T) {
 		{"https://c.example.com", ":0", ""},
 		{"https://c.example.com", ":65536", ""},
 		{"nonsense", ":3478", ""},
+		{"http://c", "[fd00::9]:3478", "[fd00::9]:3478"},
+		{"http://c", "a/b:3478", ""},
+		{"http://c", "user@host:3478", ""},
+		{"http://c", "", ""},
 	} {
 		got, err := reconcile.STUNServer(c.login, c.server)
 		if got != c.want || (err == nil) != (c.want != "") || err != nil && !errors.Is(err, reconcile.ErrSetting) {
