@@ -138,3 +138,39 @@ func BenchmarkNewFlow(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkHandleTimeout is one call while all flows of a peer are matched
+// again after a change of rules: for as long a packet may wait for the lock.
+func BenchmarkHandleTimeout(b *testing.B) {
+	p, _ := withFlows(b, MaxFlows, 4)
+	set := manyRules(1000)
+	set.In = append(set.In, ruleFor("all", packet.TCP, 0, 65535))
+	rules := set.ForPeer(selfIdentity, peerIdentity)
+	longest := time.Duration(0)
+	for b.Loop() {
+		if !p.sweeping {
+			p.SetRules(selfIdentity, peerIdentity, rules, benchStart)
+		}
+		began := time.Now()
+		p.HandleTimeout(benchStart)
+		longest = max(longest, time.Since(began))
+	}
+	if p.Flows() != MaxFlows {
+		b.Fatalf("%d flows", p.Flows())
+	}
+	b.ReportMetric(float64(longest.Microseconds()), "max-µs")
+}
+
+// BenchmarkFlood is a peer that opens flows beyond its bound: each packet takes
+// the place of an older flow.
+func BenchmarkFlood(b *testing.B) {
+	p := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
+	syns := segments(60000, 4, byte(packet.SYN))
+	var i packet.Info
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		if p.Receive(syns[n%len(syns)], &i, benchStart).Verdict != Pass {
+			b.Fatal("dropped")
+		}
+	}
+}

@@ -8,41 +8,38 @@ import (
 
 // Receive parses and checks a packet that was decrypted from this peer. i is
 // filled in as by packet.Parse.
-func (p *Peer) Receive(b []byte, i *packet.Info, now time.Time) Decision {
-	if fault := packet.Parse(b, i); fault != packet.None {
-		return p.drop(Inbound, i.Version, FaultReason(fault))
+func (p *Peer) Receive(b []byte, i *packet.Info, now time.Time) (d Decision) {
+	if d.Reason = FaultReason(packet.Parse(b, i)); d.Reason == Passed {
+		p.check(i, Inbound, now, &d)
 	}
-	return p.CheckInbound(i, now)
+	p.count(Inbound, i.Version, d.Reason)
+	return d
 }
 
 // Send parses and checks a packet that the local side sends to this peer. i is
 // filled in as by packet.Parse.
-func (p *Peer) Send(b []byte, i *packet.Info, now time.Time) Decision {
-	if fault := packet.Parse(b, i); fault != packet.None {
-		return p.drop(Outbound, i.Version, FaultReason(fault))
+func (p *Peer) Send(b []byte, i *packet.Info, now time.Time) (d Decision) {
+	if d.Reason = FaultReason(packet.Parse(b, i)); d.Reason == Passed {
+		p.check(i, Outbound, now, &d)
 	}
-	return p.CheckOutbound(i, now)
+	p.count(Outbound, i.Version, d.Reason)
+	return d
 }
 
 // CheckInbound decides on a packet that was decrypted from this peer and that
 // packet.Parse has accepted.
-func (p *Peer) CheckInbound(i *packet.Info, now time.Time) Decision {
-	d := p.check(i, Inbound, now)
+func (p *Peer) CheckInbound(i *packet.Info, now time.Time) (d Decision) {
+	p.check(i, Inbound, now, &d)
 	p.count(Inbound, i.Version, d.Reason)
 	return d
 }
 
 // CheckOutbound decides on a packet that the local side sends to this peer and
 // that packet.Parse has accepted.
-func (p *Peer) CheckOutbound(i *packet.Info, now time.Time) Decision {
-	d := p.check(i, Outbound, now)
+func (p *Peer) CheckOutbound(i *packet.Info, now time.Time) (d Decision) {
+	p.check(i, Outbound, now, &d)
 	p.count(Outbound, i.Version, d.Reason)
 	return d
-}
-
-func (p *Peer) drop(d Direction, version uint8, r Reason) Decision {
-	p.count(d, version, r)
-	return Decision{Reason: r}
 }
 
 func (p *Peer) count(d Direction, version uint8, r Reason) {
@@ -56,49 +53,49 @@ func (p *Peer) count(d Direction, version uint8, r Reason) {
 	p.drops.Count(d, version, r)
 }
 
-// check is the filter. The order of its questions is part of what it does: who
-// sent the packet and to whom comes before everything that is remembered of
-// earlier ones.
-func (p *Peer) check(i *packet.Info, d Direction, now time.Time) Decision {
-	tick := p.tick(now)
+// check is the filter. It writes its answer into decision, which must be zero: a
+// Drop. The order of its questions is part of what it does: who sent the packet
+// and to whom comes before everything that is remembered of earlier ones.
+func (p *Peer) check(i *packet.Info, d Direction, now time.Time, decision *Decision) {
 	if p.removed {
-		return Decision{Reason: DropRemoved}
+		decision.Reason = DropRemoved
+		return
 	}
 	onlyReply, reason := p.addresses(i, d)
 	if reason != Passed {
-		return Decision{Reason: reason}
+		decision.Reason = reason
+		return
 	}
 	if i.Protocol == p.shared.ControlProtocol && i.Protocol != 0 {
-		return p.control(i, d)
+		p.control(i, d, decision)
+		return
 	}
+	tick := p.tick(now)
 	if i.Fragment() {
 		if i.Kind == packet.LaterFragment {
-			reason = p.laterFragment(i, tick)
-		} else {
-			reason = p.firstFragment(i, tick)
+			if decision.Reason = p.laterFragment(i, tick); decision.Reason == Passed {
+				decision.Verdict = Pass
+			}
+			return
 		}
-		if reason != Passed || i.Kind == packet.LaterFragment {
-			return Decision{Verdict: verdictOf(reason), Reason: reason}
+		if decision.Reason = p.firstFragment(i, tick); decision.Reason != Passed {
+			return
 		}
 	}
 	switch i.Kind {
 	case packet.ICMPOther:
-		return Decision{Reason: DropICMPType}
+		decision.Reason = DropICMPType
 	case packet.ICMPError:
-		return p.icmpError(i, d, onlyReply, tick, now)
+		p.icmpError(i, d, onlyReply, tick, now, decision)
 	case packet.TCPSegment:
 		if !legalTCP(i.Flags) {
-			return Decision{Reason: DropTCPFlags}
+			decision.Reason = DropTCPFlags
+			return
 		}
+		fallthrough
+	default:
+		p.flow(i, d, onlyReply, tick, now, decision)
 	}
-	return p.flow(i, d, onlyReply, tick, now)
-}
-
-func verdictOf(r Reason) Verdict {
-	if r == Passed {
-		return Pass
-	}
-	return Drop
 }
 
 // addresses checks source and destination (P2, P3, P4). onlyReply is set where
@@ -134,37 +131,36 @@ func (p *Peer) addresses(i *packet.Info, d Direction) (onlyReply bool, r Reason)
 
 // control decides on the in-band control protocol (P12): a peer may speak it
 // with this device itself, and the local side with nobody.
-func (p *Peer) control(i *packet.Info, d Direction) Decision {
+func (p *Peer) control(i *packet.Info, d Direction, decision *Decision) {
 	if d == Outbound || i.Fragment() || !p.peer.owns(i.Source) || !p.self.owns(i.Destination) {
-		return Decision{Reason: DropControl}
+		decision.Reason = DropControl
+		return
 	}
-	return Decision{Verdict: Control}
+	decision.Verdict = Control
 }
 
-// keyOf returns the key of the flow that the packet belongs to.
-func keyOf(i *packet.Info, d Direction) key {
-	k := key{protocol: i.Protocol}
+// set makes k the key of the flow that a packet in direction d belongs to.
+func (k *key) set(i *packet.Info, d Direction) {
+	localPort, remotePort, by := i.SourcePort, i.DestinationPort, notEcho
+	asking := d
+	switch i.Kind {
+	case packet.EchoReply:
+		asking = 1 - d
+		fallthrough
+	case packet.EchoRequest:
+		localPort, remotePort, by = i.Identifier, 0, askedByUs
+		if asking == Inbound {
+			by = askedByPeer
+		}
+		if asking != d {
+			localPort, remotePort = remotePort, localPort
+		}
+	}
 	if d == Inbound {
 		k.local, k.remote = i.Destination, i.Source
-		k.localPort, k.remotePort = i.DestinationPort, i.SourcePort
+		k.tail = tailOf(remotePort, localPort, i.Protocol, by)
 	} else {
 		k.local, k.remote = i.Source, i.Destination
-		k.localPort, k.remotePort = i.SourcePort, i.DestinationPort
-	}
-	switch i.Kind {
-	case packet.EchoRequest:
-		k.echo(i.Identifier, d)
-	case packet.EchoReply:
-		k.echo(i.Identifier, 1-d)
-	}
-	return k
-}
-
-// echo makes k the key of the echo that was asked in a direction.
-func (k *key) echo(identifier uint16, asked Direction) {
-	if asked == Outbound {
-		k.localPort, k.asked = identifier, askedByUs
-	} else {
-		k.remotePort, k.asked = identifier, askedByPeer
+		k.tail = tailOf(localPort, remotePort, i.Protocol, by)
 	}
 }

@@ -71,7 +71,7 @@ func (l *eventLog) add(e Event) {
 
 func tupleOf(k *key) packet.Tuple {
 	return packet.Tuple{
-		Source: k.local, Destination: k.remote, SourcePort: k.localPort, DestinationPort: k.remotePort, Protocol: k.protocol,
+		Source: k.local, Destination: k.remote, SourcePort: k.localPort(), DestinationPort: k.remotePort(), Protocol: k.protocol(),
 	}
 }
 

@@ -9,27 +9,32 @@ import (
 
 // flow decides on a packet by its flow: the one that it belongs to, or the one
 // that it opens.
-func (p *Peer) flow(i *packet.Info, d Direction, onlyReply bool, tick int64, now time.Time) Decision {
-	k := keyOf(i, d)
+func (p *Peer) flow(i *packet.Info, d Direction, onlyReply bool, tick int64, now time.Time, decision *Decision) {
+	var k key
+	k.set(i, d)
 	h := hash(p.shared.Seed, &k)
-	if n := p.flows.find(&k, h); n != 0 && p.current(n, tick, now) {
-		e := p.flows.at(n)
-		what := p.advance(n, i, d)
-		switch what {
-		case refuse:
-			return Decision{Reason: DropTCPState, Rule: e.rule}
-		case reopen:
-			p.end(n, EndReopened)
-			return p.open(i, &k, h, d, onlyReply, tick, now)
-		}
-		p.extend(e, d, what, tick)
-		e.account(i, d)
-		if i.MoreFragments {
-			p.rememberFragment(i, tick, e.until)
-		}
-		return Decision{Verdict: Pass, Rule: e.rule}
+	n := p.flows.find(&k, h)
+	if n == 0 || !p.current(n, tick, now) {
+		p.open(i, &k, h, d, onlyReply, tick, now, decision)
+		return
 	}
-	return p.open(i, &k, h, d, onlyReply, tick, now)
+	e := p.flows.at(n)
+	what := p.advance(n, i, d)
+	switch what {
+	case refuse:
+		decision.Reason, decision.Rule = DropTCPState, e.rule
+		return
+	case reopen:
+		p.end(n, EndReopened)
+		p.open(i, &k, h, d, onlyReply, tick, now, decision)
+		return
+	}
+	p.extend(e, d, what, tick)
+	e.account(i, d)
+	if i.MoreFragments {
+		p.rememberFragment(i, tick, e.until)
+	}
+	decision.Verdict, decision.Rule = Pass, e.rule
 }
 
 // advance applies the packet to the state of its flow.
@@ -41,7 +46,7 @@ func (p *Peer) advance(n handle, i *packet.Info, d Direction) step {
 	switch {
 	case i.Kind == packet.TCPSegment:
 		what = e.tcpStep(i.Flags, fromOpener)
-	case !fromOpener && wasHalfOpen && e.key.asked == notEcho:
+	case !fromOpener && wasHalfOpen && e.key.asked() == notEcho:
 		e.state = established
 		what = answer
 	}
@@ -61,24 +66,24 @@ var tcpLife = [...]time.Duration{
 func (p *Peer) extend(e *entry, d Direction, what step, tick int64) {
 	var life time.Duration
 	switch {
-	case e.key.protocol == packet.TCP:
+	case e.key.protocol() == packet.TCP:
 		if what == keep {
 			return
 		}
 		life = tcpLife[e.state]
-	case e.key.asked != notEcho:
+	case e.key.asked() != notEcho:
 		if e.opener() != d {
 			return // only a request lets another reply pass
 		}
 		life = echoLife
-	case e.key.protocol == packet.SCTP:
+	case e.key.protocol() == packet.SCTP:
 		life = sctpOpenLife
 		if e.state == established {
 			life = sctpRepliedLife
 		}
 	default:
 		open, replied := udpOpenLife, udpRepliedLife
-		if e.key.protocol != packet.UDP {
+		if e.key.protocol() != packet.UDP {
 			open, replied = otherLife, otherLife
 		}
 		if d == Inbound && e.opener() == Outbound {
@@ -114,15 +119,17 @@ func (e *entry) account(i *packet.Info, d Direction) {
 }
 
 // open decides on a packet that belongs to no flow.
-func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply bool, tick int64, now time.Time) Decision {
+func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply bool, tick int64, now time.Time, decision *Decision) {
 	opener, begin := d, opening
 	switch i.Kind {
 	case packet.EchoReply, packet.SCTPPacket:
-		return p.refuse(i, d, Decision{Reason: DropNoFlow}, tick)
+		p.refuse(i, d, DropNoFlow, tick, decision)
+		return
 	case packet.TCPSegment:
 		if i.Flags&handshakeFlags != packet.SYN {
 			if i.Flags&(packet.SYN|packet.RST) != 0 || !p.mayPickUp(now) {
-				return p.refuse(i, d, Decision{Reason: DropNoFlow}, tick)
+				p.refuse(i, d, DropNoFlow, tick, decision)
+				return
 			}
 			begin = established
 		}
@@ -135,16 +142,17 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 			opener, verdict, reason = 1-d, other, Passed
 		}
 	}
-	decision := Decision{Reason: reason, Rule: verdict.Rule, Would: verdict.Would, WouldRule: verdict.WouldRule}
+	decision.Rule, decision.Would, decision.WouldRule = verdict.Rule, verdict.Would, verdict.WouldRule
 	if reason != Passed {
-		p.events.denied(k, d, &decision)
-		return p.refuse(i, d, decision, tick)
+		p.refuse(i, d, reason, tick, decision)
+		p.events.denied(k, d, decision)
+		return
 	}
 	n := p.insert(k, h, begin)
 	if n == 0 {
 		decision.Reason = DropQuota
-		p.events.denied(k, d, &decision)
-		return decision
+		p.events.denied(k, d, decision)
+		return
 	}
 	e := p.flows.at(n)
 	if opener == Inbound {
@@ -161,9 +169,8 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 	if i.MoreFragments {
 		p.rememberFragment(i, tick, e.until)
 	}
-	p.events.opened(e, &decision)
 	decision.Verdict, decision.NewFlow = Pass, true
-	return decision
+	p.events.opened(e, decision)
 }
 
 // advancePickedUp brings a connection that is joined in its middle to the state
@@ -176,14 +183,14 @@ func (e *entry) advancePickedUp(i *packet.Info, d Direction, fromOpener bool) {
 }
 
 // admit asks whether a flow may be opened in direction d.
-func (p *Peer) admit(k *key, d Direction, onlyReply bool, now time.Time) (ruleset.Verdict, Reason) {
+func (p *Peer) admit(k *key, d Direction, onlyReply bool, now time.Time) (verdict ruleset.Verdict, r Reason) {
 	if onlyReply || !p.mayOpen(d, k.local, k.remote) {
-		return ruleset.Verdict{}, DropUnsolicited
+		return verdict, DropUnsolicited
 	}
 	if d == Inbound && p.shieldsUp {
-		return ruleset.Verdict{}, DropShields
+		return verdict, DropShields
 	}
-	verdict := p.decide(d, k, now)
+	verdict = p.decide(d, k, now)
 	switch {
 	case verdict.Allowed:
 		return verdict, Passed
@@ -203,7 +210,7 @@ func (p *Peer) mayPickUp(now time.Time) bool {
 // the device's table is full and this peer has no flow to give up (P7).
 func (p *Peer) insert(k *key, h uint32, begin state) handle {
 	t := &p.flows
-	echo := k.asked != notEcho
+	echo := k.asked() != notEcho
 	switch {
 	case echo && t.echoes.length >= MaxEchoes:
 		p.end(t.echoes.oldest, EndEvicted)
@@ -240,10 +247,10 @@ func (p *Peer) evict() {
 
 // refuse makes a refused packet's decision: the local side is told at once, the
 // peer never (P17).
-func (p *Peer) refuse(i *packet.Info, d Direction, decision Decision, tick int64) Decision {
+func (p *Peer) refuse(i *packet.Info, d Direction, r Reason, tick int64, decision *Decision) {
+	decision.Reason = r
 	if d == Outbound && !i.Fragment() && i.Kind != packet.EchoReply &&
 		(i.Kind != packet.TCPSegment || i.Flags&packet.RST == 0) && p.mayReject(i.Destination, tick) {
 		decision.Verdict = Reject
 	}
-	return decision
 }

@@ -8,42 +8,45 @@ import (
 
 // icmpError decides on an ICMP error: it must be about a packet that its
 // receiver sent in a live flow, and never opens or prolongs anything (P14).
-func (p *Peer) icmpError(i *packet.Info, d Direction, onlyReply bool, tick int64, now time.Time) Decision {
+func (p *Peer) icmpError(i *packet.Info, d Direction, onlyReply bool, tick int64, now time.Time, decision *Decision) {
 	// The packet that failed went the other way, from the error's receiver.
-	failed := 1 - d
 	q := &i.Quoted
-	if q.Source != i.Destination {
-		return Decision{Reason: DropICMPNoFlow}
-	}
-	k := keyOf(&packet.Info{
+	failed := packet.Info{
 		Source: q.Source, Destination: q.Destination, SourcePort: q.SourcePort, DestinationPort: q.DestinationPort,
 		Identifier: q.Identifier, Protocol: q.Protocol, Kind: q.Kind,
-	}, failed)
+	}
+	var k key
+	k.set(&failed, 1-d)
 	n := p.flows.find(&k, hash(p.shared.Seed, &k))
-	if n == 0 || !p.current(n, tick, now) {
-		return Decision{Reason: DropICMPNoFlow}
+	if q.Source != i.Destination || n == 0 || !p.current(n, tick, now) {
+		decision.Reason = DropICMPNoFlow
+		return
 	}
 	e := p.flows.at(n)
+	decision.Rule = e.rule
 	if onlyReply && e.opener() == d {
-		return Decision{Reason: DropUnsolicited, Rule: e.rule}
+		decision.Reason = DropUnsolicited
+		return
 	}
-	decision := Decision{Verdict: Pass, Rule: e.rule}
+	least := uint16(0)
 	if d == Inbound && i.TooBig() {
-		least := uint16(minMTU4)
+		least = minMTU4
 		if i.Version == 6 {
 			least = minMTU6
 		}
 		if max(i.MTU, uint32(least)) >= uint32(p.shared.MTU) {
-			return Decision{Reason: DropMTU, Rule: e.rule}
-		}
-		if i.MTU < uint32(least) {
-			decision.MTU = least
+			decision.Reason = DropMTU
+			return
 		}
 	}
 	if !p.icmpErrors[d].take(tick, icmpErrorRate) {
-		return Decision{Reason: DropICMPRate, Rule: e.rule}
+		decision.Reason = DropICMPRate
+		return
 	}
-	return decision
+	decision.Verdict = Pass
+	if i.MTU < uint32(least) {
+		decision.MTU = least
+	}
 }
 
 // bucket lets a number of events a second pass, and as many at once after a

@@ -283,14 +283,17 @@ func (p *Peer) decide(d Direction, k *key, now time.Time) ruleset.Verdict {
 	if p.rules == nil {
 		return ruleset.Verdict{}
 	}
-	flow := ruleset.Flow{Source: k.remote.Addr(), Destination: k.local.Addr(), Protocol: k.protocol, Port: k.localPort}
+	flow := ruleset.Flow{Source: k.remote.Addr(), Destination: k.local.Addr(), Protocol: k.protocol(), Port: k.localPort()}
 	direction := ruleset.In
 	if d == Outbound {
 		direction = ruleset.Out
-		flow.Source, flow.Destination, flow.Port = flow.Destination, flow.Source, k.remotePort
+		flow.Source, flow.Destination, flow.Port = flow.Destination, flow.Source, k.remotePort()
 	}
-	at := p.wall(now)
-	if k.asked == notEcho {
+	at := now
+	if p.rules.Timed() {
+		at = p.wall(now)
+	}
+	if k.asked() == notEcho {
 		return p.rules.Decide(direction, flow, at)
 	}
 	flow.Port = 0
@@ -343,8 +346,8 @@ func (p *Peer) end(n handle, why End) {
 func (p *Peer) note(n handle, why End) {
 	e := p.flows.at(n)
 	p.events.ended(e, why, p.lastTick-e.opened)
-	if why != EndRule && why != EndShields && why != EndRemoved || e.key.asked != notEcho ||
-		e.key.protocol == packet.TCP && (e.state == timeWait || e.state == closed) {
+	if why != EndRule && why != EndShields && why != EndRemoved || e.key.asked() != notEcho ||
+		e.key.protocol() == packet.TCP && (e.state == timeWait || e.state == closed) {
 		return
 	}
 	if p.cuts.length() < MaxFlows {

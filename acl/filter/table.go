@@ -9,12 +9,25 @@ import (
 
 // key names a flow as seen from this device. For an echo the side that asked
 // has the identifier as its port; two sides that ask with one identifier have
-// two flows.
+// two flows. It consists of whole words, so that it is built, hashed and
+// compared without the processor waiting for narrow writes to be joined.
 type key struct {
-	local, remote         packet.Address
-	localPort, remotePort uint16
-	protocol              uint8
-	asked                 asked
+	local, remote packet.Address
+	tail          uint64 // local port, remote port, protocol, asked: see tailOf
+}
+
+func tailOf(localPort, remotePort uint16, protocol uint8, by asked) uint64 {
+	return uint64(localPort)<<48 | uint64(remotePort)<<32 | uint64(protocol)<<8 | uint64(by)
+}
+
+func (k *key) localPort() uint16  { return uint16(k.tail >> 48) }
+func (k *key) remotePort() uint16 { return uint16(k.tail >> 32) }
+func (k *key) protocol() uint8    { return uint8(k.tail >> 8) }
+func (k *key) asked() asked       { return asked(k.tail) }
+
+func (k *key) equal(l *key) bool {
+	return (k.local.Lo^l.local.Lo)|(k.remote.Lo^l.remote.Lo)|(k.tail^l.tail)|
+		(k.local.Hi^l.local.Hi)|(k.remote.Hi^l.remote.Hi) == 0
 }
 
 // asked says who sent the request of an echo.
@@ -111,8 +124,7 @@ func (t *table) at(h handle) *entry { return &t.entries[h-1] }
 func hash(seed [2]uint64, k *key) uint32 {
 	a := mix(k.local.Hi^seed[0], k.local.Lo^seed[1])
 	b := mix(k.remote.Hi^seed[1], k.remote.Lo^seed[0]^a)
-	ports := uint64(k.localPort)<<32 | uint64(k.remotePort)<<16 | uint64(k.asked)<<8 | uint64(k.protocol)
-	c := mix(b^seed[0], ports^seed[1]^a)
+	c := mix(b^seed[0], k.tail^seed[1]^a)
 	return uint32(c>>32) ^ uint32(c)
 }
 
@@ -132,7 +144,7 @@ func (t *table) find(k *key, h uint32) handle {
 		if slot == 0 {
 			return 0
 		}
-		if uint32(slot>>32) == h && t.entries[uint32(slot)-1].key == *k {
+		if uint32(slot>>32) == h && t.entries[uint32(slot)-1].key.equal(k) {
 			return handle(slot)
 		}
 	}
@@ -212,7 +224,7 @@ func (t *table) remove(n handle, h uint32) {
 // classify puts the flow into the list of its kind, as the newest.
 func (t *table) classify(n handle) {
 	switch e := t.at(n); {
-	case e.key.asked != notEcho:
+	case e.key.asked() != notEcho:
 		t.push(&t.echoes, n)
 	case e.state.halfOpen():
 		t.push(&t.opening, n)
@@ -223,7 +235,7 @@ func (t *table) classify(n handle) {
 // must be called before a half-open flow becomes another.
 func (t *table) declassify(n handle) {
 	switch e := t.at(n); {
-	case e.key.asked != notEcho:
+	case e.key.asked() != notEcho:
 		t.unlink(&t.echoes, n)
 	case e.state.halfOpen():
 		t.unlink(&t.opening, n)

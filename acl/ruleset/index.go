@@ -26,6 +26,7 @@ type index struct {
 	rules        []Rule
 	scopes       []scope
 	theirs, ours classes
+	timed        bool // one of the rules does not hold at all times
 }
 
 // scope is a set of rules with the same conditions on both addresses.
@@ -74,6 +75,7 @@ func newIndex(rules []Rule, self, peer *ident.Identity) index {
 			members = append(members, nil)
 		}
 		members[n] = append(members[n], place(at))
+		x.timed = x.timed || r.timed()
 	}
 	if len(x.scopes) == 0 {
 		return index{}

@@ -32,6 +32,9 @@ func (s *RuleSet) ForPeer(self, peer *ident.Identity) *PeerRules {
 // Epoch returns the epoch of the set that the rules came from.
 func (p *PeerRules) Epoch() Epoch { return p.epoch }
 
+// Timed reports whether an answer may depend on the time that is asked about.
+func (p *PeerRules) Timed() bool { return p.index[In].timed || p.index[Out].timed }
+
 // Decide answers whether a flow may be opened in the given direction at the
 // given time. Without a matching rule the answer is no.
 func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
