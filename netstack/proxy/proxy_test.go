@@ -394,11 +394,15 @@ func TestRunEnds(t *testing.T) {
 			defer cancel()
 			done := make(chan error, 1)
 			go func() { done <- s.Run(ctx, l) }()
-			requests := []string{"", "\x05\x01\x00", "\x05\x01\x00\x05\x01\x00\x01\x64\x40\x00\x42\x00\x50",
-				string(append([]byte("\x05\x01\x00\x05\x01\x00\x01\x64\x40\x00\x09"), byte(port>>8), byte(port)))}
+			requests := []string{
+				"", "\x05\x01\x00", "\x05\x01\x00\x05\x01\x00\x01\x64\x40\x00\x42\x00\x50",
+				string(append([]byte("\x05\x01\x00\x05\x01\x00\x01\x64\x40\x00\x09"), byte(port>>8), byte(port))),
+			}
 			if name == "HTTP" {
-				requests = []string{"", "GET", "CONNECT 100.64.0.66:80 HTTP/1.1\r\nHost: x\r\n\r\n", "GET http://100.64.0.66/ HTTP/1.1\r\nHost: x\r\n\r\n",
-					fmt.Sprintf("CONNECT 100.64.0.9:%d HTTP/1.1\r\nHost: x\r\n\r\n", port)}
+				requests = []string{
+					"", "GET", "CONNECT 100.64.0.66:80 HTTP/1.1\r\nHost: x\r\n\r\n", "GET http://100.64.0.66/ HTTP/1.1\r\nHost: x\r\n\r\n",
+					fmt.Sprintf("CONNECT 100.64.0.9:%d HTTP/1.1\r\nHost: x\r\n\r\n", port),
+				}
 			}
 			for i, request := range requests {
 				conn, err := net.Dial("tcp", l.Addr().String())

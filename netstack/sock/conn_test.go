@@ -341,3 +341,36 @@ func TestLocalConfigWants(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkLoopback sends batches of datagrams of a tunnel's size and receives
+// them, each on its own goroutine; what was lost is not counted.
+func BenchmarkLoopback(b *testing.B) {
+	for _, plain := range []bool{false, true} {
+		b.Run(fmt.Sprintf("plain=%v", plain), func(b *testing.B) {
+			from, to := listen(b, Config{DisableOffload: plain}), listen(b, Config{DisableOffload: plain})
+			received := make(chan int64)
+			go func() {
+				in, total := newInbox(to.BatchSize(), 65535), int64(0)
+				for {
+					n, err := to.Readers()[0].ReadBatch(in.bufs, in.sizes, in.from)
+					if err != nil {
+						received <- total
+						return
+					}
+					for _, size := range in.sizes[:n] {
+						total += int64(size)
+					}
+				}
+			}()
+			bufs := pattern(to.BatchSize(), 1452)
+			for b.Loop() {
+				if err := from.WriteBatch(bufs, netip.AddrPortFrom(loopback4, to.LocalPort())); err != nil {
+					b.Fatal(err)
+				}
+			}
+			elapsed := b.Elapsed()
+			to.Close()
+			b.ReportMetric(float64(<-received)*8/1e9/elapsed.Seconds(), "Gbit/s")
+		})
+	}
+}

@@ -12,8 +12,17 @@ func TestConfigDefaults(t *testing.T) {
 		t.Fatalf("%+v, %v", cfg, err)
 	}
 	for _, bad := range []Config{
-		{Name: strings.Repeat("x", 16)}, {Name: "a/b"}, {Name: "a b"}, {Name: ".."}, {Name: "."},
-		{Name: "a:b"}, {Name: "\x00"}, {Name: "ä"}, {MTU: 575}, {MTU: 65536}, {MTU: -1},
+		{Name: strings.Repeat("x", 16)},
+		{Name: "a/b"},
+		{Name: "a b"},
+		{Name: ".."},
+		{Name: "."},
+		{Name: "a:b"},
+		{Name: "\x00"},
+		{Name: "ä"},
+		{MTU: 575},
+		{MTU: 65536},
+		{MTU: -1},
 	} {
 		if _, err := bad.withDefaults(); err == nil {
 			t.Errorf("%+v was accepted", bad)
