@@ -167,3 +167,72 @@ func BenchmarkEngine(b *testing.B) {
 	from, to := l.Host("a"), l.Host("b")
 	compare(b, [2]*tunnel{bareTunnel(b, from, to), engineTunnel(b, from, to)})
 }
+
+// BenchmarkEngineLatency measures round trips of small messages on one TCP
+// connection, against bare wireguard-go, and the memory of an engine that has
+// done nothing but that.
+func BenchmarkEngineLatency(b *testing.B) {
+	const exchanges = 1000
+	l := lab.New(b)
+	from, to := l.Host("a"), l.Host("b")
+	tunnels := [2]*tunnel{bareTunnel(b, from, to), engineTunnel(b, from, to)}
+	var medians [2][]float64
+	for round := 0; b.Loop(); round++ {
+		for i := range tunnels {
+			i = (i + round) % 2
+			medians[i] = append(medians[i], median(tunnels[i].roundTrips(b, exchanges)))
+		}
+	}
+	b.ReportMetric(median(medians[0]), "bare-µs")
+	b.ReportMetric(median(medians[1]), "engine-µs")
+	b.ReportMetric(float64(residentMemory(b, tunnels[1].pids[0]))/1e6, "engine-MB")
+	b.ReportMetric(0, "ns/op")
+}
+
+// roundTrips exchanges messages and returns the time of each in µs.
+func (t *tunnel) roundTrips(b *testing.B, n int) []float64 {
+	b.Helper()
+	l := t.to.Listen(b, netip.AddrPortFrom(t.address, 0).String())
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.Copy(c, c)
+	}()
+	c, err := t.from.Dial(b.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		b.Fatalf("%s: %v", t.name, err)
+	}
+	defer c.Close()
+	message := make([]byte, 64)
+	var times []float64
+	for range n {
+		begin := time.Now()
+		if _, err := c.Write(message); err != nil {
+			b.Fatalf("%s: %v", t.name, err)
+		}
+		if _, err := io.ReadFull(c, message); err != nil {
+			b.Fatalf("%s: %v", t.name, err)
+		}
+		times = append(times, float64(time.Since(begin).Nanoseconds())/1000)
+	}
+	return times
+}
+
+// residentMemory returns the resident set of a process in bytes (proc_pid_statm,
+// field 2).
+func residentMemory(b *testing.B, pid int) int64 {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(text), &size, &resident); err != nil {
+		b.Fatal(err)
+	}
+	return resident * int64(os.Getpagesize())
+}
