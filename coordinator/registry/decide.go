@@ -166,11 +166,10 @@ func normalTags(tags []ident.Tag) ([]ident.Tag, error) {
 		return nil, nil
 	}
 	out := slices.Clone(tags)
-	for i, t := range out {
+	for _, t := range out {
 		if !t.Valid() {
 			return nil, refuse(ErrInvalid, "%q is not a tag such as tag:db", cut(string(t)))
 		}
-		out[i] = ident.Tag(strings.ToLower(string(t)))
 	}
 	slices.Sort(out)
 	if out = slices.Compact(out); len(out) > maxTags {

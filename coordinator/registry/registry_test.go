@@ -177,7 +177,7 @@ func TestRegisterRefuses(t *testing.T) {
 func TestUserGivesTags(t *testing.T) {
 	s := world(t, whole)
 	c := register(1, "many")
-	c.Tags, c.Granted = []ident.Tag{"tag:web", "tag:Db"}, []ident.Tag{"tag:db", "tag:web", "tag:x"}
+	c.Tags, c.Granted = []ident.Tag{"tag:web", "tag:db"}, []ident.Tag{"tag:db", "tag:web", "tag:x"}
 	d := mustRun(t, s, c, begin).Device
 	if d.Owner != 0 || !slices.Equal(d.Tags, []ident.Tag{"tag:db", "tag:web"}) {
 		t.Errorf("owner %v, tags %v", d.Owner, d.Tags)

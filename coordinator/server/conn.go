@@ -222,6 +222,8 @@ func (s *Server) pump(ctx context.Context, c *conn) {
 	case c.session.Closing():
 		c.ended = true
 		close(c.out)
+	default:
+		s.schedule(c)
 	}
 }
 

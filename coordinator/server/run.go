@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	// tick is how often sessions are asked what is due: fine enough for joined
-	// updates, cheap enough for thousands.
-	tick = 250 * time.Millisecond
+	// scanGap is the least time between two looks at all sessions for what is
+	// due: much less than any of their times, and cheap for thousands.
+	scanGap = 50 * time.Millisecond
 	// upkeep is how often certificates and ephemeral devices are looked at.
 	upkeep = time.Minute
 	// stopTimeout is how long Run waits for connections to end by themselves.
@@ -155,34 +155,36 @@ func stopping() *wire.Error {
 func (s *Server) loop(ctx context.Context) error {
 	defer close(s.done)
 	background := context.WithoutCancel(ctx)
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
 	nextUpkeep := s.cfg.Now().Add(upkeep)
+	s.due = nextUpkeep
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var scanned time.Time
 	var giveUp <-chan time.Time
 	stop := ctx.Done()
 	for s.broken == nil && !(s.ending && len(s.conns) == 0) {
+		now := s.cfg.Now()
+		wait := s.due.Sub(now)
+		if soonest := scanned.Add(scanGap).Sub(now); wait < soonest {
+			wait = soonest
+		}
+		timer.Reset(max(0, wait))
 		select {
 		case f := <-s.calls:
 			f()
-		case <-ticker.C:
-			now := s.cfg.Now()
-			for c := range s.conns {
-				if at, ok := c.session.NextTimeout(); ok && !c.writing && !now.Before(at) {
-					c.session.HandleTimeout(now)
-					s.dirty[c] = struct{}{}
-				}
-			}
-			if !now.Before(nextUpkeep) {
-				nextUpkeep = now.Add(upkeep)
+		case <-timer.C:
+			scanned = s.cfg.Now()
+			if !scanned.Before(nextUpkeep) {
+				nextUpkeep = scanned.Add(upkeep)
 				s.upkeep(background)
 			}
+			s.due = nextUpkeep
+			s.scan(scanned)
 		case <-stop:
 			// Nodes are told, so that they come back at once and not all at
 			// the same moment when a ping is missed.
 			stop, s.ending = nil, true
-			timer := time.NewTimer(stopTimeout)
-			defer timer.Stop()
-			giveUp = timer.C
+			giveUp = time.After(stopTimeout)
 			for c := range s.conns {
 				s.endSession(c, stopping())
 			}
@@ -199,6 +201,28 @@ func (s *Server) loop(ctx context.Context) error {
 		c.channel.Close()
 	}
 	return s.broken
+}
+
+// scan does what is due in all sessions, and finds out when to look again. A
+// session whose writer is busy has a deadline there.
+func (s *Server) scan(now time.Time) {
+	for c := range s.conns {
+		if c.writing {
+			continue
+		}
+		if at, ok := c.session.NextTimeout(); ok && !now.Before(at) {
+			c.session.HandleTimeout(now)
+			s.dirty[c] = struct{}{}
+		}
+		s.schedule(c)
+	}
+}
+
+// schedule sees to it that the session's next timeout is not missed.
+func (s *Server) schedule(c *conn) {
+	if at, ok := c.session.NextTimeout(); ok && !c.writing && at.Before(s.due) {
+		s.due = at
+	}
 }
 
 // upkeep is what is done every minute.

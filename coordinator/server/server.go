@@ -53,6 +53,8 @@ type Server struct {
 	conns   map[*conn]struct{}
 	byNode  map[ident.NodeID]*conn
 	dirty   map[*conn]struct{}
+	// due is when the first session has something to do.
+	due time.Time
 	// seen says when devices that are not connected were last; unsaved are
 	// those of them that the disk does not have yet.
 	seen, unsaved map[ident.NodeID]time.Time
