@@ -348,4 +348,3 @@ func TestForwardUDPCapsAndRefusals(t *testing.T) {
 	}
 	exchange(t, first, []byte("still"))
 }
-
