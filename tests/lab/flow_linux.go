@@ -15,8 +15,8 @@ import (
 
 // ServeTCP echoes every byte on the host's address until the test ends and
 // returns how many connections came.
-func ServeTCP(h *Host, address string) *atomic.Int64 {
-	l := h.Listen(address)
+func ServeTCP(t testing.TB, h *Host, address string) *atomic.Int64 {
+	l := h.Listen(t, address)
 	connections := new(atomic.Int64)
 	go func() {
 		for {
@@ -36,8 +36,8 @@ func ServeTCP(h *Host, address string) *atomic.Int64 {
 
 // ServeUDP echoes every datagram on the host's address until the test ends and
 // returns how many came.
-func ServeUDP(h *Host, address string) *atomic.Int64 {
-	s := h.ListenPacket(address)
+func ServeUDP(t testing.TB, h *Host, address string) *atomic.Int64 {
+	s := h.ListenPacket(t, address)
 	datagrams := new(atomic.Int64)
 	go func() {
 		buffer := make([]byte, 2048)
@@ -131,7 +131,7 @@ func (s *Stream) arrived() {
 func StartTCP(t testing.TB, from, to *Host, address string) *Stream {
 	t.Helper()
 	s := &Stream{Ended: make(chan error, 1)}
-	l := to.Listen(address)
+	l := to.Listen(t, address)
 	go func() {
 		c, err := l.Accept()
 		if err != nil {
@@ -156,7 +156,7 @@ func StartTCP(t testing.TB, from, to *Host, address string) *Stream {
 func StartUDP(t testing.TB, from, to *Host, address string) *Stream {
 	t.Helper()
 	s := &Stream{Ended: make(chan error, 1)}
-	socket := to.ListenPacket(address)
+	socket := to.ListenPacket(t, address)
 	go func() {
 		buffer := make([]byte, 64)
 		for {

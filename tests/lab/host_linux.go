@@ -181,26 +181,26 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 }
 
 // Listen listens for TCP on the host until the test ends.
-func (h *Host) Listen(address string) net.Listener {
-	h.t.Helper()
+func (h *Host) Listen(t testing.TB, address string) net.Listener {
+	t.Helper()
 	var l net.Listener
 	h.Do(func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
-	h.t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() { l.Close() })
 	return l
 }
 
 // ListenPacket listens for UDP on the host until the test ends.
-func (h *Host) ListenPacket(address string) net.PacketConn {
-	h.t.Helper()
+func (h *Host) ListenPacket(t testing.TB, address string) net.PacketConn {
+	t.Helper()
 	var c net.PacketConn
 	h.Do(func() (err error) {
 		c, err = net.ListenPacket("udp", address)
 		return err
 	})
-	h.t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { c.Close() })
 	return c
 }
 

@@ -16,7 +16,7 @@ func TestLab(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for _, at := range []string{b.V4.String(), b.V6.String()} {
-		listener := b.Listen(net.JoinHostPort(at, "0"))
+		listener := b.Listen(t, net.JoinHostPort(at, "0"))
 		go func() {
 			if c, err := listener.Accept(); err == nil {
 				io.WriteString(c, "hello")
@@ -31,7 +31,7 @@ func TestLab(t *testing.T) {
 			t.Errorf("%s: %q, %v", at, got, err)
 		}
 
-		socket := b.ListenPacket(net.JoinHostPort(at, "0"))
+		socket := b.ListenPacket(t, net.JoinHostPort(at, "0"))
 		u, err := a.Dial(ctx, "udp", socket.LocalAddr().String())
 		if err != nil {
 			t.Fatal(err)

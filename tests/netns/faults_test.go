@@ -30,7 +30,7 @@ func path(t *testing.T, from *lab.Node, peer string) string {
 // back.
 func TestRelay(t *testing.T) {
 	n := newNetwork(t)
-	lab.ServeTCP(n.db.Host, address(n.db, "-4", 5432))
+	lab.ServeTCP(t, n.db.Host, address(n.db, "-4", 5432))
 	block := func() {
 		n.laptop.Host.BlockUDP(n.db.Host)
 		n.db.Host.BlockUDP(n.laptop.Host)
@@ -70,10 +70,10 @@ func TestRelay(t *testing.T) {
 func TestCoordinatorKilled(t *testing.T) {
 	n := newNetwork(t)
 	established := lab.StartTCP(t, n.laptop.Host, n.db.Host, address(n.db, "-4", 5432))
-	lab.ServeTCP(n.web.Host, address(n.web, "-4", 8080))
+	lab.ServeTCP(t, n.web.Host, address(n.web, "-4", 8080))
 	web := address(n.web, "-4", 8080)
 	database := address(n.db, "-6", 5432)
-	lab.ServeTCP(n.db.Host, database)
+	lab.ServeTCP(t, n.db.Host, database)
 
 	n.coordinator.Admin("users", "create", "carol@example.com")
 	key := n.coordinator.Key("--user", "carol@example.com")
@@ -126,7 +126,7 @@ func TestStockWireGuard(t *testing.T) {
 	n := newNetwork(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	lab.ServeTCP(n.db.Host, address(n.db, "-4", 5432))
+	lab.ServeTCP(t, n.db.Host, address(n.db, "-4", 5432))
 	if err := lab.EchoTCP(within(t, 10*time.Second), n.laptop.Host, address(n.db, "-4", 5432)); err != nil {
 		t.Fatal(err)
 	}

@@ -17,10 +17,10 @@ func TestAllowedAndDenied(t *testing.T) {
 	for _, family := range families {
 		t.Run("family"+family, func(t *testing.T) {
 			db := n.db.IP(family)
-			lab.ServeTCP(n.db.Host, address(n.db, family, 5432))
-			lab.ServeUDP(n.db.Host, address(n.db, family, 5353))
-			deniedTCP := lab.ServeTCP(n.db.Host, address(n.db, family, 22))
-			deniedUDP := lab.ServeUDP(n.db.Host, address(n.db, family, 53))
+			lab.ServeTCP(t, n.db.Host, address(n.db, family, 5432))
+			lab.ServeUDP(t, n.db.Host, address(n.db, family, 5353))
+			deniedTCP := lab.ServeTCP(t, n.db.Host, address(n.db, family, 22))
+			deniedUDP := lab.ServeUDP(t, n.db.Host, address(n.db, family, 53))
 
 			if err := lab.EchoTCP(within(t, 10*time.Second), n.laptop.Host, address(n.db, family, 5432)); err != nil {
 				t.Errorf("allowed TCP to %s: %v", db, err)
@@ -45,7 +45,7 @@ func TestAllowedAndDenied(t *testing.T) {
 			}
 
 			// The other way round there is no rule at all.
-			lab.ServeTCP(n.laptop.Host, address(n.laptop, family, 5432))
+			lab.ServeTCP(t, n.laptop.Host, address(n.laptop, family, 5432))
 			if err := lab.EchoTCP(within(t, 2*time.Second), n.db.Host, address(n.laptop, family, 5432)); err == nil {
 				t.Error("the database reached the laptop")
 			}
@@ -60,9 +60,9 @@ func TestUserspace(t *testing.T) {
 	for _, family := range families {
 		t.Run("family"+family, func(t *testing.T) {
 			local := map[string]string{"-4": "127.0.0.1", "-6": "::1"}[family]
-			lab.ServeTCP(n.web.Host, joined(local, 8080))
-			lab.ServeUDP(n.web.Host, joined(local, 8080))
-			secret := lab.ServeTCP(n.web.Host, joined(local, 8081))
+			lab.ServeTCP(t, n.web.Host, joined(local, 8080))
+			lab.ServeUDP(t, n.web.Host, joined(local, 8080))
+			secret := lab.ServeTCP(t, n.web.Host, joined(local, 8081))
 			if err := lab.EchoTCP(within(t, 10*time.Second), n.laptop.Host, address(n.web, family, 8080)); err != nil {
 				t.Errorf("TUN to userspace, TCP: %v", err)
 			}
@@ -73,7 +73,7 @@ func TestUserspace(t *testing.T) {
 				t.Errorf("a denied port of the host was reached: %v, %d connections", err, secret.Load())
 			}
 
-			lab.ServeTCP(n.db.Host, address(n.db, family, 5432))
+			lab.ServeTCP(t, n.db.Host, address(n.db, family, 5432))
 			if err := echoSOCKS(within(t, 10*time.Second), n.web.Host, "127.0.0.1:1080", address(n.db, family, 5432)); err != nil {
 				t.Errorf("userspace to TUN through the proxy: %v", err)
 			}
