@@ -52,7 +52,6 @@ type control struct {
 	relayed   bool // whether the relay is there
 	local     []netip.AddrPort
 	nextLocal time.Time
-	stunNames []string
 	resolve   *resolver
 	stats     controlStats
 }
@@ -229,6 +228,7 @@ func (c *control) tunnelPath(p path.Path) wg.Path {
 		return wg.Path{Direct: p.Addr}
 	case path.Relay:
 		return wg.Path{Relay: c.e.relay}
+	case path.None:
 	}
 	return wg.Path{}
 }
@@ -245,6 +245,8 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 		c.send(sealed, t.To.Addr)
 	case path.Relay:
 		c.e.relay.SendPackets(p.key, [][]byte{sealed})
+	case path.None:
+		panic("BUG: engine: a message to nowhere")
 	}
 }
 

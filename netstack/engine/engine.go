@@ -29,6 +29,9 @@ const (
 	maxTouches = 256
 )
 
+// noInterface is the name of a TUN device without an interface (tun.Device).
+const noInterface = "userspace"
+
 // Engine is the data plane of one node. All methods may be called concurrently.
 type Engine struct {
 	cfg  Config
@@ -106,7 +109,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	defer c.device.Close()
 	e.host.device.Store(c.device)
-	if name, err := e.cfg.TUN.Name(); err == nil && e.cfg.ManageDevice {
+	if name, err := e.cfg.TUN.Name(); err == nil && e.cfg.ManageDevice && name != noInterface {
 		running.Go(func() {
 			if err := c.device.ServeUAPI(ctx, name); err != nil {
 				e.log.Info("wg(8) can not list the device", "error", err)

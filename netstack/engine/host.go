@@ -131,6 +131,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 			if reject = packet.AppendReject(reject, b); len(reject) > tun.Headroom {
 				rejects = append(rejects, reject)
 			}
+		case filter.Drop, filter.Control:
 		}
 	}
 	h.hold(nil)

@@ -39,6 +39,7 @@ func (p Path) String() string {
 		return "direct " + p.Addr.String()
 	case PathRelay:
 		return `relay "` + p.Relay + `"`
+	case PathNone:
 	}
 	return string(PathNone)
 }

@@ -13,8 +13,10 @@ const (
 	LinkIPv4 Link = iota
 	LinkIPv6
 	LinkRelay
-	links
 )
+
+// links is the number of kinds.
+const links = int(LinkRelay) + 1
 
 // String returns the kind as a metric label.
 func (l Link) String() string {
