@@ -173,13 +173,13 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 
 func TestFilterEqualsReference(t *testing.T) {
 	reasons, passed := map[filter.Reason]int{}, 0
-	seeds := uint64(400)
+	seeds := uint64(150)
 	if testing.Short() {
 		seeds = 50
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			p := run(t, &acltest.FilterWorld{Rand: rand.New(rand.NewPCG(seed, 7)), Start: start}, 600)
+			p := run(t, &acltest.FilterWorld{Rand: rand.New(rand.NewPCG(seed, 7)), Start: start}, 500)
 			passed += p.passed
 			for r, n := range p.reasons {
 				reasons[r] += n

@@ -154,6 +154,9 @@ func contains(list []int32, n int32) bool {
 // classes finds, for an address of one device, the scopes that speak of it.
 type classes struct {
 	own []ownClass
+	// hosts has the addresses behind the device that are a class alone, as
+	// where rules name hosts behind a router: there may be thousands.
+	hosts map[netip.Addr][]int32
 	// starts are where the address space behind the device changes its class,
 	// ascending; routed has the class from each start on.
 	starts []netip.Addr
@@ -170,6 +173,9 @@ func (c *classes) of(a netip.Addr) []int32 {
 		if c.own[i].address == a {
 			return c.own[i].scopes
 		}
+	}
+	if scopes, ok := c.hosts[a]; ok {
+		return scopes
 	}
 	low, high := 0, len(c.starts)
 	for low < high {
@@ -227,7 +233,29 @@ func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *conditi
 			}
 		}
 	}
+	c.compress()
 	return c
+}
+
+// compress moves classes of one address to hosts and joins what then are
+// neighbours of one class.
+func (c *classes) compress() {
+	var starts []netip.Addr
+	var routed [][]int32
+	for at, start := range c.starts {
+		if at+1 < len(c.starts) && c.starts[at+1] == start.Next() {
+			if c.hosts == nil {
+				c.hosts = map[netip.Addr][]int32{}
+			}
+			c.hosts[start] = slices.Clip(c.routed[at])
+			continue
+		}
+		if n := len(routed); n == 0 && len(c.routed[at]) > 0 || n > 0 && !slices.Equal(routed[n-1], c.routed[at]) {
+			starts = append(starts, start)
+			routed = append(routed, slices.Clip(c.routed[at]))
+		}
+	}
+	c.starts, c.routed = slices.Clip(starts), slices.Clip(routed)
 }
 
 func inAny(prefixes []netip.Prefix, a netip.Addr) bool {
