@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
@@ -217,7 +218,11 @@ func (l *loop) output(o control.Output) {
 func (l *loop) event(e control.Event) {
 	switch e := e.(type) {
 	case control.StateChanged:
-		l.log.Info("control", "state", e.State.String(), "reason", e.Reason)
+		level := slog.LevelInfo
+		if e.State == control.Dialing || e.State == control.Handshaking || e.State == control.Registering {
+			level = slog.LevelDebug // on the way to something
+		}
+		l.log.Log(l.ctx, level, "control", "state", e.State.String(), "reason", e.Reason)
 	case control.Persist:
 		l.saved = e.Saved
 		l.save(l.cfg.State.SaveMembership(e.Saved))
