@@ -45,12 +45,45 @@ func (s *Stream) Whole(m *Map) *Delta {
 	if next.Peers == nil {
 		next.Peers = make(map[ident.NodeID]Peer)
 	}
-	d := next.diff(&s.held, s.hash, next.Hash())
+	d := next.diff(&s.held, s.hash, Hash{})
 	if d.Empty() {
 		return nil
 	}
+	d.Hash = s.hash
+	d.rehash(&s.held)
 	s.held, s.hash = next, d.Hash
 	return d
+}
+
+// rehash makes d.Hash, which is that of old, the hash of what d turns old into.
+func (d *Delta) rehash(old *Map) {
+	if d.Self != nil {
+		d.Hash.mix(hashBytes("self", old.Self))
+		d.Hash.mix(hashBytes("self", d.Self))
+	}
+	if d.Rules != nil {
+		d.Hash.mix(hashBytes("rules", old.Rules))
+		d.Hash.mix(hashBytes("rules", d.Rules))
+	}
+	if d.Settings != nil {
+		d.Hash.mix(old.Settings.hash())
+		d.Hash.mix(d.Settings.hash())
+	}
+	for _, id := range d.Removed {
+		d.Hash.mix(hashPeer(id, old.Peers[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.Upserts)) {
+		if before, ok := old.Peers[id]; ok {
+			d.Hash.mix(hashPeer(id, before))
+		}
+		d.Hash.mix(hashPeer(id, d.Upserts[id]))
+	}
+	for _, p := range d.Patches {
+		peer := old.Peers[p.Node]
+		d.Hash.mix(hashPeer(p.Node, peer))
+		peer.State = p.State
+		d.Hash.mix(hashPeer(p.Node, peer))
+	}
 }
 
 // Peers returns the delta that tells of the present state of peers that the
