@@ -21,6 +21,11 @@ type TestFailure struct {
 	Message string
 }
 
+// String returns the place and the message in one line.
+func (f TestFailure) String() string {
+	return fmt.Sprintf("line %d, column %d: %s: %s", f.Line, f.Column, f.Section, f.Message)
+}
+
 // maxPairs bounds the pairs of a source and a destination that one assertion
 // is tried on. Devices that rules cannot tell apart count once.
 const maxPairs = 20_000

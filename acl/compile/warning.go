@@ -13,9 +13,14 @@ import (
 type Warning struct {
 	policy.Position
 	// Kind is a stable name: "shadowed", "matches-nothing", "vacuous-test",
-	// "unowned-tag", "via-device", "never-again".
+	// "unowned-tag", "via-device".
 	Kind    string
 	Message string
+}
+
+// String returns the place and the message in one line.
+func (w Warning) String() string {
+	return fmt.Sprintf("line %d, column %d: %s", w.Line, w.Column, w.Message)
 }
 
 // Warnings returns what is probably not meant, in the order of the text: an

@@ -195,6 +195,7 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 		all[name] = entry{name, at, v}
 	})
 	open := map[string]bool{}
+	work := 0
 	var build func(e entry) addressSet
 	build = func(e entry) addressSet {
 		open[e.name] = true
@@ -202,7 +203,6 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 		what := fmt.Sprintf("ipsets[%q]", e.name)
 		var set addressSet
 		var pending []addressRange
-		work := 0
 		d.list(e.value, what, MaxSelectors, func(v *hujson.Value) {
 			text, ok := d.string(v, "an entry of "+what)
 			if !ok {
@@ -240,7 +240,7 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 			}
 			if work += len(prefixes) * (1 + len(set)/100); work > MaxExpansion {
 				if work < 2*MaxExpansion {
-					d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for one ipset", MaxExpansion))
+					d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for all ipsets together", MaxExpansion))
 				}
 				work = 2 * MaxExpansion
 				return

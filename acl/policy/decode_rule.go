@@ -72,7 +72,11 @@ func (d *decoder) readACLs(v *hujson.Value) {
 			{"action", func(v *hujson.Value) { action = d.action(v, "accept", "deny") }},
 			{"src", src},
 			{"dst", ports},
-			{"proto", func(v *hujson.Value) { proto = v }},
+			{"proto", func(v *hujson.Value) {
+				if v.Value.Kind() != '"' || literalText(v) != "" {
+					proto = v
+				}
+			}},
 			{"users", src},   // the older spelling of src
 			{"ports", ports}, // the older spelling of dst
 		}, d.common(&r)...)) {
@@ -84,7 +88,7 @@ func (d *decoder) readACLs(v *hujson.Value) {
 		r.Deny = action == "deny"
 		protocols := defaultProtocols
 		if proto != nil {
-			if text, ok := d.string(proto, "proto"); ok && text != "" {
+			if text, ok := d.string(proto, "proto"); ok {
 				number, ok := ParseProtocol(strings.TrimSpace(text))
 				if !ok {
 					d.fail(d.at(proto), text, fmt.Sprintf("unknown protocol %q", text), protocolHint)
@@ -93,7 +97,12 @@ func (d *decoder) readACLs(v *hujson.Value) {
 			}
 		}
 		for _, n := range dst {
-			if to, ok := d.destination(n, protocols); ok {
+			admits := protocols
+			if r.Deny && proto == nil && !strings.HasSuffix(n.Name, ":*") {
+				// To deny a port is not to deny ping.
+				admits = portedProtocols
+			}
+			if to, ok := d.destination(n, admits); ok {
 				r.Dst = append(r.Dst, to)
 			}
 		}

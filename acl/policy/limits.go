@@ -18,8 +18,9 @@ const (
 	MaxDefinitions = 50_000
 	// MaxServices bounds the protocol and port ranges of one destination.
 	MaxServices = 1_000
-	// MaxExpansion bounds how many prefixes one ipset, and how many pairs of
-	// source and destination selectors one rule, may come to.
+	// MaxExpansion bounds how many prefixes are worked through for all ipsets
+	// together, and how many pairs of source and destination selectors one
+	// rule may come to.
 	MaxExpansion = 1_000_000
 	// MaxNameLength bounds a name in bytes.
 	MaxNameLength = 254

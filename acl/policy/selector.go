@@ -267,8 +267,12 @@ var protocolNames = []struct {
 	{"gre", 47}, {"esp", 50}, {"ah", 51}, {"ipv6-icmp", 58}, {"icmpv6", 58}, {"sctp", 132},
 }
 
-// defaultProtocols is what a rule without a protocol admits.
-var defaultProtocols = []uint8{6, 17, 1, 58}
+// defaultProtocols is what a rule without a protocol admits, portedProtocols
+// what a deny of ports without a protocol refuses.
+var (
+	defaultProtocols = []uint8{6, 17, 1, 58}
+	portedProtocols  = []uint8{6, 17}
+)
 
 // ParseProtocol reads a protocol's name or number, 1 to 255. Case does not
 // matter.
