@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/registry"
@@ -49,7 +48,7 @@ func crowd(b *testing.B, n int) (*site, []*device) {
 func until(b *testing.B, devices []*device, f func(*device) bool) {
 	for _, d := range devices {
 		for !f(d) {
-			time.Sleep(time.Millisecond)
+			<-d.changed
 		}
 	}
 }

@@ -99,6 +99,8 @@ type device struct {
 	machine ident.MachinePrivate
 	node    ident.NodeKey
 	ch      *channel.Conn
+	// changed holds a token when there may be something new.
+	changed chan struct{}
 
 	mu sync.Mutex // protects all below
 	m  *wire.Map
@@ -119,7 +121,7 @@ func newDevice(t testing.TB) *device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &device{t: t, machine: machine, node: node.Public()}
+	return &device{t: t, machine: machine, node: node.Public(), changed: make(chan struct{}, 1)}
 }
 
 // connect begins a connection and says hello.
@@ -254,6 +256,10 @@ func (d *device) follow() {
 			if err != nil {
 				d.t.Error(err)
 				return
+			}
+			select {
+			case d.changed <- struct{}{}:
+			default: // told already
 			}
 		case *wire.Map:
 			d.mu.Lock()
