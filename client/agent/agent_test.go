@@ -187,7 +187,7 @@ func (c *coordinator) fullMap(self ident.NodeKey, sequence uint64, peers ...iden
 		Sequence: sequence, Self: c.certificate(1, self), Peers: map[ident.NodeID]wire.Peer{},
 		Settings: wire.Settings{Users: []wire.User{{ID: 7, Login: "alice@example.com"}}, Relays: []wire.Relay{{Name: "default", URL: "/relay"}}},
 	}
-	rules, err := authority.IssueRules(c.genesis, 1, emptyRules(), c.signer)
+	rules, err := authority.IssueRules(c.genesis, 1, someRules(), c.signer)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -333,11 +333,25 @@ func TestJoin(t *testing.T) {
 				t.Errorf("%s is %v", name, a)
 			}
 		}
-		if w, err := n.WhoIs(t.Context(), netip.MustParseAddr("100.64.0.1")); err != nil || !w.Self {
-			t.Errorf("whois self: %+v, %v", w, err)
+		for _, e := range []struct {
+			request localapi.ExplainRequest
+			allowed bool
+		}{
+			{localapi.ExplainRequest{Target: "node2", Protocol: "tcp", Port: 80}, true},
+			{localapi.ExplainRequest{Target: "100.64.0.2", Protocol: "tcp", Port: 80}, true},
+			{localapi.ExplainRequest{Target: "node2", Protocol: "tcp", Port: 81}, false},
+			{localapi.ExplainRequest{Target: "node2", Protocol: "udp", Port: 80}, false},
+			{localapi.ExplainRequest{Target: "node2", Protocol: "icmp"}, true}, // who may open any flow may ping
+			{localapi.ExplainRequest{Target: "node3", Protocol: "tcp", Port: 80}, false},
+			{localapi.ExplainRequest{Target: "node1", Protocol: "tcp", Port: 80}, true},
+		} {
+			r, err := n.Explain(t.Context(), e.request)
+			if err != nil || r.Allowed != e.allowed || r.Reason == "" || r.Allowed && r.Name != "node1" && r.Rule != "web" {
+				t.Errorf("explain %+v: %+v, %v", e.request, r, err)
+			}
 		}
-		if w, err := n.WhoIs(t.Context(), netip.MustParseAddr("100.64.0.3")); err != nil || w.Node.Name != "node3" {
-			t.Errorf("whois: %+v, %v", w, err)
+		if r, err := n.Explain(t.Context(), localapi.ExplainRequest{Target: "nobody", Protocol: "tcp", Port: 80}); err != nil || r.Allowed || !strings.Contains(r.Reason, "hides") {
+			t.Errorf("explain of a hidden device: %+v, %v", r, err)
 		}
 		for target, want := range map[string]localapi.Code{"node3": localapi.CodeDenied, "nobody": localapi.CodeNotFound, "node1": localapi.CodeBadRequest} {
 			var e *localapi.Error
@@ -627,4 +641,10 @@ func TestNetworkChange(t *testing.T) {
 	})
 }
 
-func emptyRules() *ruleset.RuleSet { return &ruleset.RuleSet{Epoch: 1} }
+// someRules let this device reach TCP port 80 of node 2, and nothing else.
+func someRules() *ruleset.RuleSet {
+	return &ruleset.RuleSet{Epoch: 1, Out: []ruleset.Rule{{
+		ID: "web", Peers: []ruleset.Selector{{Prefixes: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/32")}}},
+		Services: []ruleset.Service{{Protocol: 6, First: 80, Last: 80}},
+	}}}
+}

@@ -79,28 +79,6 @@ func routes(addr netip.Addr) func(control.Peer) bool {
 	return func(p control.Peer) bool { return p.Member.Identity().RoutesAddress(addr) }
 }
 
-// WhoIs says who has the address.
-func (a *Agent) WhoIs(ctx context.Context, addr netip.Addr) (localapi.WhoIsReply, error) {
-	s, err := ask(ctx, a, (*loop).standing)
-	if err != nil {
-		return localapi.WhoIsReply{}, err
-	}
-	p := find(s.view, addr.String())
-	if p == nil {
-		return localapi.WhoIsReply{}, localapi.Errorf(localapi.CodeNotFound, "%v belongs to no device that this one may see", addr)
-	}
-	if p.Member == s.view.Self {
-		return localapi.WhoIsReply{Node: a.self(s.view), Self: true}, nil
-	}
-	var status engine.PeerStatus
-	for _, e := range a.cfg.DataPlane.Status().Peers {
-		if e.Node == p.Member.Node() {
-			status = e
-		}
-	}
-	return localapi.WhoIsReply{Node: nodeOf(*p, s.view, status)}, nil
-}
-
 // Ping sends one ping inside the tunnel.
 func (a *Agent) Ping(ctx context.Context, r localapi.PingRequest) (localapi.PingReply, error) {
 	s, err := ask(ctx, a, (*loop).standing)

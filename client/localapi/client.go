@@ -82,6 +82,12 @@ func (c *Client) WhoIs(ctx context.Context, addr netip.Addr) (WhoIsReply, error)
 	return call[WhoIsReply](ctx, c, http.MethodGet, "whois?addr="+url.QueryEscape(addr.String()), nil)
 }
 
+// Explain says whether this device may open a flow, and why.
+func (c *Client) Explain(ctx context.Context, r ExplainRequest) (ExplainReply, error) {
+	q := url.Values{"target": {r.Target}, "protocol": {r.Protocol}, "port": {strconv.Itoa(int(r.Port))}}
+	return call[ExplainReply](ctx, c, http.MethodGet, "explain?"+q.Encode(), nil)
+}
+
 // Preferences returns what the user asked for.
 func (c *Client) Preferences(ctx context.Context) (Preferences, error) {
 	return call[Preferences](ctx, c, http.MethodGet, "prefs", nil)

@@ -35,7 +35,11 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{changed: make(chan struct{}), status: localapi.Status{Generation: 1, State: localapi.Connected}}
+	return &fake{changed: make(chan struct{}), status: localapi.Status{
+		Generation: 1, State: localapi.Connected,
+		Self:  &localapi.Node{Name: "self", Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.9")}},
+		Peers: []localapi.Node{{Name: "peer", Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.1")}}},
+	}}
 }
 
 func (f *fake) note(call string) error {
@@ -80,8 +84,8 @@ func (f *fake) Ping(_ context.Context, r localapi.PingRequest) (localapi.PingRep
 	return localapi.PingReply{Name: r.Target, RTT: time.Second}, f.note("ping " + r.Timeout.String())
 }
 
-func (f *fake) WhoIs(_ context.Context, a netip.Addr) (localapi.WhoIsReply, error) {
-	return localapi.WhoIsReply{Node: localapi.Node{Name: a.String()}}, f.note("whois")
+func (f *fake) Explain(_ context.Context, r localapi.ExplainRequest) (localapi.ExplainReply, error) {
+	return localapi.ExplainReply{Name: r.Target, Reason: fmt.Sprint(r.Protocol, " ", r.Port)}, f.note("explain")
 }
 
 func (f *fake) ChangePreferences(_ context.Context, c localapi.PreferencesChange) (localapi.Preferences, error) {
@@ -127,8 +131,18 @@ func TestEveryVerb(t *testing.T) {
 	if r, err := c.Ping(ctx, localapi.PingRequest{Target: "db", Timeout: time.Hour}); err != nil || r.Name != "db" || r.RTT != time.Second {
 		t.Errorf("ping %+v, %v", r, err)
 	}
-	if r, err := c.WhoIs(ctx, netip.MustParseAddr("::ffff:100.64.0.1")); err != nil || r.Node.Name != "100.64.0.1" {
+	if r, err := c.WhoIs(ctx, netip.MustParseAddr("::ffff:100.64.0.1")); err != nil || r.Node.Name != "peer" || r.Self {
 		t.Errorf("whois %+v, %v", r, err)
+	}
+	if r, err := c.WhoIs(ctx, netip.MustParseAddr("100.64.0.9")); err != nil || !r.Self {
+		t.Errorf("whois %+v, %v", r, err)
+	}
+	var notFound *localapi.Error
+	if _, err := c.WhoIs(ctx, netip.MustParseAddr("100.64.0.7")); !errors.As(err, &notFound) || notFound.Code != localapi.CodeNotFound {
+		t.Errorf("whois of nobody: %v", err)
+	}
+	if r, err := c.Explain(ctx, localapi.ExplainRequest{Target: "a b&c", Protocol: "tcp", Port: 80}); err != nil || r.Name != "a b&c" || r.Reason != "tcp 80" {
+		t.Errorf("explain %+v, %v", r, err)
 	}
 	on := true
 	if p, err := c.ChangePreferences(ctx, localapi.PreferencesChange{ShieldsUp: &on}); err != nil || !p.ShieldsUp {
@@ -137,7 +151,7 @@ func TestEveryVerb(t *testing.T) {
 	if p, err := c.Preferences(ctx); err != nil || p.ShieldsUp {
 		t.Errorf("prefs %+v, %v", p, err)
 	}
-	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s whois prefs prefs]"; got != want {
+	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s explain prefs prefs]"; got != want {
 		t.Errorf("calls %s, want %s", got, want)
 	}
 }
@@ -245,6 +259,8 @@ func TestWithoutCredentials(t *testing.T) {
 		want         int
 	}{
 		{"GET", "status", 200}, {"GET", "whois?addr=100.64.0.1", 200}, {"GET", "prefs", 200},
+		{"GET", "explain?target=a&protocol=tcp&port=1", 200}, {"GET", "explain?target=a&protocol=tcp&port=0", 400},
+		{"GET", "explain?target=a&protocol=icmp&port=1", 400}, {"GET", "explain?target=a&protocol=sctp&port=1", 400},
 		{"PATCH", "prefs", 403}, {"POST", "up", 403}, {"POST", "down", 403}, {"POST", "logout", 403}, {"POST", "ping", 403},
 		{"POST", "status", 404}, {"GET", "up", 404}, {"GET", "nothing", 404}, {"GET", "whois?addr=x", 400}, {"GET", "status?after=x", 400},
 	} {
@@ -312,16 +328,16 @@ func TestOtherUser(t *testing.T) {
 		got, _, _ := strings.Cut(string(out), "PASS")
 		return strings.TrimSpace(got)
 	}
-	if got, want := child(), "status=not-permitted whois=not-permitted prefs=not-permitted set=not-permitted up=not-permitted down=not-permitted logout=not-permitted ping=not-permitted"; got != want {
+	if got, want := child(), "status=not-permitted whois=not-permitted prefs=not-permitted explain=not-permitted set=not-permitted up=not-permitted down=not-permitted logout=not-permitted ping=not-permitted"; got != want {
 		t.Errorf("mode 0600: %s\nwant %s", got, want)
 	}
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := child(), "status=ok whois=ok prefs=ok set=forbidden up=forbidden down=forbidden logout=forbidden ping=forbidden"; got != want {
+	if got, want := child(), "status=ok whois=ok prefs=ok explain=ok set=forbidden up=forbidden down=forbidden logout=forbidden ping=forbidden"; got != want {
 		t.Errorf("mode 0666: %s\nwant %s", got, want)
 	}
-	if got := fmt.Sprint(f.calls); got != "[whois prefs]" {
+	if got := fmt.Sprint(f.calls); got != "[prefs explain]" {
 		t.Errorf("the backend saw %s", got)
 	}
 }
@@ -350,6 +366,8 @@ func otherUser(path string) {
 	note("whois", err)
 	_, err = c.Preferences(ctx)
 	note("prefs", err)
+	_, err = c.Explain(ctx, localapi.ExplainRequest{Target: "a", Protocol: "tcp", Port: 1})
+	note("explain", err)
 	_, err = c.ChangePreferences(ctx, localapi.PreferencesChange{})
 	note("set", err)
 	note("up", c.Up(ctx, localapi.UpRequest{}))

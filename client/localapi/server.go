@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,7 +42,7 @@ type Backend interface {
 	Down(ctx context.Context) error
 	Logout(ctx context.Context) (LogoutReply, error)
 	Ping(ctx context.Context, r PingRequest) (PingReply, error)
-	WhoIs(ctx context.Context, addr netip.Addr) (WhoIsReply, error)
+	Explain(ctx context.Context, r ExplainRequest) (ExplainReply, error)
 	ChangePreferences(ctx context.Context, c PreferencesChange) (Preferences, error)
 }
 
@@ -140,6 +141,7 @@ type verb struct {
 var verbs = []verb{
 	{http.MethodGet, "status", false, (*Server).status},
 	{http.MethodGet, "whois", false, (*Server).whoIs},
+	{http.MethodGet, "explain", false, (*Server).explain},
 	{http.MethodGet, "prefs", false, (*Server).preferences},
 	{http.MethodPatch, "prefs", true, (*Server).changePreferences},
 	{http.MethodPost, "up", true, (*Server).up},
@@ -219,7 +221,34 @@ func (s *Server) whoIs(r *http.Request) (any, error) {
 		}
 		addr = withPort.Addr()
 	}
-	return s.backend.WhoIs(r.Context(), addr.Unmap())
+	return whoIs(s.backend.Status(r.Context(), 0), addr.Unmap())
+}
+
+// whoIs finds the device of s that has the address.
+func whoIs(s Status, addr netip.Addr) (WhoIsReply, error) {
+	if s.Self != nil && slices.Contains(s.Self.Addresses, addr) {
+		return WhoIsReply{Node: *s.Self, Self: true}, nil
+	}
+	for _, p := range s.Peers {
+		if slices.Contains(p.Addresses, addr) {
+			return WhoIsReply{Node: p}, nil
+		}
+	}
+	return WhoIsReply{}, Errorf(CodeNotFound, "%v belongs to no device that this one may see", addr)
+}
+
+func (s *Server) explain(r *http.Request) (any, error) {
+	q := r.URL.Query()
+	e := ExplainRequest{Target: q.Get("target"), Protocol: q.Get("protocol")}
+	port, err := strconv.ParseUint(q.Get("port"), 10, 16)
+	switch {
+	case err != nil, (e.Protocol == "icmp") != (port == 0):
+		return nil, Errorf(CodeBadRequest, "port %q: tcp and udp want 1 to 65535, icmp 0", q.Get("port"))
+	case e.Protocol != "tcp" && e.Protocol != "udp" && e.Protocol != "icmp":
+		return nil, Errorf(CodeBadRequest, "protocol %q is not tcp, udp or icmp", e.Protocol)
+	}
+	e.Port = uint16(port)
+	return s.backend.Explain(r.Context(), e)
 }
 
 func (s *Server) preferences(r *http.Request) (any, error) {

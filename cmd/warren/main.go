@@ -42,7 +42,7 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, policy.ErrRefused) {
+	if errors.Is(err, policy.ErrRefused) || errors.Is(err, errDenied) {
 		return 1 // what is wrong has been printed
 	}
 	var usage *usageError
@@ -118,7 +118,7 @@ On a new machine: start the daemon, then
 	root.PersistentFlags().StringVar(&m.socket, "socket", defaultSocket(m.Getenv), "path of the daemon's socket")
 	root.AddCommand(
 		m.daemonCommand(), m.upCommand(), m.downCommand(), m.logoutCommand(), m.statusCommand(),
-		m.ipCommand(), m.pingCommand(), m.whoisCommand(), m.versionCommand(), policy.Command(),
+		m.ipCommand(), m.pingCommand(), m.whoisCommand(), policy.Command(), m.debugCommand(), m.versionCommand(),
 	)
 	return root
 }
