@@ -28,13 +28,16 @@ type bind struct {
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
-	limit    limiter
 	counters counters
 	relayed  chan relayedPacket
 	current  atomic.Pointer[opened]
 
-	mu    sync.RWMutex
-	peers map[ident.NodeKey]*Peer // protected by mu
+	// strangers and paths limit the initiations that are opened.
+	strangers, paths limiter
+
+	mu    sync.RWMutex // protects all below
+	peers map[ident.NodeKey]*Peer
+	known map[netip.AddrPort]int // how many peers' direct path an address is
 }
 
 // opened is what one Open made and the next Close ends.
@@ -59,7 +62,37 @@ func newBind(cfg *Config) *bind {
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
+		known:   make(map[netip.AddrPort]int),
+
+		strangers: newLimiter(strangerRate, strangerBurst),
+		paths:     newLimiter(pathRate, pathBurst),
 	}
+}
+
+// moved notes that a peer's direct path changed from one address to another;
+// the zero address is none.
+func (b *bind) moved(from, to netip.AddrPort) {
+	if from == to {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known[from]--; b.known[from] <= 0 {
+		delete(b.known, from)
+	}
+	if to.IsValid() {
+		b.known[to]++
+	}
+}
+
+// limiterFor returns the limiter of initiations from an address.
+func (b *bind) limiterFor(from netip.AddrPort) *limiter {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.known[from] > 0 {
+		return &b.paths
+	}
+	return &b.strangers
 }
 
 func (b *bind) peer(key ident.NodeKey) *Peer {
@@ -198,7 +231,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		case typeResponse:
 			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
 		case typeInitiation:
-			p = b.identify(packet)
+			p = b.identify(packet, b.limiterFor(from[i]))
 		default:
 			b.control(packet, from[i])
 			sizes[i] = 0
@@ -220,12 +253,12 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 }
 
 // identify returns the peer that an initiation claims to come from.
-func (b *bind) identify(packet []byte) *Peer {
+func (b *bind) identify(packet []byte, limit *limiter) *Peer {
 	id := b.identity.Load()
 	if id == nil || !id.checkMAC1(packet) {
 		return nil
 	}
-	if !b.limit.allow(time.Now()) {
+	if !limit.allow(time.Now()) {
 		b.counters.limited.Add(1)
 		return nil
 	}
@@ -277,7 +310,7 @@ func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
 	// may relay another's packet to us under its own name.
 	switch kind {
 	case typeInitiation:
-		if p = b.identify(packet); p == nil {
+		if p = b.identify(packet, &b.paths); p == nil {
 			b.counters.nobody[kind-1].Add(1)
 			return true
 		}

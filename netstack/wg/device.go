@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/device"
 
@@ -59,6 +60,11 @@ type PeerConfig struct {
 // MaxPeers is how many peers a device takes.
 const MaxPeers = device.MaxPeers
 
+const (
+	logRate  = 1 // per second
+	logBurst = 10
+)
+
 var (
 	// ErrTooManyPeers is returned by SetPeers for more than MaxPeers peers.
 	ErrTooManyPeers = errors.New("wg: too many peers")
@@ -73,6 +79,7 @@ type Device struct {
 	bind   *bind
 	tun    *adapter
 	log    *slog.Logger
+	logs   limiter
 	retain func(any)
 
 	mu    sync.Mutex // protects all below, and orders changes
@@ -84,6 +91,7 @@ type Device struct {
 func New(cfg Config) (*Device, error) {
 	d := &Device{
 		bind: newBind(&cfg), tun: newAdapter(cfg.TUN), log: cfg.Logger, retain: cfg.Retain,
+		logs:  newLimiter(logRate, logBurst),
 		peers: make(map[ident.NodeKey][]netip.Prefix),
 	}
 	d.device = device.NewDevice(d.tun, d.bind, &device.Logger{
@@ -104,7 +112,12 @@ func New(cfg Config) (*Device, error) {
 	return d, nil
 }
 
+// logf logs what the implementation reports as an error. It does so for each
+// batch of packets that can not be delivered, so most are left out then.
 func (d *Device) logf(format string, args ...any) {
+	if !d.logs.allow(time.Now()) {
+		return
+	}
 	d.log.Warn("wireguard", "message", fmt.Sprintf(format, args...))
 }
 
@@ -239,7 +252,7 @@ func (d *Device) drop(key ident.NodeKey) {
 	delete(d.bind.peers, key)
 	d.bind.mu.Unlock()
 	d.bind.indexes.forget(p)
-	p.path.Store(new(Path))
+	p.SetPath(Path{})
 	delete(d.peers, key)
 }
 

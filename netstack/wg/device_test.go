@@ -196,15 +196,10 @@ func stranger(t *testing.T, to netip.AddrPort, packets ...[]byte) {
 func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 	a, b, _, atB := connected(t)
 	var captured [][]byte
-	for len(a.tap) > 0 {
-		captured = append(captured, <-a.tap)
-	}
-	kinds := make(map[uint32]bool)
-	for _, p := range captured {
+	for kinds := make(map[uint32]bool); !kinds[typeInitiation] || !kinds[typeTransport]; {
+		p := receive(t, a.tap)
 		kinds[messageType(p)] = true
-	}
-	if !kinds[typeInitiation] || !kinds[typeTransport] {
-		t.Fatalf("captured only types %v", kinds)
+		captured = append(captured, p)
 	}
 	stranger(t, b.at, captured...)
 
@@ -285,6 +280,39 @@ func TestUnknownInitiationsAreDropped(t *testing.T) {
 	// The same device becomes a peer: its next handshake is taken.
 	b.add(t, a).SetPath(Path{Direct: a.at})
 	pass(t, b, a, 2)
+}
+
+func TestFloodOfStrangersLeavesPathsAlone(t *testing.T) {
+	b := newBind(&Config{})
+	b.identity.Store(newIdentity(fuzzKey(t, 1)))
+	p := newPeer(fuzzKey(t, 2).Public(), b)
+	b.peers[p.key] = p
+	initiation := craftInitiation(t, fuzzKey(t, 1), fuzzKey(t, 2))
+	path, elsewhere := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1")
+	p.SetPath(Path{Direct: path})
+	for range 2 * strangerBurst {
+		b.identify(initiation, b.limiterFor(elsewhere))
+	}
+	if b.counters.limited.Load() == 0 {
+		t.Fatal("strangers have no limit")
+	}
+	if b.identify(initiation, b.limiterFor(path)) != p {
+		t.Fatal("the peer's own path is limited by strangers")
+	}
+	p.SetPath(Path{})
+	if len(b.known) != 0 {
+		t.Fatalf("known addresses: %v", b.known)
+	}
+	now := time.Unix(1000, 0)
+	l := newLimiter(10, 2)
+	for i, want := range []bool{true, true, false} {
+		if got := l.allow(now); got != want {
+			t.Fatalf("%d: %v", i, got)
+		}
+	}
+	if !l.allow(now.Add(100*time.Millisecond)) || l.allow(now.Add(100*time.Millisecond)) {
+		t.Fatal("a tenth of a second at ten a second is one")
+	}
 }
 
 func TestRemovedPeerIsCut(t *testing.T) {

@@ -127,32 +127,39 @@ func hmacBlake(key, input []byte) []byte {
 }
 
 const (
-	// initiationRate bounds the products that strangers can make us compute to
-	// a tenth of a core, at 0.1 ms each. It needs knowledge of our public key
-	// to use it up at all.
-	initiationRate  = 1000 // per second
-	initiationBurst = 200
+	// strangerRate bounds the products that strangers can make us compute to a
+	// tenth of a core, at 0.1 ms each. It needs knowledge of our public key to
+	// use it up at all.
+	strangerRate  = 1000 // per second
+	strangerBurst = 200
+	// pathRate bounds them for what comes over a relay or from an address that
+	// is some peer's path, so that a flood of strangers keeps nobody out with
+	// whom there is a way already.
+	pathRate  = 1000 // per second
+	pathBurst = 200
 )
 
-// limiter is a token bucket.
+// limiter is a token bucket. It begins full.
 type limiter struct {
-	mu     sync.Mutex
-	tokens float64   // protected by mu
-	at     time.Time // protected by mu
+	rate, burst float64
+
+	mu    sync.Mutex
+	spent float64   // protected by mu
+	at    time.Time // protected by mu
 }
+
+func newLimiter(rate, burst float64) limiter { return limiter{rate: rate, burst: burst} }
 
 func (l *limiter) allow(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.at.IsZero() {
-		l.tokens = initiationBurst
-	} else if elapsed := now.Sub(l.at); elapsed > 0 {
-		l.tokens = min(initiationBurst, l.tokens+elapsed.Seconds()*initiationRate)
+	if elapsed := now.Sub(l.at); elapsed > 0 {
+		l.spent = max(0, l.spent-elapsed.Seconds()*l.rate)
+		l.at = now
 	}
-	l.at = now
-	if l.tokens < 1 {
+	if l.spent+1 > l.burst {
 		return false
 	}
-	l.tokens--
+	l.spent++
 	return true
 }

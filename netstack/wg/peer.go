@@ -66,7 +66,8 @@ func (p *Peer) Path() Path { return *p.path.Load() }
 // SetPath says where packets to the peer go from now on. A handshake message
 // that had no path until now is sent at once.
 func (p *Peer) SetPath(path Path) {
-	p.path.Store(&path)
+	old := p.path.Swap(&path)
+	p.bind.moved(old.Direct, path.Direct)
 	if !path.Direct.IsValid() && path.Relay == nil {
 		return
 	}
