@@ -32,7 +32,7 @@ func segments(n int, version int, flags byte) [][]byte {
 	all := make([][]byte, n)
 	seen := map[[2]uint16]bool{}
 	for i := range all {
-		ports := [2]uint16{}
+		var ports [2]uint16
 		for ports = [2]uint16{uint16(r.Uint32()), uint16(1 + r.IntN(60000))}; seen[ports]; ports[0]++ {
 		}
 		seen[ports] = true

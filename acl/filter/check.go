@@ -155,6 +155,7 @@ func (k *key) set(i *packet.Info, d Direction) {
 		if asking != d {
 			localPort, remotePort = remotePort, localPort
 		}
+	default:
 	}
 	if d == Inbound {
 		k.local, k.remote = i.Destination, i.Source

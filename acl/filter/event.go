@@ -26,8 +26,9 @@ func (k EventKind) String() string {
 		return "opened"
 	case FlowDenied:
 		return "denied"
+	default:
+		return "ended"
 	}
-	return "ended"
 }
 
 // Event is one fact for the records of flows.

@@ -28,6 +28,7 @@ func (p *Peer) flow(i *packet.Info, d Direction, onlyReply bool, tick int64, now
 		p.end(n, EndReopened)
 		p.open(i, &k, h, d, onlyReply, tick, now, decision)
 		return
+	case keep, refresh, answer:
 	}
 	p.extend(e, d, what, tick)
 	e.account(i, d)
@@ -133,6 +134,7 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 			}
 			begin = established
 		}
+	default: // any packet of the others opens a flow
 	}
 	verdict, reason := p.admit(k, opener, onlyReply, now)
 	if reason != Passed && begin == established {

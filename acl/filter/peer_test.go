@@ -358,7 +358,8 @@ func TestEvents(t *testing.T) {
 func TestRanges(t *testing.T) {
 	r := newRanges([]netip.Prefix{
 		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("0.0.0.0/0"),
-		netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("192.168.1.1/32"), netip.MustParsePrefix("ffff::/16"), {},
+		netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("192.168.1.1/32"), netip.MustParsePrefix("ffff::/16"),
+		{},
 	})
 	for a, want := range map[string]bool{
 		"10.0.0.0": true, "10.255.255.255": true, "11.0.0.0": false, "9.255.255.255": false, "192.168.1.1": true, "192.168.1.2": false,

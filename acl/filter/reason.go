@@ -29,8 +29,9 @@ func (v Verdict) String() string {
 		return "reject"
 	case Control:
 		return "control"
+	default:
+		return "drop"
 	}
-	return "drop"
 }
 
 // Direction is a packet's direction as seen from this device.
@@ -175,8 +176,9 @@ func FaultReason(f packet.Fault) Reason {
 		return DropFragmentHeader
 	case packet.Quoted:
 		return DropQuote
+	default:
+		return DropTruncated
 	}
-	return DropTruncated
 }
 
 // End says why a flow ended. The values are appended to, never reordered.

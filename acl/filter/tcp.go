@@ -89,6 +89,7 @@ func (e *entry) tcpSYN(fromOpener bool) step {
 		return refresh
 	case timeWait, closed:
 		return reopen
+	case answered, established, finishing, lastAck:
 	}
 	// A SYN inside a connection is either a repetition or asks whether the
 	// connection still lives (RFC 5961 4); the rule that admitted the first one
@@ -113,6 +114,7 @@ func (e *entry) tcpSYNACK(fromOpener bool) step {
 		return refresh
 	case timeWait, closed:
 		return refuse
+	case answered, established, finishing, lastAck:
 	}
 	if fromOpener && !either {
 		return refuse
@@ -140,6 +142,7 @@ func (e *entry) tcpACK(f packet.TCPFlags, fromOpener bool) step {
 		}
 	case timeWait, closed:
 		return keep
+	case established, finishing, lastAck:
 	}
 	if f&packet.FIN != 0 {
 		e.fin(fromOpener)

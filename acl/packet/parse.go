@@ -228,6 +228,7 @@ func parseICMP(p []byte, i *Info) Fault {
 		if !parseQuote(p[headerICMP:], i.Version, &i.Quoted) {
 			return Quoted
 		}
+	default:
 	}
 	return None
 }

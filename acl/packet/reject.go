@@ -38,6 +38,7 @@ func AppendReject(dst, b []byte) []byte {
 		if i.PayloadLength < quoteTransport {
 			return dst // too little for an ICMP error to send back
 		}
+	default:
 	}
 	return appendProhibited(dst, i.Destination, i.Source, b[:i.Length])
 }

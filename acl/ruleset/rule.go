@@ -197,6 +197,7 @@ func (w Would) String() string {
 		return "would_allow"
 	case WouldDeny:
 		return "would_deny"
+	default:
+		return ""
 	}
-	return ""
 }
