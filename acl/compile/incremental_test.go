@@ -10,6 +10,7 @@ import (
 	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/compile"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/policy"
 	"github.com/warren-overlay/warren/acl/ruleset"
 )
 
@@ -19,7 +20,17 @@ type world struct {
 	dir   compile.Directory
 	next  int // id of the next device
 	epoch ruleset.Epoch
+	doc   *policy.Document
 	p     *compile.Policy
+}
+
+// scratch compiles anew.
+func (w *world) scratch(t *testing.T) *compile.Policy {
+	p, err := compile.Compile(w.doc, w.dir, ident.LabelKey{1}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // view is all that a device gets, in a form that compares.
@@ -32,18 +43,7 @@ type view struct {
 func viewOf(p *compile.Policy, id ident.NodeID) view {
 	set := *p.RuleSet(id)
 	set.Epoch = 0
-	rules := set.AppendBinary(nil)
-	// What the encoding may leave out.
-	for _, r := range slices.Concat(set.In, set.Out) {
-		rules = fmt.Appendf(rules, "%v %v", r.MaxSession, r.Capabilities)
-		if r.Schedule != nil {
-			rules = fmt.Appendf(rules, "%v %v", r.Schedule.Zone(), r.Schedule.Windows())
-		}
-		for _, s := range r.Peers {
-			rules = fmt.Appendf(rules, "%v", s.Subnets)
-		}
-	}
-	return view{p.Labels(id), rules, p.Peers(id)}
+	return view{p.Labels(id), set.AppendBinary(nil), p.Peers(id)}
 }
 
 func (v view) equal(w view) bool {
@@ -108,7 +108,8 @@ func (w *world) edit(t *testing.T, r *rand.Rand) (what string, changed []ident.N
 		}
 	}
 	w.epoch++
-	changed, err := w.p.SetDocument(parse(t, w.parts.String()), w.epoch)
+	w.doc = parse(t, w.parts.String())
+	changed, err := w.p.SetDocument(w.doc, w.epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,18 +128,19 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	for seed := range uint64(edits / perSeed) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		w := &world{parts: acltest.GenParts(r, 6), dir: acltest.GenDirectory(r, 12), next: 100, epoch: 1}
-		w.p = build(t, w.parts.String(), w.dir)
+		w.doc = parse(t, w.parts.String())
+		w.p = w.scratch(t)
 		before := views(w.p)
 		for i := range perSeed {
 			what, changed, exact := w.edit(t, r)
-			scratch := views(build(t, w.parts.String(), w.dir))
+			scratch := views(w.scratch(t))
 			if len(scratch) != len(w.p.Nodes()) {
 				t.Fatalf("seed %d, edit %d (%s): %d devices, want %d", seed, i, what, len(w.p.Nodes()), len(scratch))
 			}
 			for id, want := range scratch {
 				got := viewOf(w.p, id)
 				if !got.equal(want) {
-					t.Fatalf("seed %d, edit %d (%s): device %v is\n%+v\nfrom scratch it is\n%+v\n%s\n%v\n%v", seed, i, what, id, got, want, w.parts, w.p.RuleSet(id), build(t, w.parts.String(), w.dir).RuleSet(id))
+					t.Fatalf("seed %d, edit %d (%s): device %v is\n%+v\nfrom scratch it is\n%+v\n%s\n%v\n%v", seed, i, what, id, got, want, w.parts, w.p.RuleSet(id), w.scratch(t).RuleSet(id))
 				}
 				old, known := before[id]
 				named := slices.Contains(changed, id)

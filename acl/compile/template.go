@@ -467,16 +467,7 @@ func (b *builder) spread(c *compiledRule, out []placement, subjects []*subject, 
 func contentOf(t *template) [sha256.Size]byte {
 	set := ruleset.RuleSet{In: []ruleset.Rule{t.rule}}
 	b := set.AppendBinary(nil)
-	b = fmt.Appendf(b, "%v %v %v", t.self, t.ownSubnets, t.rule.MaxSession)
-	if s := t.rule.Schedule; s != nil {
-		b = fmt.Appendf(b, "%s %v", s.Zone(), s.Windows())
-	}
-	for _, capability := range t.rule.Capabilities {
-		b = fmt.Appendf(b, "%q %q", capability.Name, capability.Values)
-	}
-	for _, p := range t.rule.Peers {
-		b = fmt.Appendf(b, "%v", p.Subnets)
-	}
+	b = fmt.Appendf(b, "%v %v", t.self, t.ownSubnets)
 	return sha256.Sum256(b)
 }
 

@@ -85,7 +85,8 @@ func (d *decoder) checkPeriod(v *hujson.Value) time.Duration {
 	if s = strings.TrimSpace(s); s == "always" {
 		return 0
 	}
-	period, err := parseDuration(s)
+	// Go's durations only: the language knows no days here.
+	period, err := time.ParseDuration(s)
 	switch {
 	case err != nil:
 		d.fail(d.at(v), s, fmt.Sprintf("checkPeriod: time: invalid duration %q", s), `write "always" or a duration, such as "12h"`)
