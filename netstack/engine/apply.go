@@ -210,7 +210,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	}
 	identity := want.Member.Identity()
 	p := &peer{
-		key: want.Member.NodeKey(), name: want.Member.Name(), member: want.Member,
+		key: want.Member.NodeKey(), node: want.Member.Node(), name: want.Member.Name(), member: want.Member,
 		endpoints: slices.Clone(want.Endpoints),
 		sealer:    sealer, opener: opener, agent: agent, place: -1,
 	}

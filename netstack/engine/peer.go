@@ -17,7 +17,8 @@ import (
 
 // peer is one peer of the configuration.
 type peer struct {
-	key ident.NodeKey
+	key  ident.NodeKey
+	node ident.NodeID
 
 	// touched is set by the data path when it passed a packet of the peer's, and
 	// cleared by the control goroutine after it noticed.

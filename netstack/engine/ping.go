@@ -127,13 +127,7 @@ func (e *Engine) Ping(ctx context.Context, to netip.Addr) (PingReply, error) {
 	if p == nil {
 		return PingReply{}, fmt.Errorf("engine: pinging %v: %w", to, ErrNoPeer)
 	}
-	var source netip.Addr
-	for _, a := range f.self {
-		if a.Is4() == to.Is4() {
-			source = a
-			break
-		}
-	}
+	source := f.own(to)
 	if !source.IsValid() {
 		return PingReply{}, fmt.Errorf("engine: pinging %v: %w", to, ErrNoFamily)
 	}
