@@ -116,9 +116,8 @@ type coordinator struct {
 	signer  ident.SignerPrivate
 	peers   map[ident.NodeID]ident.NodePrivate
 
-	mu    sync.Mutex // protects down, wrong and dials
+	mu    sync.Mutex // protects down and dials
 	down  bool
-	wrong bool
 	dials []agent.Dial
 	// accepted gives each new channel to the test.
 	accepted chan *pipe

@@ -30,7 +30,7 @@ func (m *Machine) HandleFrame(frame []byte, now time.Time) error {
 	}
 	switch message := message.(type) {
 	case wire.Ping:
-		m.send(wire.Pong{Number: message.Number})
+		m.send(wire.Pong(message))
 		if m.synced && m.now.Sub(m.streaming) >= aloneAfter {
 			m.note(m.facts.ClearCode(health.ConnectedTwice))
 		}

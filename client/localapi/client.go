@@ -77,6 +77,11 @@ func (c *Client) Ping(ctx context.Context, r PingRequest) (PingReply, error) {
 	return call[PingReply](ctx, c, http.MethodPost, "ping", r)
 }
 
+// Why says whether a flow may be opened, and by which rule or why not.
+func (c *Client) Why(ctx context.Context, r WhyRequest) (WhyReply, error) {
+	return call[WhyReply](ctx, c, http.MethodPost, "why", r)
+}
+
 // WhoIs says who has the address.
 func (c *Client) WhoIs(ctx context.Context, addr netip.Addr) (WhoIsReply, error) {
 	return call[WhoIsReply](ctx, c, http.MethodGet, "whois?addr="+url.QueryEscape(addr.String()), nil)

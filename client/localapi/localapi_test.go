@@ -96,7 +96,7 @@ func (f *fake) ChangePreferences(_ context.Context, c localapi.PreferencesChange
 func serve(t *testing.T, backend localapi.Backend, log *slog.Logger) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s", "warrend.sock")
-	s, err := localapi.Listen(path, backend, log)
+	s, err := localapi.Listen(path, backend, backend, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestSocketIsPrivate(t *testing.T) {
 func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	f := newFake()
 	path := serve(t, f, slog.New(slog.DiscardHandler))
-	if _, err := localapi.Listen(path, f, slog.New(slog.DiscardHandler)); !errors.Is(err, localapi.ErrInUse) {
+	if _, err := localapi.Listen(path, f, f, slog.New(slog.DiscardHandler)); !errors.Is(err, localapi.ErrInUse) {
 		t.Errorf("a second daemon: %v, want ErrInUse", err)
 	}
 	left := filepath.Join(t.TempDir(), "left.sock")
@@ -221,7 +221,7 @@ func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	s, err := localapi.Listen(left, f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(left, f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatalf("over the socket of a daemon that died: %v", err)
 	}
@@ -230,7 +230,7 @@ func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := localapi.Listen(file, f, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := localapi.Listen(file, f, f, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a file that is no socket was replaced")
 	}
 	if _, err := localapi.Listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)), f, slog.New(slog.DiscardHandler)); err == nil {
@@ -249,7 +249,7 @@ func TestNotRunning(t *testing.T) {
 // only read.
 func TestWithoutCredentials(t *testing.T) {
 	f := newFake()
-	s, err := localapi.Listen(filepath.Join(t.TempDir(), "x.sock"), f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(filepath.Join(t.TempDir(), "x.sock"), f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,11 +258,23 @@ func TestWithoutCredentials(t *testing.T) {
 		method, path string
 		want         int
 	}{
-		{"GET", "status", 200}, {"GET", "whois?addr=100.64.0.1", 200}, {"GET", "prefs", 200},
-		{"GET", "explain?target=a&protocol=tcp&port=1", 200}, {"GET", "explain?target=a&protocol=tcp&port=0", 400},
-		{"GET", "explain?target=a&protocol=icmp&port=1", 400}, {"GET", "explain?target=a&protocol=sctp&port=1", 400},
-		{"PATCH", "prefs", 403}, {"POST", "up", 403}, {"POST", "down", 403}, {"POST", "logout", 403}, {"POST", "ping", 403},
-		{"POST", "status", 404}, {"GET", "up", 404}, {"GET", "nothing", 404}, {"GET", "whois?addr=x", 400}, {"GET", "status?after=x", 400},
+		{"GET", "status", 200},
+		{"GET", "whois?addr=100.64.0.1", 200},
+		{"GET", "prefs", 200},
+		{"GET", "explain?target=a&protocol=tcp&port=1", 200},
+		{"GET", "explain?target=a&protocol=tcp&port=0", 400},
+		{"GET", "explain?target=a&protocol=icmp&port=1", 400},
+		{"GET", "explain?target=a&protocol=sctp&port=1", 400},
+		{"PATCH", "prefs", 403},
+		{"POST", "up", 403},
+		{"POST", "down", 403},
+		{"POST", "logout", 403},
+		{"POST", "ping", 403},
+		{"POST", "status", 404},
+		{"GET", "up", 404},
+		{"GET", "nothing", 404},
+		{"GET", "whois?addr=x", 400},
+		{"GET", "status?after=x", 400},
 	} {
 		w := httptest.NewRecorder()
 		s.Handler().ServeHTTP(w, httptest.NewRequest(c.method, localapi.Prefix+c.path, strings.NewReader("{}")))
@@ -289,17 +301,14 @@ func TestOtherUser(t *testing.T) {
 		t.Skip("needs root, to become another user")
 	}
 	f := newFake()
-	// Not t.TempDir, which others may not enter.
-	dir, err := os.MkdirTemp("", "warren-localapi-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for _, path := range []string{filepath.Dir(dir), dir} { // for others to enter
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	path := filepath.Join(dir, "s")
-	s, err := localapi.Listen(path, f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(path, f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

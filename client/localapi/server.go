@@ -46,9 +46,17 @@ type Backend interface {
 	ChangePreferences(ctx context.Context, c PreferencesChange) (Preferences, error)
 }
 
+// Decisions is what a Server tells of the packet filter's decisions. Methods
+// may be called concurrently; their errors are those of a Backend.
+type Decisions interface {
+	// Why says whether a flow may be opened, and by which rule or why not.
+	Why(ctx context.Context, r WhyRequest) (WhyReply, error)
+}
+
 // Server serves a Backend on a Unix socket.
 type Server struct {
 	backend  Backend
+	decided  Decisions
 	log      *slog.Logger
 	listener net.Listener
 	path     string
@@ -62,7 +70,7 @@ var ErrInUse = errors.New("localapi: another daemon serves this socket")
 // Listen makes the socket at path, and its directory where it does not exist. A
 // socket that a daemon left behind is replaced; one that is served is ErrInUse.
 // Nothing is served before Run.
-func Listen(path string, backend Backend, log *slog.Logger) (*Server, error) {
+func Listen(path string, backend Backend, decisions Decisions, log *slog.Logger) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("localapi: making the socket's directory: %w", err)
 	}
@@ -82,7 +90,7 @@ func Listen(path string, backend Backend, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("localapi: %w", err)
 	}
-	return &Server{backend: backend, log: log, listener: listener, path: path, uid: os.Geteuid()}, nil
+	return &Server{backend: backend, decided: decisions, log: log, listener: listener, path: path, uid: os.Geteuid()}, nil
 }
 
 // Path returns the socket's path.
@@ -148,6 +156,7 @@ var verbs = []verb{
 	{http.MethodPost, "down", true, (*Server).down},
 	{http.MethodPost, "logout", true, (*Server).logout},
 	{http.MethodPost, "ping", true, (*Server).ping},
+	{http.MethodPost, "why", false, (*Server).why},
 }
 
 // Handler returns the API without its listener. Requests without a caller in
@@ -286,6 +295,14 @@ func (s *Server) ping(r *http.Request) (any, error) {
 		p.Timeout = 5 * time.Second
 	}
 	return s.backend.Ping(r.Context(), p)
+}
+
+func (s *Server) why(r *http.Request) (any, error) {
+	var w WhyRequest
+	if err := decode(r, &w); err != nil {
+		return nil, err
+	}
+	return s.decided.Why(r.Context(), w)
 }
 
 // decode reads one JSON value with known fields. The error does not repeat
