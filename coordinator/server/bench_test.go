@@ -87,3 +87,31 @@ func BenchmarkRevoke(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReconnect measures from the moment when every device lost its
+// connection until the last one listens again (L04).
+func BenchmarkReconnect(b *testing.B) {
+	for _, n := range []int{100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			o, devices := crowd(b, n)
+			for b.Loop() {
+				for _, d := range devices {
+					d.close()
+				}
+				var wg sync.WaitGroup
+				for _, d := range devices {
+					wg.Go(func() {
+						if _, refused := d.connect(o); refused != nil {
+							b.Error(refused)
+							return
+						}
+						if refused := d.listen(); refused != nil {
+							b.Error(refused)
+						}
+					})
+				}
+				wg.Wait()
+			}
+		})
+	}
+}

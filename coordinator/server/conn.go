@@ -151,6 +151,13 @@ func (s *Server) attach(c *conn) {
 	if s.state.RevokedMachine(c.machine) {
 		s.endSession(c, &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage})
 	}
+	if cfg.Node == 0 {
+		s.strangers[c] = struct{}{}
+		if len(s.strangers) > maxStrangers {
+			s.metrics.refusedConns.Inc()
+			s.endSession(c, &wire.Error{Code: wire.CodeUnavailable, Message: "too many devices are joining at once", RetryAfter: 10 * time.Second})
+		}
+	}
 	if s.ending {
 		s.endSession(c, stopping())
 	}
@@ -159,6 +166,7 @@ func (s *Server) attach(c *conn) {
 // detach forgets a connection that has ended. In the loop.
 func (s *Server) detach(c *conn) {
 	delete(s.conns, c)
+	delete(s.strangers, c)
 	delete(s.dirty, c)
 	if !c.ended {
 		c.ended = true
@@ -278,6 +286,7 @@ func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
 		return
 	}
 	s.metrics.registrations.WithLabelValues("done").Inc()
+	delete(s.strangers, c)
 	c.channel.SetReceiveLimit(wire.MaxClientMessage)
 	c.session.Registered(result.Device.ID, result.Device.Name)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -140,6 +141,9 @@ func (s *Server) endSession(c *conn, why *wire.Error) {
 	s.dirty[c] = struct{}{}
 }
 
+// plain is an error's text for people: without the package's name.
+func plain(err error) string { return strings.TrimPrefix(err.Error(), "registry: ") }
+
 // refusal says why a command was refused to the device that wanted it. It says
 // no more than the device may know: what is wrong with a join key is for the
 // audit log.
@@ -150,11 +154,11 @@ func refusal(err error) *wire.Error {
 	case errors.Is(err, registry.ErrRevoked):
 		return &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage}
 	case errors.Is(err, registry.ErrDenied):
-		return &wire.Error{Code: wire.CodeDenied, Message: err.Error()}
+		return &wire.Error{Code: wire.CodeDenied, Message: plain(err)}
 	case errors.Is(err, registry.ErrKeyInUse):
 		return &wire.Error{Code: wire.CodeKeyInUse, Message: "the node key belongs to another device"}
 	case errors.Is(err, registry.ErrInvalid):
-		return &wire.Error{Code: wire.CodeMalformed, Message: err.Error()}
+		return &wire.Error{Code: wire.CodeMalformed, Message: plain(err)}
 	case errors.Is(err, registry.ErrNotFound):
 		return &wire.Error{Code: wire.CodeNotRegistered, Message: "this device is no longer registered"}
 	case errors.Is(err, registry.ErrFull):

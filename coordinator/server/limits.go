@@ -13,6 +13,9 @@ const (
 	// maxHandshakes bounds the handshakes that go on at a time. One costs some
 	// 40 KB until its timeout.
 	maxHandshakes = 2048
+	// maxStrangers bounds the connections of devices that are not members,
+	// which stay for SetupTimeout a step.
+	maxStrangers = 4096
 	// connsPerSecond and connsBurst bound the new connections of one address.
 	// The burst lets a whole office behind one address come back at once.
 	connsPerSecond, connsBurst = 200, 4096
