@@ -176,11 +176,17 @@ func genGrant(r *rand.Rand, id int) string {
 	}
 	dst := several(r, genDestination)
 	if r.IntN(5) == 0 {
-		extra += `"app": {"example.com/cap/x": [{"a": 1}], "tailscale.com/cap/drive": [{}]}, `
+		extra += pick(r, []string{
+			`"app": {"example.com/cap/x": [{"a": 1}]}, `,
+			`"app": {"example.com/cap/x": [{"a": 1}], "tailscale.com/cap/drive": [{}]}, `,
+		})
 		for i, d := range dst {
 			if d == "autogroup:internet" {
 				dst[i] = "tag:web"
 			}
+		}
+		if r.IntN(2) == 0 { // capabilities alone
+			return fmt.Sprintf(`{%s%s"src": %s, "dst": %s,}`, genConditions(r, id), extra, quoteList(several(r, genSource)), quoteList(dst))
 		}
 	}
 	return fmt.Sprintf(`{%s%s"src": %s, "dst": %s, "ip": %s}`, genConditions(r, id), extra, quoteList(several(r, genSource)), quoteList(dst), quoteList(several(r, genService)))

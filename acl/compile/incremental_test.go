@@ -76,11 +76,16 @@ func (w *world) edit(t *testing.T, r *rand.Rand) (what string, changed []ident.N
 	case k <= 3:
 		i := at()
 		n := acltest.GenNode(r, int(w.dir.Nodes[i].ID))
-		if r.IntN(2) == 0 { // the same identity in another state
+		switch r.IntN(3) {
+		case 0: // the same identity in another state
 			n.Tags, n.Owner, n.Routes = w.dir.Nodes[i].Tags, w.dir.Nodes[i].Owner, w.dir.Nodes[i].Routes
+		case 1: // other routes alone
+			routes := n.Routes
+			n = w.dir.Nodes[i]
+			n.Routes = routes
 		}
 		w.dir.Nodes[i] = n
-		return "retag or posture", w.p.SetNode(n), true
+		return "retag, posture or routes", w.p.SetNode(n), true
 	case k == 4:
 		w.dir.Users = acltest.GenUsers(r)
 		return "users", w.p.SetUsers(w.dir.Users), false
@@ -131,6 +136,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		w.doc = parse(t, w.parts.String())
 		w.p = w.scratch(t)
 		before := views(w.p)
+		epochs := map[ident.NodeID]ruleset.Epoch{}
 		for i := range perSeed {
 			what, changed, exact := w.edit(t, r)
 			scratch := views(w.scratch(t))
@@ -147,6 +153,14 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				if differs := !known || !old.equal(want); differs != named && (differs || exact) {
 					t.Fatalf("seed %d, edit %d (%s): device %v changed %v, named %v\n%+v\n%+v", seed, i, what, id, differs, named, old, want)
 				}
+				epoch, last := w.p.RuleSet(id).Epoch, epochs[id]
+				switch changedRules := !known || !bytes.Equal(old.rules, want.rules); {
+				case changedRules && epoch != w.p.Epoch(),
+					!changedRules && last != 0 && epoch != last && exact,
+					epoch < last:
+					t.Fatalf("seed %d, edit %d (%s): device %v went from epoch %d to %d of %d, its rules changed: %v", seed, i, what, id, last, epoch, w.p.Epoch(), changedRules)
+				}
+				epochs[id] = epoch
 				if named {
 					touched++
 				} else {
@@ -188,5 +202,48 @@ func TestEpochFollowsRules(t *testing.T) {
 		{"action": "accept", "src": ["tag:db"], "dst": ["tag:db:1"]}]}`), 8)
 	if err != nil || len(changed) != 0 {
 		t.Errorf("reordering changed %v, %v", changed, err)
+	}
+}
+
+// A device that passes from one user to another gets rules for the other's
+// devices, though the policy's rule is the same.
+func TestOwnerChangesSelf(t *testing.T) {
+	const text = `{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}`
+	dir := office()
+	p := build(t, text, dir)
+	if _, err := p.SetDocument(parse(t, text), 5); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.RuleSet(1).Epoch; got != 1 {
+		t.Fatalf("the same document gave epoch %d", got)
+	}
+	n := dir.Nodes[0]
+	n.Owner = 2
+	if got, want := p.SetNode(n), []ident.NodeID{1, 2, 5}; !slices.Equal(got, want) {
+		t.Errorf("changed %v, want %v", got, want)
+	}
+	if got := p.RuleSet(1).Epoch; got != 5 {
+		t.Errorf("the new rules have epoch %d, want 5", got)
+	}
+}
+
+// A capability gives its source no rule, but shows it the device that has it.
+func TestCapabilityAloneIsSeen(t *testing.T) {
+	const text = `{"tagOwners": {"tag:db": [], "tag:router": []}, "grants": [{"src": ["tag:db"], "dst": ["tag:router"], "app": {"example.com/cap/x": [{}]}}]}`
+	p := build(t, "{}", office())
+	for _, c := range []struct {
+		text string
+		want []ident.NodeID
+	}{{text, []ident.NodeID{4}}, {"{}", nil}} {
+		changed, err := p.SetDocument(parse(t, c.text), 5)
+		if err != nil || !slices.Equal(changed, []ident.NodeID{3, 4}) {
+			t.Errorf("changed %v, %v, want the two devices", changed, err)
+		}
+		if got := p.Peers(3); !slices.Equal(got, c.want) {
+			t.Errorf("the source sees %v, want %v", got, c.want)
+		}
+		if set := p.RuleSet(3); len(set.In)+len(set.Out) != 0 {
+			t.Errorf("the source has rules %+v", set)
+		}
 	}
 }
