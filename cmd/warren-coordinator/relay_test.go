@@ -1,0 +1,160 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/admin"
+	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/coordinator/wire/channel"
+	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+)
+
+// node is a device that joined a coordinator.
+type node struct {
+	key ident.NodePrivate
+	ch  *channel.Conn
+	m   *wire.Map
+}
+
+func join(t *testing.T, data, url string) *node {
+	t.Helper()
+	if got := command(data, "", "users", "create", "alice@example.com"); got.status != exitDone && !strings.Contains(got.errors, "exists") {
+		t.Fatal(got)
+	}
+	var key admin.NewKey
+	if err := json.Unmarshal([]byte(command(data, "", "keys", "create", "--user", "alice@example.com", "--json").out), &key); err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := wire.ParseJoinKey(key.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	genesis, err := channel.FetchGenesis(t.Context(), nil, url, parsed.Fingerprint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, err := ident.NewMachinePrivate(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{}
+	if n.key, err = ident.NewNodePrivate(rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	n.ch, err = channel.Dial(t.Context(), channel.DialConfig{
+		URL: url, Machine: machine, Coordinator: genesis.Channel, Network: parsed.Fingerprint, Rand: rand.Reader,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.ch.Close() })
+	for _, m := range []wire.ClientMessage{
+		wire.Hello{Version: wire.Newest}, wire.Register{AuthKey: parsed.Credential(), NodeKey: n.key.Public(), Hostname: "n"},
+		wire.MapRequest{NodeKey: n.key.Public()},
+	} {
+		if err := n.ch.Send(wire.EncodeClient(m)); err != nil {
+			t.Fatal(err)
+		}
+		frame, err := n.ch.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := wire.DecodeServer(frame)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if full, ok := answer.(*wire.Map); ok {
+			n.m = full
+		}
+	}
+	if n.m == nil {
+		t.Fatal("no map")
+	}
+	return n
+}
+
+// enter connects to the relay that the map names and returns whether it lets
+// the key in with the token, and a function that waits for the end.
+func enter(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token []byte) (admitted bool, ended func()) {
+	t.Helper()
+	r := m.Settings.Relays[0]
+	// An empty host stands for the coordinator's address as it was reached.
+	host := strings.TrimPrefix(url, "http://")
+	target := regexp.MustCompile(`^ws://:\d+`).ReplaceAllString(r.URL, "ws://"+host)
+	conn, err := relayhttp.Dial(t.Context(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	s, err := relay.NewSession(relay.SessionConfig{Key: key, Relay: r.Name, Token: token}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func() bool {
+		for out, ok := s.NextTransmit(); ok; out, ok = s.NextTransmit() {
+			if err := conn.WriteMessage(t.Context(), out); err != nil {
+				return false
+			}
+		}
+		in, err := conn.ReadMessage(t.Context(), nil)
+		if err != nil {
+			return false
+		}
+		return s.HandleMessage(in, time.Now()) == nil
+	}
+	for !s.Ready() && !s.Failed() && step() {
+		continue
+	}
+	return s.Ready(), func() {
+		for !s.Failed() && step() {
+			continue
+		}
+	}
+}
+
+// TestRelayAdmitsMembers joins the relay that the coordinator has beside it
+// (S11), and is put out of it by a revocation.
+func TestRelayAdmitsMembers(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	said, _ := serving(t, data)
+	url := regexp.MustCompile(`http://\S+`).FindString(said)
+	a, b := join(t, data, url), join(t, data, url)
+	if _, err := netip.ParseAddrPort("127.0.0.1" + a.m.Settings.STUN[0]); err != nil {
+		t.Errorf("STUN server %q", a.m.Settings.STUN)
+	}
+	ok, ended := enter(t, url, a.m, a.key, a.m.RelayToken)
+	if !ok {
+		t.Fatal("a member with its own token is refused")
+	}
+	for name, c := range map[string]struct {
+		key   ident.NodePrivate
+		token []byte
+	}{
+		"another's token": {b.key, a.m.RelayToken}, "no token": {b.key, nil}, "a changed token": {b.key, append([]byte{1}, b.m.RelayToken...)},
+	} {
+		if ok, _ := enter(t, url, b.m, c.key, c.token); ok {
+			t.Errorf("%s is enough", name)
+		}
+	}
+	began := time.Now()
+	if got := command(data, "", "devices", "revoke", "n"); got.status != exitDone {
+		t.Fatal(got)
+	}
+	ended()
+	t.Logf("put out of the relay after %v", time.Since(began))
+	if ok, _ := enter(t, url, a.m, a.key, a.m.RelayToken); ok {
+		t.Error("a revoked device is let in again")
+	}
+	if ok, _ := enter(t, url, b.m, b.key, b.m.RelayToken); !ok {
+		t.Error("another device is refused after the revocation")
+	}
+}
