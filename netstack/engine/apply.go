@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -234,7 +235,9 @@ func (c *control) publishTable(cfg *config.Config) error {
 		c.e.host.forwarding.Store(nil)
 		return nil
 	}
-	f := &forwarding{peers: c.sorted(), self: slices.Clone(cfg.Self.Identity().Addresses)}
+	f := &forwarding{
+		peers: c.sorted(), byKey: maps.Clone(c.peers), self: slices.Clone(cfg.Self.Identity().Addresses),
+	}
 	var entries []route.Entry
 	for i, p := range f.peers {
 		identity := p.member.Identity()

@@ -101,7 +101,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	running.Go(func() { e.host.reader.run() })
 	c.device, err = wg.New(wg.Config{
 		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
-		Control: e.handleDatagram, Logger: e.log, Retain: e.cfg.Retain,
+		Control: e.handleDatagram, NoPath: e.handleNoPath, Logger: e.log, Retain: e.cfg.Retain,
 	})
 	if err != nil {
 		e.cfg.TUN.Close()
@@ -190,6 +190,16 @@ func ask[T any](e *Engine, f func(*control) T) T {
 // handleDatagram takes a packet that is not WireGuard's from a socket.
 func (e *Engine) handleDatagram(packet []byte, from netip.AddrPort) {
 	e.post(datagram{from: from}, packet)
+}
+
+// handleNoPath notices that the tunnel with a peer has nowhere to send to: its
+// agent is silent until it is told that the peer is used.
+func (e *Engine) handleNoPath(key ident.NodeKey) {
+	if f := e.host.forwarding.Load(); f != nil {
+		if p := f.byKey[key]; p != nil {
+			e.touch(p)
+		}
+	}
 }
 
 // post hands a packet to the control goroutine, or drops it.

@@ -370,8 +370,13 @@ func TestFilteringAllocatesNothing(t *testing.T) {
 		},
 	} {
 		direction()
-		if n := testing.AllocsPerRun(100, direction); n != 0 {
-			t.Errorf("%s: %v allocations for %d packets", name, n, len(bufs))
+		// The engine's other goroutines may allocate meanwhile, not every time.
+		least := testing.AllocsPerRun(100, direction)
+		for attempt := 0; least != 0 && attempt < 20; attempt++ {
+			least = min(least, testing.AllocsPerRun(100, direction))
+		}
+		if least != 0 {
+			t.Errorf("%s: %v allocations for %d packets", name, least, len(bufs))
 		}
 	}
 }

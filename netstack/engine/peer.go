@@ -49,6 +49,7 @@ type peer struct {
 type forwarding struct {
 	table *route.Table
 	peers []*peer // by route.Peer
+	byKey map[ident.NodeKey]*peer
 	self  []netip.Addr
 }
 

@@ -25,6 +25,7 @@ const relayQueue = 2 * conn.IdealBatchSize
 type bind struct {
 	listen  func(port uint16) (sock.Conn, error)
 	control func(packet []byte, from netip.AddrPort)
+	noPath  func(key ident.NodeKey)
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
@@ -58,7 +59,7 @@ var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
 	return &bind{
-		listen: cfg.Listen, control: cfg.Control,
+		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
@@ -190,7 +191,11 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 		path.Relay.SendPackets(p.key, bufs)
 		b.counters.sent[LinkRelay].add(bufs)
 	default:
-		b.counters.noPath.Add(uint64(p.keepPending(bufs)))
+		lost := p.keepPending(bufs)
+		b.counters.noPath.Add(uint64(lost))
+		if lost < len(bufs) && b.noPath != nil {
+			b.noPath(p.key)
+		}
 	}
 }
 

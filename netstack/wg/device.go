@@ -42,7 +42,10 @@ type Config struct {
 	// Control takes every received packet that is not WireGuard's. It is called
 	// by several goroutines, must not block, and must not keep the packet.
 	Control func(packet []byte, from netip.AddrPort)
-	Logger  *slog.Logger
+	// NoPath, if not nil, is told that a handshake message to the peer has to
+	// wait for a path. It must not block.
+	NoPath func(key ident.NodeKey)
+	Logger *slog.Logger
 	// Retain, if not nil, is given every object of the implementation that must
 	// outlive a testing/synctest bubble; see the package documentation. It is
 	// for tests only.

@@ -47,6 +47,9 @@ var (
 	stunAddr   = "203.0.113.1:3478"
 )
 
+// idleTime is how long an HTTP connection to the relay lives unused.
+const idleTime = 10 * time.Second
+
 // sim is one simulated internet with a relay and a STUN server, and the network
 // of engines on it. All times are simulated.
 type sim struct {
@@ -79,6 +82,9 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 			T: t, Network: enginetest.NewNetwork(t, byte(seed), time.Now()),
 			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel,
 		}
+		// Connections that came when nobody wanted them any more end by their
+		// idle time.
+		defer time.Sleep(2 * idleTime)
 		defer s.running.Wait()
 		defer cancel()
 		s.world.Do(func(n *simnet.Network) {
@@ -150,6 +156,7 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 	s.Helper()
 	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0)}
 	client := &http.Client{Transport: &http.Transport{
+		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			to, err := netip.ParseAddrPort(address)
 			if err != nil {
