@@ -98,6 +98,9 @@ func TestRefused(t *testing.T) {
 		{"too many addresses", change(func(c *authority.Certificate) { c.Addresses = make([]netip.Addr, 9) }), authority.ErrMalformed},
 		{"M06 a peer's address as a route", change(func(c *authority.Certificate) { c.Routes = []netip.Prefix{prefix("100.64.0.9/32")} }), authority.ErrOutOfBounds},
 		{"route around the network", change(func(c *authority.Certificate) { c.Routes = []netip.Prefix{prefix("100.0.0.0/8")} }), authority.ErrOutOfBounds},
+		{"loopback as a route", change(func(c *authority.Certificate) { c.Routes = []netip.Prefix{prefix("127.0.0.0/8")} }), authority.ErrOutOfBounds},
+		{"metadata service as a route", change(func(c *authority.Certificate) { c.Routes = []netip.Prefix{prefix("169.254.169.254/32")} }), authority.ErrOutOfBounds},
+		{"link-local IPv6 as a route", change(func(c *authority.Certificate) { c.Routes = []netip.Prefix{prefix("fe80::/64")} }), authority.ErrOutOfBounds},
 		{"routes out of order", change(func(c *authority.Certificate) {
 			c.Routes = []netip.Prefix{prefix("10.2.0.0/16"), prefix("10.1.0.0/16")}
 		}), authority.ErrMalformed},

@@ -153,8 +153,33 @@ func (c *Certificate) check(g *Genesis) error {
 		if p.Bits() > 0 && (p.Overlaps(g.Prefix4) || p.Overlaps(g.Prefix6)) {
 			return fmt.Errorf("%w: route %v overlaps the network's own addresses", ErrOutOfBounds, p)
 		}
+		if p.Bits() > 0 && unroutable(p) {
+			return fmt.Errorf("%w: route %v is of no network that one device can reach for another", ErrOutOfBounds, p)
+		}
 	}
 	return nil
+}
+
+// local are the ranges whose addresses mean something else on every device
+// (RFC 6890): a route to them would lead peers to this device's own services,
+// its link or its cloud's metadata.
+var local = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("::/128"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("::ffff:0:0/96"),
+	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+}
+
+// unroutable reports whether p lies in a local range. A wider route that
+// contains one is sound: the filter drops packets to such addresses whatever
+// the routes (design of the packet filter, P3 and P4).
+func unroutable(p netip.Prefix) bool {
+	for _, l := range local {
+		if l.Overlaps(p) && l.Bits() <= p.Bits() {
+			return true
+		}
+	}
+	return false
 }
 
 // comparePrefix orders prefixes by address, then by length.

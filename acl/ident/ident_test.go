@@ -61,7 +61,8 @@ func TestPrivateKeysStaySecret(t *testing.T) {
 	for _, key := range []any{node, &node, machine, &machine, channel, &channel, signer, &signer} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%X", "%q", "%d"} {
 			text := fmt.Sprintf(verb, key)
-			wrapped := fmt.Sprintf(verb, struct{ K any }{key})
+			wrapped := fmt.Sprintf(verb, struct{ K any }{key}) + fmt.Sprintf(verb, struct{ key any }{key}) +
+				fmt.Sprintf(verb, struct{ key NodePrivate }{node}) + fmt.Sprintf(verb, &struct{ key SignerPrivate }{signer})
 			if strings.Contains(strings.ToLower(text+wrapped), "5a5a") || strings.Contains(text+wrapped, "90 90") {
 				t.Errorf("%T shows itself under %s: %s %s", key, verb, text, wrapped)
 			}

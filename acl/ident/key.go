@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -123,10 +124,23 @@ func parseKey(dst *[KeySize]byte, prefix string, text []byte) error {
 }
 
 // secret is the part that all private keys share: bytes that do not compare,
-// print or marshal.
-type secret struct {
-	_     [0]func() // makes == a compile error
-	bytes [KeySize]byte
+// print or marshal. They lie behind a function, because package fmt shows the
+// unexported fields of a caller's struct, and what pointers in them point at,
+// without asking the methods below; of a function it shows an address. And a
+// function makes == a compile error. Nil is "no key".
+type secret struct{ reveal func() *[KeySize]byte }
+
+func newSecret(bytes *[KeySize]byte) secret {
+	return secret{reveal: func() *[KeySize]byte { return bytes }}
+}
+
+// slice returns the bytes, which the caller must not write to: 32 zero bytes
+// for "no key".
+func (s *secret) slice() []byte {
+	if s.reveal == nil {
+		return make([]byte, KeySize)
+	}
+	return s.reveal()[:]
 }
 
 func (secret) redacted() string { return "[redacted]" }
@@ -167,23 +181,23 @@ func NewChannelPrivate(rand io.Reader) (ChannelPrivate, error) {
 
 // NewSignerPrivate makes a key from 32 bytes of rand. The error is rand's.
 func NewSignerPrivate(rand io.Reader) (SignerPrivate, error) {
-	var s secret
-	if _, err := io.ReadFull(rand, s.bytes[:]); err != nil {
+	seed := new([KeySize]byte)
+	if _, err := io.ReadFull(rand, seed[:]); err != nil {
 		return SignerPrivate{}, fmt.Errorf("ident: making a signer key: %w", err)
 	}
-	return SignerPrivate{s}, nil
+	return SignerPrivate{newSecret(seed)}, nil
 }
 
 // newX25519 clamps the key (RFC 7748, section 5), so that its bytes are the
 // same in every program that reads them back, wg(8) among them.
 func newX25519(rand io.Reader) (secret, error) {
-	var s secret
-	if _, err := io.ReadFull(rand, s.bytes[:]); err != nil {
+	key := new([KeySize]byte)
+	if _, err := io.ReadFull(rand, key[:]); err != nil {
 		return secret{}, fmt.Errorf("ident: making a private key: %w", err)
 	}
-	s.bytes[0] &= 248
-	s.bytes[31] = s.bytes[31]&127 | 64
-	return s, nil
+	key[0] &= 248
+	key[31] = key[31]&127 | 64
+	return newSecret(key), nil
 }
 
 // NodePrivateFromBytes takes the 32 bytes that SecretBytes gave. It returns
@@ -215,12 +229,10 @@ func SignerPrivateFromBytes(b []byte) (SignerPrivate, error) {
 }
 
 func secretFromBytes(b []byte) (secret, error) {
-	var s secret
-	if len(b) != KeySize || subtle.ConstantTimeCompare(b, s.bytes[:]) == 1 {
+	if len(b) != KeySize || subtle.ConstantTimeCompare(b, make([]byte, KeySize)) == 1 {
 		return secret{}, fmt.Errorf("%w: a private key has %d bytes, not all zero", ErrMalformedKey, KeySize)
 	}
-	copy(s.bytes[:], b)
-	return s, nil
+	return newSecret((*[KeySize]byte)(slices.Clone(b))), nil
 }
 
 // Public returns the key's public half, the zero key for the zero value.
@@ -237,14 +249,14 @@ func (k SignerPrivate) Public() SignerKey {
 	if k.IsZero() {
 		return SignerKey{}
 	}
-	return SignerKey(ed25519.NewKeyFromSeed(k.s.bytes[:])[ed25519.SeedSize:])
+	return SignerKey(ed25519.NewKeyFromSeed(k.s.slice())[ed25519.SeedSize:])
 }
 
 func (s *secret) public() [KeySize]byte {
 	if s.isZero() {
 		return [KeySize]byte{}
 	}
-	private, err := ecdh.X25519().NewPrivateKey(s.bytes[:])
+	private, err := ecdh.X25519().NewPrivateKey(s.slice())
 	if err != nil {
 		panic("BUG: ident: X25519 refused 32 bytes: " + err.Error())
 	}
@@ -252,8 +264,7 @@ func (s *secret) public() [KeySize]byte {
 }
 
 func (s *secret) isZero() bool {
-	var zero [KeySize]byte
-	return subtle.ConstantTimeCompare(s.bytes[:], zero[:]) == 1
+	return subtle.ConstantTimeCompare(s.slice(), make([]byte, KeySize)) == 1
 }
 
 // IsZero reports whether k is "no key".
@@ -270,26 +281,26 @@ func (k SignerPrivate) IsZero() bool { return k.s.isZero() }
 
 // SecretBytes returns a copy of the private key, to seal or to hand to the
 // cipher that needs it. The caller must not log or compare it.
-func (k NodePrivate) SecretBytes() []byte { return append([]byte(nil), k.s.bytes[:]...) }
+func (k NodePrivate) SecretBytes() []byte { return append([]byte(nil), k.s.slice()...) }
 
 // SecretBytes returns a copy of the private key, to seal or to hand to the
 // cipher that needs it. The caller must not log or compare it.
-func (k MachinePrivate) SecretBytes() []byte { return append([]byte(nil), k.s.bytes[:]...) }
+func (k MachinePrivate) SecretBytes() []byte { return append([]byte(nil), k.s.slice()...) }
 
 // SecretBytes returns a copy of the private key, to seal or to hand to the
 // cipher that needs it. The caller must not log or compare it.
-func (k ChannelPrivate) SecretBytes() []byte { return append([]byte(nil), k.s.bytes[:]...) }
+func (k ChannelPrivate) SecretBytes() []byte { return append([]byte(nil), k.s.slice()...) }
 
 // SecretBytes returns a copy of the seed, to seal it. The caller must not log
 // or compare it.
-func (k SignerPrivate) SecretBytes() []byte { return append([]byte(nil), k.s.bytes[:]...) }
+func (k SignerPrivate) SecretBytes() []byte { return append([]byte(nil), k.s.slice()...) }
 
 // SharedWith returns the X25519 product of k and a peer's public key (RFC
 // 7748). It is input for a key derivation, never a key itself. It returns
 // ErrMalformedKey where the peer's key is of low order.
 func (k NodePrivate) SharedWith(peer NodeKey) ([KeySize]byte, error) {
 	var out [KeySize]byte
-	private, err := ecdh.X25519().NewPrivateKey(k.s.bytes[:])
+	private, err := ecdh.X25519().NewPrivateKey(k.s.slice())
 	if err != nil {
 		panic("BUG: ident: X25519 refused 32 bytes: " + err.Error())
 	}
@@ -311,7 +322,7 @@ func (k SignerPrivate) Sign(message []byte) [ed25519.SignatureSize]byte {
 	if k.IsZero() {
 		panic("BUG: ident: signing with no key")
 	}
-	return [ed25519.SignatureSize]byte(ed25519.Sign(ed25519.NewKeyFromSeed(k.s.bytes[:]), message))
+	return [ed25519.SignatureSize]byte(ed25519.Sign(ed25519.NewKeyFromSeed(k.s.slice()), message))
 }
 
 // Verify reports whether signature is k's signature of message. The zero key

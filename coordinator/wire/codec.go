@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/proto"
 
@@ -28,6 +29,8 @@ const (
 	MaxServerMessage = 32 << 20
 	// MaxEndpoints is how many endpoints a node may have.
 	MaxEndpoints = 32
+	// MaxRoutes is how many prefixes a node may offer to route.
+	MaxRoutes = 256
 	// maxTags is how many tags a node may ask for.
 	maxTags = 64
 	// maxText is the longest text in bytes: host names, versions, messages.
@@ -55,9 +58,12 @@ func EncodeClient(m ClientMessage) []byte {
 	case MapRequest:
 		out.Message = &wirepb.ClientMessage_MapRequest{MapRequest: &wirepb.MapRequest{
 			NodeKey: m.NodeKey[:], Endpoints: endpointsOut(m.Endpoints), HaveSequence: m.HaveSequence, HaveHash: m.HaveHash[:],
+			Routes: prefixesOut(m.Routes),
 		}}
 	case Update:
-		out.Message = &wirepb.ClientMessage_Update{Update: &wirepb.Update{Endpoints: endpointsOut(m.Endpoints)}}
+		out.Message = &wirepb.ClientMessage_Update{Update: &wirepb.Update{
+			Endpoints: endpointsOut(m.Endpoints), Routes: prefixesOut(m.Routes),
+		}}
 	case Pong:
 		out.Message = &wirepb.ClientMessage_Pong{Pong: &wirepb.Pong{Number: m.Number}}
 	case Logout:
@@ -150,12 +156,12 @@ func DecodeClient(b []byte) (ClientMessage, error) {
 		}
 		out = r
 	case *wirepb.ClientMessage_MapRequest:
-		r := MapRequest{Endpoints: d.endpoints(m.MapRequest.GetEndpoints()), HaveSequence: m.MapRequest.GetHaveSequence()}
+		r := MapRequest{Endpoints: d.endpoints(m.MapRequest.GetEndpoints()), HaveSequence: m.MapRequest.GetHaveSequence(), Routes: d.prefixes(m.MapRequest.GetRoutes())}
 		d.fixed(r.NodeKey[:], m.MapRequest.GetNodeKey())
 		d.fixed(r.HaveHash[:], m.MapRequest.GetHaveHash())
 		out = r
 	case *wirepb.ClientMessage_Update:
-		out = Update{Endpoints: d.endpoints(m.Update.GetEndpoints())}
+		out = Update{Endpoints: d.endpoints(m.Update.GetEndpoints()), Routes: d.prefixes(m.Update.GetRoutes())}
 	case *wirepb.ClientMessage_Pong:
 		out = Pong{Number: m.Pong.GetNumber()}
 	case *wirepb.ClientMessage_Logout:
@@ -227,9 +233,17 @@ func (d *decoder) fail(format string, args ...any) {
 	}
 }
 
+// text refuses what could do more than be read: it reaches terminals, logs and
+// web pages on the other side. A message may have several lines.
 func (d *decoder) text(s string) string {
 	if len(s) > maxText {
 		d.fail("text of %d bytes, at most %d are allowed", len(s), maxText)
+	}
+	for _, c := range s {
+		if c != '\n' && !unicode.IsGraphic(c) {
+			d.fail("text with the unprintable character %U", c)
+			break
+		}
 	}
 	return s
 }
@@ -262,6 +276,28 @@ func (d *decoder) endpoints(in []*wirepb.Endpoint) []netip.AddrPort {
 			return nil
 		}
 		out = append(out, netip.AddrPortFrom(a, uint16(e.GetPort())))
+	}
+	return out
+}
+
+func (d *decoder) prefixes(in []*wirepb.Prefix) []netip.Prefix {
+	d.count("routes", len(in), MaxRoutes)
+	if d.err != nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, p := range in {
+		a, ok := netip.AddrFromSlice(p.GetAddress())
+		if !ok || a.Is4In6() || p.GetBits() > uint32(a.BitLen()) {
+			d.fail("%v/%d is no prefix", a, p.GetBits())
+			return nil
+		}
+		prefix := netip.PrefixFrom(a, int(p.GetBits()))
+		if prefix != prefix.Masked() {
+			d.fail("%v has bits beyond its length", prefix)
+			return nil
+		}
+		out = append(out, prefix)
 	}
 	return out
 }
@@ -337,6 +373,14 @@ func endpointsOut(in []netip.AddrPort) []*wirepb.Endpoint {
 	var out []*wirepb.Endpoint
 	for _, e := range in {
 		out = append(out, &wirepb.Endpoint{Address: e.Addr().Unmap().AsSlice(), Port: uint32(e.Port())})
+	}
+	return out
+}
+
+func prefixesOut(in []netip.Prefix) []*wirepb.Prefix {
+	var out []*wirepb.Prefix
+	for _, p := range in {
+		out = append(out, &wirepb.Prefix{Address: p.Addr().AsSlice(), Bits: uint32(p.Bits())})
 	}
 	return out
 }

@@ -52,6 +52,13 @@ func NewJoinKey(rand io.Reader, network ident.Fingerprint) (JoinKey, error) {
 // mistake gives nothing away. Text returns the key itself.
 func (k JoinKey) String() string { return JoinKeyPrefix + k.ID + "-[redacted]" }
 
+// GoString is String, for %#v.
+func (k JoinKey) GoString() string { return k.String() }
+
+// MarshalText refuses, for loggers and encoders: a key is shown by Text, on
+// purpose. The error is ident.ErrPrivateKey.
+func (k JoinKey) MarshalText() ([]byte, error) { return nil, ident.ErrPrivateKey }
+
 // Text returns the whole key, to be shown once.
 func (k JoinKey) Text() string { return k.Credential() + "-" + k.Fingerprint.String() }
 

@@ -44,10 +44,16 @@ type MapRequest struct {
 	Endpoints    []netip.AddrPort
 	HaveSequence uint64
 	HaveHash     Hash
+	// Routes is all that the node offers to route.
+	Routes []netip.Prefix
 }
 
-// Update tells that the node's endpoints are now these.
-type Update struct{ Endpoints []netip.AddrPort }
+// Update tells that the node's endpoints, and what it offers to route, are now
+// these. Both lists are whole.
+type Update struct {
+	Endpoints []netip.AddrPort
+	Routes    []netip.Prefix
+}
 
 // Pong answers Ping with its number.
 type Pong struct{ Number uint64 }

@@ -146,7 +146,9 @@ func clientMessages() []ClientMessage {
 		Hello{Version: 1, Host: HostInfo{"1.0", "linux", "6.1", "amd64"}},
 		Register{AuthKey: "wkey-auth-x-y", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}},
 		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}},
-		Update{Endpoints: e}, Pong{Number: 4}, Logout{},
+		Update{Endpoints: e},
+		Pong{Number: 4},
+		Logout{},
 	}
 }
 
@@ -156,8 +158,11 @@ func serverMessages() []ServerMessage {
 	b.Sequence = 1
 	b.Peers[3] = randomPeer(r)
 	return []ServerMessage{
-		Welcome{Version: 1, Registered: true}, Registered{Node: 4, Name: "laptop"}, a, b, b.Diff(a),
-		Ping{Number: 3}, &Error{Code: CodeRevoked, Message: "gone", RetryAfter: 5e6},
+		Welcome{Version: 1, Registered: true},
+		Registered{Node: 4, Name: "laptop"},
+		a, b, b.Diff(a),
+		Ping{Number: 3},
+		&Error{Code: CodeRevoked, Message: "gone", RetryAfter: 5e6},
 	}
 }
 

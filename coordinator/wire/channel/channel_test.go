@@ -282,7 +282,7 @@ func TestLimits(t *testing.T) {
 func TestEndBetweenMessagesIsEOF(t *testing.T) {
 	node, coordinator := connected(t, newNetwork(t))
 	node.Close()
-	if _, err := coordinator.Receive(); err != io.EOF {
+	if _, err := coordinator.Receive(); !errors.Is(err, io.EOF) {
 		t.Fatalf("%v, want EOF", err)
 	}
 }

@@ -723,8 +723,10 @@ type MapRequest struct {
 	Endpoints []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// What the node still holds, to be sent a delta instead of a map; zero for
 	// nothing.
-	HaveSequence  uint64 `protobuf:"varint,3,opt,name=have_sequence,json=haveSequence,proto3" json:"have_sequence,omitempty"`
-	HaveHash      []byte `protobuf:"bytes,4,opt,name=have_hash,json=haveHash,proto3" json:"have_hash,omitempty"`
+	HaveSequence uint64 `protobuf:"varint,3,opt,name=have_sequence,json=haveSequence,proto3" json:"have_sequence,omitempty"`
+	HaveHash     []byte `protobuf:"bytes,4,opt,name=have_hash,json=haveHash,proto3" json:"have_hash,omitempty"`
+	// All that the node offers to route.
+	Routes        []*Prefix `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -787,10 +789,18 @@ func (x *MapRequest) GetHaveHash() []byte {
 	return nil
 }
 
-// Update tells of a change on the node.
+func (x *MapRequest) GetRoutes() []*Prefix {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+// Update tells of a change on the node. Both lists are whole.
 type Update struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Routes        []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -828,6 +838,13 @@ func (*Update) Descriptor() ([]byte, []int) {
 func (x *Update) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Update) GetRoutes() []*Prefix {
+	if x != nil {
+		return x.Routes
 	}
 	return nil
 }
@@ -1013,6 +1030,60 @@ func (x *Endpoint) GetPort() uint32 {
 	return 0
 }
 
+// Prefix is a range of addresses.
+type Prefix struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 4 or 16 bytes, those beyond the first bits zero.
+	Address       []byte `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prefix) Reset() {
+	*x = Prefix{}
+	mi := &file_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prefix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prefix) ProtoMessage() {}
+
+func (x *Prefix) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
+func (*Prefix) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Prefix) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Prefix) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
 // Peer is a device that this node may see.
 type Peer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,7 +1099,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1111,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1124,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peer) GetCertificate() []byte {
@@ -1089,7 +1160,7 @@ type PeerState struct {
 
 func (x *PeerState) Reset() {
 	*x = PeerState{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1172,7 @@ func (x *PeerState) String() string {
 func (*PeerState) ProtoMessage() {}
 
 func (x *PeerState) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1185,7 @@ func (x *PeerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerState.ProtoReflect.Descriptor instead.
 func (*PeerState) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PeerState) GetEndpoints() []*Endpoint {
@@ -1152,7 +1223,7 @@ type Relay struct {
 
 func (x *Relay) Reset() {
 	*x = Relay{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1235,7 @@ func (x *Relay) String() string {
 func (*Relay) ProtoMessage() {}
 
 func (x *Relay) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1248,7 @@ func (x *Relay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Relay.ProtoReflect.Descriptor instead.
 func (*Relay) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Relay) GetName() string {
@@ -1205,7 +1276,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1288,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1301,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *User) GetId() uint64 {
@@ -1261,7 +1332,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1344,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1357,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Settings) GetRelays() []*Relay {
@@ -1326,7 +1397,7 @@ type Map struct {
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1409,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1422,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Map) GetSequence() uint64 {
@@ -1429,7 +1500,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1512,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1525,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Delta) GetBaseSequence() uint64 {
@@ -1545,7 +1616,7 @@ type PeerPatch struct {
 
 func (x *PeerPatch) Reset() {
 	*x = PeerPatch{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1628,7 @@ func (x *PeerPatch) String() string {
 func (*PeerPatch) ProtoMessage() {}
 
 func (x *PeerPatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1641,7 @@ func (x *PeerPatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerPatch.ProtoReflect.Descriptor instead.
 func (*PeerPatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PeerPatch) GetNode() uint64 {
@@ -1601,7 +1672,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1684,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1697,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Error) GetCode() Code {
@@ -1698,15 +1769,17 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"Registered\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xa4\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xd7\x01\n" +
 	"\n" +
 	"MapRequest\x12\x19\n" +
 	"\bnode_key\x18\x01 \x01(\fR\anodeKey\x129\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x12#\n" +
 	"\rhave_sequence\x18\x03 \x01(\x04R\fhaveSequence\x12\x1b\n" +
-	"\thave_hash\x18\x04 \x01(\fR\bhaveHash\"C\n" +
+	"\thave_hash\x18\x04 \x01(\fR\bhaveHash\x121\n" +
+	"\x06routes\x18\x05 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\"v\n" +
 	"\x06Update\x129\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\"\x1e\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x121\n" +
+	"\x06routes\x18\x02 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"\b\n" +
 	"\x06Logout\"\x1e\n" +
@@ -1714,7 +1787,10 @@ const file_control_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"8\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\rR\x04port\"p\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\"6\n" +
+	"\x06Prefix\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"p\n" +
 	"\x04Peer\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x122\n" +
 	"\x05state\x18\x02 \x01(\v2\x1c.warren.control.v1.PeerStateR\x05state\x12\x12\n" +
@@ -1788,7 +1864,7 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_control_proto_goTypes = []any{
 	(Code)(0),             // 0: warren.control.v1.Code
 	(*ClientMessage)(nil), // 1: warren.control.v1.ClientMessage
@@ -1804,15 +1880,16 @@ var file_control_proto_goTypes = []any{
 	(*Logout)(nil),        // 11: warren.control.v1.Logout
 	(*Ping)(nil),          // 12: warren.control.v1.Ping
 	(*Endpoint)(nil),      // 13: warren.control.v1.Endpoint
-	(*Peer)(nil),          // 14: warren.control.v1.Peer
-	(*PeerState)(nil),     // 15: warren.control.v1.PeerState
-	(*Relay)(nil),         // 16: warren.control.v1.Relay
-	(*User)(nil),          // 17: warren.control.v1.User
-	(*Settings)(nil),      // 18: warren.control.v1.Settings
-	(*Map)(nil),           // 19: warren.control.v1.Map
-	(*Delta)(nil),         // 20: warren.control.v1.Delta
-	(*PeerPatch)(nil),     // 21: warren.control.v1.PeerPatch
-	(*Error)(nil),         // 22: warren.control.v1.Error
+	(*Prefix)(nil),        // 14: warren.control.v1.Prefix
+	(*Peer)(nil),          // 15: warren.control.v1.Peer
+	(*PeerState)(nil),     // 16: warren.control.v1.PeerState
+	(*Relay)(nil),         // 17: warren.control.v1.Relay
+	(*User)(nil),          // 18: warren.control.v1.User
+	(*Settings)(nil),      // 19: warren.control.v1.Settings
+	(*Map)(nil),           // 20: warren.control.v1.Map
+	(*Delta)(nil),         // 21: warren.control.v1.Delta
+	(*PeerPatch)(nil),     // 22: warren.control.v1.PeerPatch
+	(*Error)(nil),         // 23: warren.control.v1.Error
 }
 var file_control_proto_depIdxs = []int32{
 	3,  // 0: warren.control.v1.ClientMessage.hello:type_name -> warren.control.v1.Hello
@@ -1823,29 +1900,31 @@ var file_control_proto_depIdxs = []int32{
 	11, // 5: warren.control.v1.ClientMessage.logout:type_name -> warren.control.v1.Logout
 	5,  // 6: warren.control.v1.ServerMessage.welcome:type_name -> warren.control.v1.Welcome
 	7,  // 7: warren.control.v1.ServerMessage.registered:type_name -> warren.control.v1.Registered
-	19, // 8: warren.control.v1.ServerMessage.map:type_name -> warren.control.v1.Map
-	20, // 9: warren.control.v1.ServerMessage.delta:type_name -> warren.control.v1.Delta
+	20, // 8: warren.control.v1.ServerMessage.map:type_name -> warren.control.v1.Map
+	21, // 9: warren.control.v1.ServerMessage.delta:type_name -> warren.control.v1.Delta
 	12, // 10: warren.control.v1.ServerMessage.ping:type_name -> warren.control.v1.Ping
-	22, // 11: warren.control.v1.ServerMessage.error:type_name -> warren.control.v1.Error
+	23, // 11: warren.control.v1.ServerMessage.error:type_name -> warren.control.v1.Error
 	4,  // 12: warren.control.v1.Hello.host:type_name -> warren.control.v1.HostInfo
 	13, // 13: warren.control.v1.MapRequest.endpoints:type_name -> warren.control.v1.Endpoint
-	13, // 14: warren.control.v1.Update.endpoints:type_name -> warren.control.v1.Endpoint
-	15, // 15: warren.control.v1.Peer.state:type_name -> warren.control.v1.PeerState
-	13, // 16: warren.control.v1.PeerState.endpoints:type_name -> warren.control.v1.Endpoint
-	16, // 17: warren.control.v1.Settings.relays:type_name -> warren.control.v1.Relay
-	17, // 18: warren.control.v1.Settings.users:type_name -> warren.control.v1.User
-	14, // 19: warren.control.v1.Map.peers:type_name -> warren.control.v1.Peer
-	18, // 20: warren.control.v1.Map.settings:type_name -> warren.control.v1.Settings
-	14, // 21: warren.control.v1.Delta.upserts:type_name -> warren.control.v1.Peer
-	21, // 22: warren.control.v1.Delta.patches:type_name -> warren.control.v1.PeerPatch
-	18, // 23: warren.control.v1.Delta.settings:type_name -> warren.control.v1.Settings
-	15, // 24: warren.control.v1.PeerPatch.state:type_name -> warren.control.v1.PeerState
-	0,  // 25: warren.control.v1.Error.code:type_name -> warren.control.v1.Code
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	14, // 14: warren.control.v1.MapRequest.routes:type_name -> warren.control.v1.Prefix
+	13, // 15: warren.control.v1.Update.endpoints:type_name -> warren.control.v1.Endpoint
+	14, // 16: warren.control.v1.Update.routes:type_name -> warren.control.v1.Prefix
+	16, // 17: warren.control.v1.Peer.state:type_name -> warren.control.v1.PeerState
+	13, // 18: warren.control.v1.PeerState.endpoints:type_name -> warren.control.v1.Endpoint
+	17, // 19: warren.control.v1.Settings.relays:type_name -> warren.control.v1.Relay
+	18, // 20: warren.control.v1.Settings.users:type_name -> warren.control.v1.User
+	15, // 21: warren.control.v1.Map.peers:type_name -> warren.control.v1.Peer
+	19, // 22: warren.control.v1.Map.settings:type_name -> warren.control.v1.Settings
+	15, // 23: warren.control.v1.Delta.upserts:type_name -> warren.control.v1.Peer
+	22, // 24: warren.control.v1.Delta.patches:type_name -> warren.control.v1.PeerPatch
+	19, // 25: warren.control.v1.Delta.settings:type_name -> warren.control.v1.Settings
+	16, // 26: warren.control.v1.PeerPatch.state:type_name -> warren.control.v1.PeerState
+	0,  // 27: warren.control.v1.Error.code:type_name -> warren.control.v1.Code
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1875,7 +1954,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
