@@ -308,6 +308,7 @@ func (n *node) path(to *node) engine.Path {
 func (n *node) connected() {
 	n.sim.Helper()
 	for range 100 {
+		synctest.Wait()
 		if s := n.engine.Status().Relay; s != nil && s.Connected {
 			return
 		}
