@@ -18,6 +18,7 @@
 //	save VARIABLE REGEXP        set a variable to what the regexp's group matches
 //	                            in the last standard output
 //	listen VARIABLE             serve an echo service on a loopback port
+//	listeners NAME NUMBER       expect a node to have so many TCP listeners
 //	freeport VARIABLE           find a free TCP port
 //	fetch PROXY HOST:PORT       send a line through a SOCKS5 proxy to an echo
 //	                            service, and expect it back

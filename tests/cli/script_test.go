@@ -64,7 +64,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"coordinator": coordinator, "daemon": daemon, "end": end, "crash": crash,
 			"eventually": eventually, "save": save, "listen": listen, "fetch": fetch,
-			"status": status, "freeport": freeport,
+			"status": status, "freeport": freeport, "listeners": listeners,
 		},
 	})
 }
