@@ -58,7 +58,8 @@ func join(t *testing.T, data, url string) *node {
 	}
 	t.Cleanup(func() { n.ch.Close() })
 	for _, m := range []wire.ClientMessage{
-		wire.Hello{Version: wire.Newest}, wire.Register{AuthKey: parsed.Credential(), NodeKey: n.key.Public(), Hostname: "n"},
+		wire.Hello{Version: wire.Newest},
+		wire.Register{AuthKey: parsed.Credential(), NodeKey: n.key.Public(), Hostname: "n"},
 		wire.MapRequest{NodeKey: n.key.Public()},
 	} {
 		if err := n.ch.Send(wire.EncodeClient(m)); err != nil {

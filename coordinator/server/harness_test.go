@@ -37,7 +37,7 @@ func openSite(t testing.TB, path string) *site {
 	t.Helper()
 	o := &site{t: t, path: path, stopped: make(chan error, 1)}
 	s, err := Open(t.Context(), Config{
-		Dir: path, Rand: rand.Reader, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Version: "test",
+		Dir: path, Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler), Version: "test",
 		Relays: []wire.Relay{{Name: "default", URL: "ws://:8080/warren/v1/relay"}}, STUN: []string{":3478"},
 		OnRevoke: func(k ident.NodeKey) {
 			o.revokedMu.Lock()
@@ -173,7 +173,7 @@ func (d *device) hear() wire.ServerMessage {
 			d.t.Fatal(err)
 		}
 		if p, ok := m.(wire.Ping); ok {
-			d.say(wire.Pong{Number: p.Number})
+			d.say(wire.Pong(p))
 			continue
 		}
 		return m
@@ -243,7 +243,7 @@ func (d *device) follow() {
 			mute := d.mute
 			d.mu.Unlock()
 			if !mute {
-				d.ch.Send(wire.EncodeClient(wire.Pong{Number: m.Number}))
+				d.ch.Send(wire.EncodeClient(wire.Pong(m)))
 			}
 		case *wire.Delta:
 			d.mu.Lock()

@@ -37,7 +37,7 @@ type running struct {
 func startRunning(t *testing.T) *running {
 	t.Helper()
 	s, err := Open(t.Context(), Config{
-		Dir: filepath.Join(t.TempDir(), "data"), Rand: rand.Reader, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Version: "1.2.3",
+		Dir: filepath.Join(t.TempDir(), "data"), Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler), Version: "1.2.3",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +297,7 @@ func TestAdministrator(t *testing.T) {
 func TestKeysOfAnotherNetworkAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	open := func() error {
-		s, err := Open(t.Context(), Config{Dir: path, Rand: rand.Reader, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		s, err := Open(t.Context(), Config{Dir: path, Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler)})
 		if err == nil {
 			err = s.Close()
 		}
@@ -349,7 +349,7 @@ func TestBrokenAuditChainIsNotServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var broken *audit.BrokenError
-	_, err = Open(t.Context(), Config{Dir: o.path, Rand: rand.Reader, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	_, err = Open(t.Context(), Config{Dir: o.path, Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler)})
 	if !errors.As(err, &broken) || broken.Index != 2 {
 		t.Errorf("%v, want index 2", err)
 	}

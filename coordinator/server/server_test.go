@@ -43,6 +43,7 @@ func bubble(t *testing.T, f func(t *testing.T, o *site)) {
 func (o *site) alices() string {
 	return o.key(registry.CreateKey{Login: "alice@example.com", Reusable: true})
 }
+
 func (o *site) bobs() string {
 	return o.key(registry.CreateKey{Login: "bob@example.com", Reusable: true})
 }
@@ -508,7 +509,8 @@ func TestMalformedFramesEndOneConnection(t *testing.T) {
 		r := mrand.New(mrand.NewPCG(1, 1))
 		base := [][]byte{
 			wire.EncodeClient(wire.Hello{Version: 1}), wire.EncodeClient(wire.Register{AuthKey: key, Hostname: "x"}),
-			wire.EncodeClient(wire.MapRequest{}), wire.EncodeClient(wire.Update{}), wire.EncodeClient(wire.Logout{}), {0xff},
+			wire.EncodeClient(wire.MapRequest{}), wire.EncodeClient(wire.Update{}), wire.EncodeClient(wire.Logout{}),
+			{0xff},
 		}
 		for range 300 {
 			d := newDevice(t)

@@ -253,7 +253,7 @@ func TestPongKeepsANodeAlive(t *testing.T) {
 		}
 		for _, m := range said(t, s) {
 			if p, ok := m.(wire.Ping); ok {
-				hear(s, now, wire.Pong{Number: p.Number})
+				hear(s, now, wire.Pong(p))
 			}
 		}
 		if s.Closing() {
@@ -405,12 +405,12 @@ func TestUpdatesAreJoined(t *testing.T) {
 	}
 	passed := 0
 	var last []netip.AddrPort
-	now := begin
+	var now time.Time
 	for i := range 1000 {
 		now = begin.Add(time.Duration(i) * time.Millisecond)
 		hear(s, now, wire.Update{Endpoints: at(i)})
 		for r, ok := s.NextRequest(); ok; r, ok = s.NextRequest() {
-			passed, last = passed+1, r.(Endpoints).Endpoints
+			passed, last = passed+1, r.(Update).Endpoints
 		}
 	}
 	due, _ := s.NextTimeout()
