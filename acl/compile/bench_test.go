@@ -208,3 +208,23 @@ func BenchmarkEditWideRule(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkWarnings is the search for what is probably not meant, in a
+// document in which every tenth rule denies.
+func BenchmarkWarnings(b *testing.B) {
+	text := benchText(benchRules, "")
+	parts := strings.Split(text, `{"action": "accept"`)
+	for i := range parts {
+		if i > 0 {
+			action := `{"action": "accept"`
+			if i%10 == 0 {
+				action = `{"action": "deny"`
+			}
+			parts[i] = action + parts[i]
+		}
+	}
+	p := build(b, strings.Join(parts, ""), benchDirectory(benchNodes))
+	for b.Loop() {
+		p.Warnings()
+	}
+}

@@ -103,20 +103,25 @@ func (p *Policy) emptySide(i int) string {
 // shadowed reports, for each accept, the denies that take all or a part of it
 // away.
 func (p *Policy) shadowed() []Warning {
-	var denies []*policy.Rule
+	c := &coverage{p: p, ids: map[string]uint32{}, patterns: map[string]bitmap{}}
+	c.known = [2]map[[2]uint32]extent{{}, {}}
+	var accepts, denies []prepared
 	for i := range p.doc.Rules {
-		if r := &p.doc.Rules[i]; r.Deny && r.Mode == policy.Enforce {
-			denies = append(denies, r)
+		switch r := &p.doc.Rules[i]; {
+		case !r.Deny:
+			accepts = append(accepts, c.prepare(r))
+		case r.Mode == policy.Enforce:
+			denies = append(denies, c.prepare(r))
 		}
 	}
 	var out []Warning
-	for i := range p.doc.Rules {
-		r := &p.doc.Rules[i]
-		if r.Deny || len(denies) == 0 {
-			continue
-		}
-		for _, d := range denies {
-			switch p.overlap(r, d) {
+	for i := range accepts {
+		for j := range denies {
+			if len(out) == maxShadowed {
+				return out
+			}
+			r, d := accepts[i].rule, denies[j].rule
+			switch c.overlap(&accepts[i], &denies[j]) {
 			case wholly:
 				out = append(out, Warning{r.Pos, "shadowed", fmt.Sprintf("rule %s admits nothing: the deny %s at line %d takes all of it away", r.ID, d.ID, d.Pos.Line)})
 			case partly:
@@ -127,6 +132,9 @@ func (p *Policy) shadowed() []Warning {
 	return out
 }
 
+// maxShadowed bounds the warnings about denies.
+const maxShadowed = 1_000
+
 type extent uint8
 
 const (
@@ -135,49 +143,90 @@ const (
 	wholly
 )
 
+// prepared is a rule with its selectors numbered.
+type prepared struct {
+	rule    *policy.Rule
+	sources []uint32
+	targets []preparedTarget
+}
+
+type preparedTarget struct {
+	selector uint32
+	services []policy.Service
+}
+
+// coverage compares selectors, each pair once.
+type coverage struct {
+	p         *Policy
+	ids       map[string]uint32
+	selectors []policy.Selector // by number
+	patterns  map[string]bitmap
+	known     [2]map[[2]uint32]extent // of destinations, of sources
+}
+
+func (c *coverage) number(s policy.Selector) uint32 {
+	key := string(rune(s.Kind)) + s.Name
+	id, ok := c.ids[key]
+	if !ok {
+		id = uint32(len(c.selectors))
+		c.ids[key] = id
+		c.selectors = append(c.selectors, s)
+	}
+	return id
+}
+
+func (c *coverage) prepare(r *policy.Rule) prepared {
+	out := prepared{rule: r}
+	for _, s := range r.Src {
+		out.sources = append(out.sources, c.number(s))
+	}
+	for _, to := range r.Dst {
+		for _, t := range c.p.targetsOf(to) {
+			out.targets = append(out.targets, preparedTarget{c.number(t.Selector), t.services})
+		}
+	}
+	return out
+}
+
 // overlap says how much of an accept a deny takes away, as far as selectors
 // and services tell without a directory, and where they do not, by who is in
 // the directory at present.
-func (p *Policy) overlap(accept, deny *policy.Rule) extent {
-	if !deny.NotAfter.IsZero() && !accept.NotBefore.IsZero() && !accept.NotBefore.Before(deny.NotAfter) {
+func (c *coverage) overlap(accept, deny *prepared) extent {
+	if !deny.rule.NotAfter.IsZero() && !accept.rule.NotBefore.IsZero() && !accept.rule.NotBefore.Before(deny.rule.NotAfter) {
 		return apart
-	}
-	sources := p.coverSources(accept.Src, deny.Src)
-	if sources == apart {
-		return apart
-	}
-	if deny.SrcPosture != nil || deny.Schedule != nil || !deny.NotBefore.IsZero() || !deny.NotAfter.IsZero() {
-		sources = partly
 	}
 	all, some := true, false
-	for _, to := range accept.Dst {
+	for _, to := range accept.targets {
 		best := apart
-		for _, t := range p.targetsOf(to) {
-			for _, no := range deny.Dst {
-				for _, n := range p.targetsOf(no) {
-					best = max(best, min(p.coverSelector(t.Selector, n.Selector, destinationPattern), coverServices(t.services, n.services)))
-				}
+		for _, no := range deny.targets {
+			if services := coverServices(to.services, no.services); services > best {
+				best = max(best, min(c.cover(to.selector, no.selector, 0), services))
 			}
 		}
 		all = all && best == wholly
 		some = some || best != apart
 	}
-	switch {
-	case !some:
+	if !some {
 		return apart
-	case all && sources == wholly && len(accept.App) == 0:
+	}
+	sources := c.coverSources(accept.sources, deny.sources)
+	conditional := deny.rule.SrcPosture != nil || deny.rule.Schedule != nil || !deny.rule.NotBefore.IsZero() || !deny.rule.NotAfter.IsZero()
+	switch {
+	case sources == apart:
+		return apart
+	case all && sources == wholly && !conditional && len(accept.rule.App) == 0:
 		return wholly
 	default:
 		return partly
 	}
 }
 
-func (p *Policy) coverSources(accept, deny []policy.Selector) extent {
+func (c *coverage) coverSources(accept, deny []uint32) extent {
 	all, some := len(accept) > 0, false
 	for _, a := range accept {
 		best := apart
 		for _, d := range deny {
-			best = max(best, p.coverSelector(a, d, sourcePattern))
+			best = max(best, c.cover(a, d, 1))
 		}
 		all = all && best == wholly
 		some = some || best != apart
@@ -192,9 +241,38 @@ func (p *Policy) coverSources(accept, deny []policy.Selector) extent {
 	}
 }
 
-// coverSelector says how much of what the first selector picks the second
-// picks too.
-func (p *Policy) coverSelector(a, b policy.Selector, of func(policy.Selector) (pattern, bool)) extent {
+// cover says how much of what the first selector picks the second picks too,
+// as destinations (0) or as sources (1).
+func (c *coverage) cover(a, b uint32, side int) extent {
+	e, ok := c.known[side][[2]uint32{a, b}]
+	if !ok {
+		of := destinationPattern
+		if side == 1 {
+			of = sourcePattern
+		}
+		e = c.compare(c.selectors[a], c.selectors[b], of)
+		c.known[side][[2]uint32{a, b}] = e
+	}
+	return e
+}
+
+// picked returns the devices that the pattern picks.
+func (c *coverage) picked(want pattern) bitmap {
+	key := want.key()
+	b, ok := c.patterns[key]
+	if !ok {
+		b = newBitmap(len(c.p.slots))
+		for at, s := range c.p.slots {
+			if s != nil && matchesPattern(want, s) {
+				b.set(int32(at))
+			}
+		}
+		c.patterns[key] = b
+	}
+	return b
+}
+
+func (c *coverage) compare(a, b policy.Selector, of func(policy.Selector) (pattern, bool)) extent {
 	x, ok1 := of(a)
 	y, ok2 := of(b)
 	switch {
@@ -209,20 +287,16 @@ func (p *Policy) coverSelector(a, b policy.Selector, of func(policy.Selector) (p
 	if len(x.prefixes) > 0 && len(y.prefixes) > 0 && len(y.labels) == 0 {
 		return coverPrefixes(x.prefixes, y.prefixes)
 	}
-	inBoth, inFirst := 0, 0
-	for _, s := range p.slots {
-		if s == nil || !matchesPattern(x, s) {
-			continue
-		}
-		inFirst++
-		if matchesPattern(y, s) {
-			inBoth++
-		}
+	first, second := c.picked(x), c.picked(y)
+	both, all := false, true
+	for i, word := range first {
+		both = both || word&second[i] != 0
+		all = all && word&^second[i] == 0
 	}
 	switch {
-	case inBoth == 0:
+	case !both:
 		return apart
-	case inBoth == inFirst && len(y.prefixes) == 0:
+	case all && len(y.prefixes) == 0:
 		return wholly
 	default:
 		return partly
