@@ -29,7 +29,15 @@ type DataPlane interface {
 	HandleNetworkChange()
 }
 
-var _ DataPlane = (*engine.Engine)(nil)
+// Decisions tells of the packet filter's decisions. *engine.Engine is one.
+type Decisions interface {
+	Why(q engine.Question) (engine.Answer, error)
+}
+
+var (
+	_ DataPlane = (*engine.Engine)(nil)
+	_ Decisions = (*engine.Engine)(nil)
+)
 
 // Coordinator opens channels to coordinators. An error that is
 // authority.ErrFingerprint means that somebody else answered.
@@ -59,6 +67,7 @@ type Channel interface {
 type Config struct {
 	State       *statefile.Directory
 	DataPlane   DataPlane
+	Decisions   Decisions
 	Coordinator Coordinator
 	// NetworkChanges gives a value when the machine's network changed; nil for
 	// never.
@@ -73,7 +82,8 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// Agent is a node. It implements localapi.Backend. Its methods may be called
+// Agent is a node. It implements localapi.Backend and
+// localapi.Decisions. Its methods may be called
 // concurrently; they wait for Run.
 type Agent struct {
 	cfg      Config
@@ -96,7 +106,7 @@ var ErrStopped = errors.New("agent: not running")
 
 // New returns an Agent that does nothing until Run.
 func New(cfg Config) (*Agent, error) {
-	if cfg.State == nil || cfg.DataPlane == nil || cfg.Coordinator == nil || cfg.Rand == nil || cfg.Now == nil || cfg.Logger == nil {
+	if cfg.State == nil || cfg.DataPlane == nil || cfg.Decisions == nil || cfg.Coordinator == nil || cfg.Rand == nil || cfg.Now == nil || cfg.Logger == nil {
 		return nil, errors.New("agent: a part of the configuration is missing")
 	}
 	return &Agent{

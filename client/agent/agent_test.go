@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
 	"github.com/warren-overlay/warren/client/agent"
 	"github.com/warren-overlay/warren/client/health"
@@ -71,6 +73,24 @@ func (p *plane) Ping(ctx context.Context, to netip.Addr) (engine.PingReply, erro
 	<-ctx.Done()
 	return engine.PingReply{}, ctx.Err()
 }
+
+// Why knows node2, where SSH is allowed.
+func (p *plane) Why(q engine.Question) (engine.Answer, error) {
+	a := engine.Answer{Peer: "node2", Node: 2}
+	a.Epoch, a.Services = 7, []ruleset.Service{{Protocol: packet.TCP, First: 22, Last: 22}, {Protocol: packet.UDP, First: 1000, Last: 2000}}
+	switch {
+	case q.Remote != netip.MustParseAddr("100.64.0.2"):
+		return engine.Answer{}, engine.ErrNoPeer
+	case q.Port == 22:
+		a.Verdict = ruleset.Verdict{Allowed: true, Rule: "ssh"}
+	case q.Port == 23:
+		a.Reason, a.Verdict = filter.DropDenied, ruleset.Verdict{Rule: "no-telnet"}
+	default:
+		a.Reason = filter.DropNoRule
+	}
+	return a, nil
+}
+
 func (p *plane) Endpoints() <-chan []netip.AddrPort { return p.endpoints }
 func (p *plane) HandleNetworkChange() {
 	p.mu.Lock()
@@ -245,7 +265,7 @@ func startNode(t *testing.T, dir string, c *coordinator) *node {
 	}
 	n := &node{plane: &plane{endpoints: make(chan []netip.AddrPort, 1)}, log: &bytes.Buffer{}}
 	n.Agent, err = agent.New(agent.Config{
-		State: state, DataPlane: n.plane, Coordinator: c, Rand: rand.Reader, Now: time.Now, Hostname: "default",
+		State: state, DataPlane: n.plane, Decisions: n.plane, Coordinator: c, Rand: rand.Reader, Now: time.Now, Hostname: "default",
 		Host:   wire.HostInfo{ProgramVersion: "test", OS: "linux"},
 		Logger: slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
@@ -332,25 +352,30 @@ func TestJoin(t *testing.T) {
 				t.Errorf("%s is %v", name, a)
 			}
 		}
-		for _, e := range []struct {
-			request localapi.ExplainRequest
+		for _, w := range []struct {
+			request localapi.WhyRequest
 			allowed bool
+			text    string
 		}{
-			{localapi.ExplainRequest{Target: "node2", Protocol: "tcp", Port: 80}, true},
-			{localapi.ExplainRequest{Target: "100.64.0.2", Protocol: "tcp", Port: 80}, true},
-			{localapi.ExplainRequest{Target: "node2", Protocol: "tcp", Port: 81}, false},
-			{localapi.ExplainRequest{Target: "node2", Protocol: "udp", Port: 80}, false},
-			{localapi.ExplainRequest{Target: "node2", Protocol: "icmp"}, true}, // who may open any flow may ping
-			{localapi.ExplainRequest{Target: "node3", Protocol: "tcp", Port: 80}, false},
-			{localapi.ExplainRequest{Target: "node1", Protocol: "tcp", Port: 80}, true},
+			{localapi.WhyRequest{To: "node2", Protocol: 6, Port: 22}, true, `allowed: rule "ssh" lets this device open tcp:22 to node2`},
+			{localapi.WhyRequest{To: "100.64.0.2", Protocol: 6, Port: 22}, true, `allowed: rule "ssh" lets this device`},
+			{localapi.WhyRequest{To: "node2", Protocol: 6, Port: 80}, false, `denied: no rule lets this device open tcp:80 to node2; what it may open there: tcp:22, udp:1000-2000`},
+			{localapi.WhyRequest{To: "node2", Protocol: 6, Port: 23}, false, `denied: rule "no-telnet" forbids this device to open tcp:23 to node2`},
+			{localapi.WhyRequest{To: "node2", Protocol: 1}, false, "open icmp to node2"},
+			{localapi.WhyRequest{From: "node2", Protocol: 6, Port: 22}, true, `rule "ssh" lets node2 open tcp:22 here`},
+			{localapi.WhyRequest{From: "node2", To: "node1", Protocol: 6, Port: 80}, false, "no rule lets node2 open tcp:80 here; what it may open here: tcp:22"},
+			{localapi.WhyRequest{To: "node3", Protocol: 6, Port: 80}, false, "tcp:80"},
+			{localapi.WhyRequest{To: "nobody", Protocol: 6, Port: 80}, false, `no device named "nobody" is visible to you`},
+			{localapi.WhyRequest{To: "node1", Protocol: 6, Port: 80}, true, "it is this device"},
 		} {
-			r, err := n.Explain(t.Context(), e.request)
-			if err != nil || r.Allowed != e.allowed || r.Reason == "" || r.Allowed && r.Name != "node1" && r.Rule != "web" {
-				t.Errorf("explain %+v: %+v, %v", e.request, r, err)
+			r, err := n.Why(t.Context(), w.request)
+			if err != nil || r.Allowed != w.allowed || !strings.Contains(r.Text, w.text) || r.Reason == "" || r.Services == nil {
+				t.Errorf("why %+v: %+v, %v; want %s", w.request, r, err, w.text)
 			}
 		}
-		if r, err := n.Explain(t.Context(), localapi.ExplainRequest{Target: "nobody", Protocol: "tcp", Port: 80}); err != nil || r.Allowed || !strings.Contains(r.Reason, "hides") {
-			t.Errorf("explain of a hidden device: %+v, %v", r, err)
+		var foreign *localapi.Error
+		if _, err := n.Why(t.Context(), localapi.WhyRequest{From: "node2", To: "node3", Protocol: 6, Port: 80}); !errors.As(err, &foreign) || foreign.Code != localapi.CodeBadRequest {
+			t.Errorf("why between two others: %v", err)
 		}
 		for target, want := range map[string]localapi.Code{"node3": localapi.CodeDenied, "nobody": localapi.CodeNotFound, "node1": localapi.CodeBadRequest} {
 			var e *localapi.Error
@@ -617,7 +642,7 @@ func TestNetworkChange(t *testing.T) {
 		changes := make(chan struct{})
 		dataPlane := &plane{endpoints: make(chan []netip.AddrPort, 1)}
 		a, err := agent.New(agent.Config{
-			State: state, DataPlane: dataPlane, Coordinator: c, NetworkChanges: changes,
+			State: state, DataPlane: dataPlane, Decisions: dataPlane, Coordinator: c, NetworkChanges: changes,
 			Rand: rand.Reader, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {

@@ -112,7 +112,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	d.monitor = osconf.NewMonitor(d.isOverlay, o.Logger.With("part", "network"))
 	if d.agent, err = New(Config{
-		State: d.state, DataPlane: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
+		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
 		NetworkChanges: d.monitor.Changes(), Host: o.Host, Hostname: o.Hostname,
 		Rand: rand.Reader, Now: time.Now, Logger: o.Logger.With("part", "agent"),
 	}); err != nil {
@@ -121,7 +121,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := d.listen(ctx, own); err != nil {
 		return err
 	}
-	d.api, err = localapi.Listen(o.Socket, d.agent, o.Logger.With("part", "localapi"))
+	d.api, err = localapi.Listen(o.Socket, d.agent, d.agent, o.Logger.With("part", "localapi"))
 	return err
 }
 
@@ -158,7 +158,7 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 
 // listen opens the proxies and the metrics.
 func (d *Daemon) listen(ctx context.Context, own *ownPorts) error {
-	cfg := proxy.Config{Dialer: d.dialer, Resolver: resolver{d.agent}, Contains: d.reachable, Logger: d.log.With("part", "proxy")}
+	cfg := proxy.Config{Dialer: askingDialer{d.dialer, d.engine}, Resolver: resolver{d.agent}, Contains: d.reachable, Logger: d.log.With("part", "proxy")}
 	for _, p := range []struct {
 		name, address string
 		make          func(proxy.Config) (*proxy.Server, error)

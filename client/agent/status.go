@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -68,7 +69,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 		Generation: s.generation, Version: a.cfg.Host.ProgramVersion,
 		WantRunning: s.preferences.WantRunning, LoginServer: s.preferences.LoginServer, Network: fingerprintText(s.preferences.Network),
 		Retry: s.control.Retry, Cached: s.view.Cached, Sequence: s.view.Sequence,
-		Device: e.Device, Port: e.Port, Endpoints: e.Endpoints, Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
+		Device: e.Device, Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...), Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
 		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts),
 	}
 	out.State, out.Reason = stateOf(s)

@@ -79,18 +79,16 @@ func (c *Client) Ping(ctx context.Context, r PingRequest) (PingReply, error) {
 
 // Why says whether a flow may be opened, and by which rule or why not.
 func (c *Client) Why(ctx context.Context, r WhyRequest) (WhyReply, error) {
-	return call[WhyReply](ctx, c, http.MethodPost, "why", r)
+	q := url.Values{
+		"to": {r.To}, "from": {r.From},
+		"protocol": {strconv.Itoa(int(r.Protocol))}, "port": {strconv.Itoa(int(r.Port))},
+	}
+	return call[WhyReply](ctx, c, http.MethodGet, "why?"+q.Encode(), nil)
 }
 
 // WhoIs says who has the address.
 func (c *Client) WhoIs(ctx context.Context, addr netip.Addr) (WhoIsReply, error) {
 	return call[WhoIsReply](ctx, c, http.MethodGet, "whois?addr="+url.QueryEscape(addr.String()), nil)
-}
-
-// Explain says whether this device may open a flow, and why.
-func (c *Client) Explain(ctx context.Context, r ExplainRequest) (ExplainReply, error) {
-	q := url.Values{"target": {r.Target}, "protocol": {r.Protocol}, "port": {strconv.Itoa(int(r.Port))}}
-	return call[ExplainReply](ctx, c, http.MethodGet, "explain?"+q.Encode(), nil)
 }
 
 // Preferences returns what the user asked for.

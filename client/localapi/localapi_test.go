@@ -84,16 +84,22 @@ func (f *fake) Ping(_ context.Context, r localapi.PingRequest) (localapi.PingRep
 	return localapi.PingReply{Name: r.Target, RTT: time.Second}, f.note("ping " + r.Timeout.String())
 }
 
-func (f *fake) Explain(_ context.Context, r localapi.ExplainRequest) (localapi.ExplainReply, error) {
-	return localapi.ExplainReply{Name: r.Target, Reason: fmt.Sprint(r.Protocol, " ", r.Port)}, f.note("explain")
-}
-
 func (f *fake) ChangePreferences(_ context.Context, c localapi.PreferencesChange) (localapi.Preferences, error) {
 	return localapi.Preferences{ShieldsUp: c.ShieldsUp != nil && *c.ShieldsUp}, f.note("prefs")
 }
 
+func (f *fake) Why(_ context.Context, r localapi.WhyRequest) (localapi.WhyReply, error) {
+	return localapi.WhyReply{Allowed: true, Text: fmt.Sprint(r.To, " ", r.Protocol, " ", r.Port)}, f.note("why")
+}
+
+// both is all that a server serves.
+type both interface {
+	localapi.Backend
+	localapi.Decisions
+}
+
 // serve runs a server on a socket of its own and returns the socket's path.
-func serve(t *testing.T, backend localapi.Backend, log *slog.Logger) string {
+func serve(t *testing.T, backend both, log *slog.Logger) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s", "warrend.sock")
 	s, err := localapi.Listen(path, backend, backend, log)
@@ -141,8 +147,8 @@ func TestEveryVerb(t *testing.T) {
 	if _, err := c.WhoIs(ctx, netip.MustParseAddr("100.64.0.7")); !errors.As(err, &notFound) || notFound.Code != localapi.CodeNotFound {
 		t.Errorf("whois of nobody: %v", err)
 	}
-	if r, err := c.Explain(ctx, localapi.ExplainRequest{Target: "a b&c", Protocol: "tcp", Port: 80}); err != nil || r.Name != "a b&c" || r.Reason != "tcp 80" {
-		t.Errorf("explain %+v, %v", r, err)
+	if r, err := c.Why(ctx, localapi.WhyRequest{To: "a b&c", Protocol: 6, Port: 80}); err != nil || !r.Allowed || r.Text != "a b&c 6 80" {
+		t.Errorf("why %+v, %v", r, err)
 	}
 	on := true
 	if p, err := c.ChangePreferences(ctx, localapi.PreferencesChange{ShieldsUp: &on}); err != nil || !p.ShieldsUp {
@@ -151,7 +157,7 @@ func TestEveryVerb(t *testing.T) {
 	if p, err := c.Preferences(ctx); err != nil || p.ShieldsUp {
 		t.Errorf("prefs %+v, %v", p, err)
 	}
-	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s explain prefs prefs]"; got != want {
+	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s why prefs prefs]"; got != want {
 		t.Errorf("calls %s, want %s", got, want)
 	}
 }
@@ -233,7 +239,7 @@ func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	if _, err := localapi.Listen(file, f, f, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a file that is no socket was replaced")
 	}
-	if _, err := localapi.Listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)), f, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := localapi.Listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)), f, f, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a path too long for a socket was taken")
 	}
 }
@@ -261,10 +267,10 @@ func TestWithoutCredentials(t *testing.T) {
 		{"GET", "status", 200},
 		{"GET", "whois?addr=100.64.0.1", 200},
 		{"GET", "prefs", 200},
-		{"GET", "explain?target=a&protocol=tcp&port=1", 200},
-		{"GET", "explain?target=a&protocol=tcp&port=0", 400},
-		{"GET", "explain?target=a&protocol=icmp&port=1", 400},
-		{"GET", "explain?target=a&protocol=sctp&port=1", 400},
+		{"GET", "why?to=a&protocol=6&port=1", 200},
+		{"GET", "why?to=a&protocol=0&port=1", 400},
+		{"GET", "why?to=a&protocol=6&port=70000", 400},
+		{"GET", "why?to=a&protocol=6", 400},
 		{"PATCH", "prefs", 403},
 		{"POST", "up", 403},
 		{"POST", "down", 403},
@@ -337,16 +343,16 @@ func TestOtherUser(t *testing.T) {
 		got, _, _ := strings.Cut(string(out), "PASS")
 		return strings.TrimSpace(got)
 	}
-	if got, want := child(), "status=not-permitted whois=not-permitted prefs=not-permitted explain=not-permitted set=not-permitted up=not-permitted down=not-permitted logout=not-permitted ping=not-permitted"; got != want {
+	if got, want := child(), "status=not-permitted whois=not-permitted prefs=not-permitted why=not-permitted set=not-permitted up=not-permitted down=not-permitted logout=not-permitted ping=not-permitted"; got != want {
 		t.Errorf("mode 0600: %s\nwant %s", got, want)
 	}
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := child(), "status=ok whois=ok prefs=ok explain=ok set=forbidden up=forbidden down=forbidden logout=forbidden ping=forbidden"; got != want {
+	if got, want := child(), "status=ok whois=ok prefs=ok why=ok set=forbidden up=forbidden down=forbidden logout=forbidden ping=forbidden"; got != want {
 		t.Errorf("mode 0666: %s\nwant %s", got, want)
 	}
-	if got := fmt.Sprint(f.calls); got != "[prefs explain]" {
+	if got := fmt.Sprint(f.calls); got != "[prefs why]" {
 		t.Errorf("the backend saw %s", got)
 	}
 }
@@ -375,8 +381,8 @@ func otherUser(path string) {
 	note("whois", err)
 	_, err = c.Preferences(ctx)
 	note("prefs", err)
-	_, err = c.Explain(ctx, localapi.ExplainRequest{Target: "a", Protocol: "tcp", Port: 1})
-	note("explain", err)
+	_, err = c.Why(ctx, localapi.WhyRequest{To: "a", Protocol: 6, Port: 1})
+	note("why", err)
 	_, err = c.ChangePreferences(ctx, localapi.PreferencesChange{})
 	note("set", err)
 	note("up", c.Up(ctx, localapi.UpRequest{}))

@@ -42,7 +42,6 @@ type Backend interface {
 	Down(ctx context.Context) error
 	Logout(ctx context.Context) (LogoutReply, error)
 	Ping(ctx context.Context, r PingRequest) (PingReply, error)
-	Explain(ctx context.Context, r ExplainRequest) (ExplainReply, error)
 	ChangePreferences(ctx context.Context, c PreferencesChange) (Preferences, error)
 }
 
@@ -149,14 +148,13 @@ type verb struct {
 var verbs = []verb{
 	{http.MethodGet, "status", false, (*Server).status},
 	{http.MethodGet, "whois", false, (*Server).whoIs},
-	{http.MethodGet, "explain", false, (*Server).explain},
 	{http.MethodGet, "prefs", false, (*Server).preferences},
 	{http.MethodPatch, "prefs", true, (*Server).changePreferences},
 	{http.MethodPost, "up", true, (*Server).up},
 	{http.MethodPost, "down", true, (*Server).down},
 	{http.MethodPost, "logout", true, (*Server).logout},
 	{http.MethodPost, "ping", true, (*Server).ping},
-	{http.MethodPost, "why", false, (*Server).why},
+	{http.MethodGet, "why", false, (*Server).why},
 }
 
 // Handler returns the API without its listener. Requests without a caller in
@@ -246,20 +244,6 @@ func whoIs(s Status, addr netip.Addr) (WhoIsReply, error) {
 	return WhoIsReply{}, Errorf(CodeNotFound, "%v belongs to no device that this one may see", addr)
 }
 
-func (s *Server) explain(r *http.Request) (any, error) {
-	q := r.URL.Query()
-	e := ExplainRequest{Target: q.Get("target"), Protocol: q.Get("protocol")}
-	port, err := strconv.ParseUint(q.Get("port"), 10, 16)
-	switch {
-	case err != nil, (e.Protocol == "icmp") != (port == 0):
-		return nil, Errorf(CodeBadRequest, "port %q: tcp and udp want 1 to 65535, icmp 0", q.Get("port"))
-	case e.Protocol != "tcp" && e.Protocol != "udp" && e.Protocol != "icmp":
-		return nil, Errorf(CodeBadRequest, "protocol %q is not tcp, udp or icmp", e.Protocol)
-	}
-	e.Port = uint16(port)
-	return s.backend.Explain(r.Context(), e)
-}
-
 func (s *Server) preferences(r *http.Request) (any, error) {
 	return s.backend.ChangePreferences(r.Context(), PreferencesChange{})
 }
@@ -298,11 +282,15 @@ func (s *Server) ping(r *http.Request) (any, error) {
 }
 
 func (s *Server) why(r *http.Request) (any, error) {
-	var w WhyRequest
-	if err := decode(r, &w); err != nil {
-		return nil, err
+	q := r.URL.Query()
+	protocol, err1 := strconv.ParseUint(q.Get("protocol"), 10, 8)
+	port, err2 := strconv.ParseUint(q.Get("port"), 10, 16)
+	if err := errors.Join(err1, err2); err != nil || protocol == 0 {
+		return nil, Errorf(CodeBadRequest, "protocol %q and port %q: want numbers, and a protocol from 1 to 255", q.Get("protocol"), q.Get("port"))
 	}
-	return s.decided.Why(r.Context(), w)
+	return s.decided.Why(r.Context(), WhyRequest{
+		To: q.Get("to"), From: q.Get("from"), Protocol: uint8(protocol), Port: uint16(port),
+	})
 }
 
 // decode reads one JSON value with known fields. The error does not repeat

@@ -145,28 +145,6 @@ type PingReply struct {
 	Path Path          `json:"path"`
 }
 
-// ExplainRequest asks whether this device may open a flow.
-type ExplainRequest struct {
-	// Target is a name or an overlay address.
-	Target string
-	// Protocol is "tcp", "udp" or "icmp"; Port is 0 for icmp.
-	Protocol string
-	Port     uint16
-}
-
-// ExplainReply says whether a flow is allowed, and what decides that.
-type ExplainReply struct {
-	Name    string     `json:"name"`
-	Addr    netip.Addr `json:"addr"`
-	Allowed bool       `json:"allowed"`
-	// Rule is the rule that decides; empty where none matches.
-	Rule string `json:"rule,omitempty"`
-	// Epoch is that of the rules.
-	Epoch uint64 `json:"policy_epoch"`
-	// Reason says it for people.
-	Reason string `json:"reason"`
-}
-
 // WhoIsReply says who has an address.
 type WhoIsReply struct {
 	Node Node `json:"node"`

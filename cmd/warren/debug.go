@@ -4,21 +4,28 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/acl/policy"
 	"github.com/warren-overlay/warren/client/localapi"
 )
 
-// errDenied ends `debug why` for a flow that is not allowed.
+// errDenied ends a command with status 1 after its answer was printed.
 var errDenied = errors.New("denied")
 
 func (m *Main) debugCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "debug",
-		Short: "Find out why something does or does not work",
-		Args:  arguments(cobra.NoArgs),
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Short: "Find out why something is allowed or not",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return usagef("unknown command %q", args[0])
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(m.whyCommand())
 	return cmd
@@ -26,42 +33,80 @@ func (m *Main) debugCommand() *cobra.Command {
 
 func (m *Main) whyCommand() *cobra.Command {
 	var (
-		protocol string
-		asJSON   bool
+		asJSON bool
+		from   string
 	)
 	cmd := &cobra.Command{
-		Use:   "why NAME|IP [PORT]",
-		Short: "Say whether this device may connect, and which rule decides",
-		Long: `Say whether this device may open a connection to a port of another device, and
-which rule of the policy decides that. Without a port it is about pings. The
-exit status is 0 where it is allowed and 1 where it is denied.`,
-		Example: "  warren debug why db 5432",
-		Args:    arguments(cobra.RangeArgs(1, 2)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r := localapi.ExplainRequest{Target: args[0], Protocol: "icmp"}
-			if len(args) == 2 {
-				port, err := strconv.ParseUint(args[1], 10, 16)
-				if err != nil || port == 0 {
-					return usagef("%q is no port from 1 to 65535", args[1])
-				}
-				r.Protocol, r.Port = protocol, uint16(port)
+		Use:   "why DEVICE|IP PORT",
+		Short: "Say whether a connection is allowed, by which rule, or why not",
+		Long: `Ask this device's packet filter whether it lets a connection be opened: by
+which rule, or why not and what may be opened instead. Nothing is sent.
+
+PORT is tcp:5432, udp:53, icmp for pings, another protocol by name or number,
+or a number alone, for TCP. With --from the question is about connections that
+another device opens to this one.
+
+The exit status is 0 where it is allowed, 1 where it is not, 2 for wrong usage.`,
+		Example: `  warren debug why db tcp:5432
+  warren debug why 100.64.0.7 icmp
+  warren debug why --from laptop 22`,
+		Args: arguments(func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 2, len(args) == 1 && from != "":
+				return nil
+			case from != "":
+				return errors.New("with --from: give PORT, or this device's name or address and PORT")
 			}
-			reply, err := m.client().Explain(cmd.Context(), r)
+			return errors.New("give a device's name or address, and a port such as tcp:5432")
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r := localapi.WhyRequest{From: from}
+			if len(args) == 2 {
+				r.To = args[0]
+			}
+			var err error
+			if r.Protocol, r.Port, err = parseService(args[len(args)-1]); err != nil {
+				return err
+			}
+			reply, err := m.client().Why(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				err = m.printJSON(reply)
 			} else {
-				_, err = fmt.Fprintf(m.Stdout, "%s: %s\n", map[bool]string{true: "allowed", false: "denied"}[reply.Allowed], reply.Reason)
+				_, err = fmt.Fprintln(m.Stdout, reply.Text)
 			}
 			if err == nil && !reply.Allowed {
-				return errDenied
+				err = errDenied
 			}
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&protocol, "protocol", "tcp", "tcp or udp")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	cmd.Flags().StringVar(&from, "from", "", "the device that opens the connection; this one where it is not given")
 	return cmd
+}
+
+// parseService reads a protocol and the port that belongs to it.
+func parseService(text string) (protocol uint8, port uint16, err error) {
+	const form = "write tcp:5432, udp:53, icmp, or a number for a TCP port"
+	name, portText, hasPort := strings.Cut(text, ":")
+	if _, err := strconv.Atoi(text); err == nil {
+		name, portText, hasPort = "tcp", text, true
+	}
+	protocol, ok := policy.ParseProtocol(name)
+	switch {
+	case !ok:
+		return 0, 0, usagef("%q: unknown protocol %q; %s", text, name, form)
+	case !policy.HasPorts(protocol) && hasPort:
+		return 0, 0, usagef("%q: %s has no ports; %s", text, name, form)
+	case !policy.HasPorts(protocol):
+		return protocol, 0, nil
+	}
+	n, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || n == 0 {
+		return 0, 0, usagef("%q: %q is no port from 1 to 65535; %s", text, portText, form)
+	}
+	return protocol, uint16(n), nil
 }
