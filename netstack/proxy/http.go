@@ -160,7 +160,11 @@ func unread(client net.Conn, buffered *bufio.Reader) io.Reader {
 // writeHTTPError tells a client why its request was not served.
 func writeHTTPError(w http.ResponseWriter, err error) {
 	status := http.StatusBadGateway
+	var refused *NotAllowedError
 	switch {
+	case errors.As(err, &refused):
+		http.Error(w, strings.TrimPrefix(refused.Error(), "proxy: "), http.StatusForbidden)
+		return
 	case errors.Is(err, ErrDestination):
 		status = http.StatusBadRequest
 	case errors.Is(err, ErrNotOverlay):

@@ -25,6 +25,17 @@ var (
 	ErrDestination = errors.New("proxy: malformed destination")
 )
 
+// NotAllowedError is what a Dialer returns, wrapped or not, for a connection
+// that this device's own rules refuse. Clients are told so in the words of their
+// protocol.
+type NotAllowedError struct {
+	// Reason says what the rules lack, for people.
+	Reason string
+}
+
+// Error returns the reason.
+func (e *NotAllowedError) Error() string { return "proxy: not allowed by the rules: " + e.Reason }
+
 // A Dialer opens connections into the overlay. Network is "tcp", address is
 // IP:port. *userstack.Stack is one.
 type Dialer interface {

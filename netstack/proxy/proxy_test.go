@@ -25,10 +25,12 @@ import (
 var (
 	serverAddr = netip.MustParseAddr("100.64.0.9")
 	silentAddr = netip.MustParseAddr("100.64.0.66")
+	deniedAddr = netip.MustParseAddr("100.64.0.77")
 )
 
 // overlay stands for the overlay: whatever is dialled at serverAddr goes to the
-// host's loopback, silentAddr never answers, all others refuse.
+// host's loopback, silentAddr never answers, deniedAddr is refused by the rules,
+// all others refuse.
 type overlay struct{}
 
 func (overlay) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -43,6 +45,8 @@ func (overlay) DialContext(ctx context.Context, network, address string) (net.Co
 	case silentAddr:
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case deniedAddr:
+		return nil, fmt.Errorf("asked first: %w", &NotAllowedError{Reason: "no rule for tcp:80"})
 	}
 	return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
 }
@@ -208,6 +212,7 @@ func TestSOCKSReplies(t *testing.T) {
 		{"name leads out", append(greeting, name("evil.example")...), reply(socksNotAllowed)},
 		{"unknown name", append(greeting, name("unknown.example")...), reply(socksHostUnreachable)},
 		{"name without address", append(greeting, name("empty.example")...), reply(socksHostUnreachable)},
+		{"no rule", append(greeting, 5, 1, 0, 1, 100, 64, 0, 77, 0, 80), reply(socksNotAllowed)},
 		{"refused", append(greeting, 5, 1, 0, 1, 100, 64, 0, 1, 0, 80), reply(socksConnectionRefused)},
 		{"silent", append(greeting, 5, 1, 0, 1, 100, 64, 0, 66, 0, 80), reply(socksHostUnreachable)},
 	} {
@@ -296,6 +301,8 @@ func TestHTTPRefusals(t *testing.T) {
 		{"CONNECT without port", "CONNECT db.example HTTP/1.1\r\nHost: db.example\r\n\r\n", 400, "destination"},
 		{"CONNECT odd port", "CONNECT db.example:http HTTP/1.1\r\nHost: db.example\r\n\r\n", 400, ""},
 		{"CONNECT refused", "CONNECT 100.64.0.1:80 HTTP/1.1\r\nHost: 100.64.0.1:80\r\n\r\n", 502, "100.64.0.1"},
+		{"CONNECT no rule", "CONNECT 100.64.0.77:80 HTTP/1.1\r\nHost: 100.64.0.77:80\r\n\r\n", 403, "not allowed by the rules: no rule for tcp:80\n"},
+		{"GET no rule", "GET http://100.64.0.77/ HTTP/1.1\r\nHost: x\r\n\r\n", 403, "not allowed by the rules: no rule for tcp:80\n"},
 		{"CONNECT silent", "CONNECT 100.64.0.66:80 HTTP/1.1\r\nHost: 100.64.0.66:80\r\n\r\n", 504, ""},
 		{"long header", "GET http://db.example/ HTTP/1.1\r\nX: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n", 431, ""},
 		{"garbage", "\x05\x01\x00\r\n\r\n", 400, ""},

@@ -199,8 +199,9 @@ func writeSOCKSReply(w io.Writer, reply socksReply, bound net.Addr) error {
 
 // replyFor tells a client as much of an error as SOCKS has words for.
 func replyFor(err error) socksReply {
+	var refused *NotAllowedError
 	switch {
-	case errors.Is(err, ErrNotOverlay):
+	case errors.Is(err, ErrNotOverlay), errors.As(err, &refused):
 		return socksNotAllowed
 	case errors.Is(err, errSOCKSCommand):
 		return socksCommandUnsupported

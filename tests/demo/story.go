@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -134,9 +135,16 @@ func story(s *stage) error {
 	} else {
 		say("his application sees: %v", err)
 	}
-	why, err := s.output("warren", "--socket", bob.socket, "debug", "why", "db", fmt.Sprintf("tcp:%d", port))
-	if err == nil {
+	asked := fmt.Sprintf("tcp:%d", port)
+	why, err := s.output("warren", "--socket", bob.socket, "debug", "why", "db", asked)
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
 		return fmt.Errorf("debug why says that bob is allowed:\n%s", why)
+	case !errors.As(err, &exit) || exit.ExitCode() != 1:
+		return fmt.Errorf("debug why did not answer: %w", err)
+	case !strings.Contains(why, "denied: no rule") || !strings.Contains(why, asked) || !strings.Contains(why, "tcp:22"):
+		return fmt.Errorf("debug why does not name the port that was asked for, and the one that is allowed:\n%s", why)
 	}
 	for line := range strings.Lines(why) {
 		say("%s", strings.TrimRight(line, "\n"))
