@@ -132,7 +132,12 @@ func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]c
 			continue
 		}
 		for _, r := range p.Member.Identity().Routes {
-			claim(key, r)
+			// A default route would take all of the host's traffic, the tunnel's
+			// own included. It is for an exit that was chosen, which a
+			// configuration does not say.
+			if r.Bits() > 0 {
+				claim(key, r)
+			}
 		}
 	}
 	return peers, claims

@@ -263,6 +263,36 @@ func TestAddressThatMovesIsNeverTheOthers(t *testing.T) {
 	}
 }
 
+func TestPrefixesHaveOneOwner(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	routed := func(routes ...string) func(*authority.Certificate) {
+		return func(c *authority.Certificate) {
+			for _, r := range routes {
+				c.Routes = append(c.Routes, netip.MustParsePrefix(r))
+			}
+		}
+	}
+	self := network.Join("self", nil)
+	first := network.Join("first", routed("0.0.0.0/0", "10.1.0.0/16", "::/0"))
+	second := network.Join("second", routed("10.1.0.0/16", "10.2.0.0/16"))
+	now := time.Now()
+	c := &control{e: &Engine{log: slog.New(slog.DiscardHandler)}}
+	_, claims := c.wanted(self.Config(now, nil, second, first), now)
+	want := map[ident.NodeKey][]string{
+		first.Key:  {first.Addr4().String() + "/32", first.Addr6().String() + "/128", "10.1.0.0/16"},
+		second.Key: {second.Addr4().String() + "/32", second.Addr6().String() + "/128", "10.2.0.0/16"},
+	}
+	for key, prefixes := range want {
+		var got []string
+		for _, p := range claims[key] {
+			got = append(got, p.String())
+		}
+		if !slices.Equal(got, prefixes) {
+			t.Errorf("got %v, want %v", got, prefixes)
+		}
+	}
+}
+
 func TestCollectorIsSound(t *testing.T) {
 	_, a, b := two(t)
 	now := time.Now()
