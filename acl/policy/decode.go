@@ -238,11 +238,11 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 					return
 				}
 			}
-			if work += len(prefixes) * (1 + len(set)/100); work > MaxExpansion {
-				if work < 2*MaxExpansion {
-					d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for all ipsets together", MaxExpansion))
+			if work += len(prefixes) * (1 + len(set)/100); work > MaxIPSetWork {
+				if work < 2*MaxIPSetWork {
+					d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for all ipsets together", MaxIPSetWork))
 				}
-				work = 2 * MaxExpansion
+				work = 2 * MaxIPSetWork
 				return
 			}
 			for _, p := range prefixes {

@@ -18,9 +18,11 @@ const (
 	MaxDefinitions = 50_000
 	// MaxServices bounds the protocol and port ranges of one destination.
 	MaxServices = 1_000
-	// MaxExpansion bounds how many prefixes are worked through for all ipsets
-	// together, and how many pairs of source and destination selectors one
-	// rule may come to.
+	// MaxIPSetWork bounds how many prefixes are worked through for all ipsets
+	// together, because sets can list one another over and over.
+	MaxIPSetWork = 200_000
+	// MaxExpansion bounds how many pairs of source and destination selectors
+	// one rule may come to.
 	MaxExpansion = 1_000_000
 	// MaxNameLength bounds a name in bytes.
 	MaxNameLength = 254
