@@ -10,7 +10,7 @@ import (
 )
 
 func (m *Main) devices() *cobra.Command {
-	devices := group(&cobra.Command{Use: "devices", Short: "List, show and revoke devices"})
+	devices := group(&cobra.Command{Use: "devices", Short: "List, show and revoke devices, and approve what they route"})
 
 	list := &cobra.Command{Use: "list", Short: "List the devices"}
 	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
@@ -49,7 +49,8 @@ device's name or id.`,
 		}
 		return m.print(d, func() { fmt.Fprintf(m.Stdout, "revoked %s (%s, %s)\n", d.Name, d.ID, d.Addresses[0]) })
 	})
-	devices.AddCommand(m.printable(list), m.printable(show), m.printable(revoke))
+	devices.AddCommand(m.printable(list), m.printable(show), m.printable(revoke),
+		m.printable(m.listRoutes()), m.printable(m.approveRoutes()), m.printable(m.removeRoutes()))
 	return devices
 }
 
@@ -83,5 +84,6 @@ func (m *Main) showDevice(d *admin.DeviceDetail) {
 		row("certificate", fmt.Sprintf("serial %d, until %s", c.Serial, when(c.NotAfter)))
 	}
 	row("labels", strings.Join(d.Labels, ", "))
+	row("routes", routeTexts(d.Routes))
 	row("may see", strings.Join(d.Peers, ", "))
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"time"
 )
@@ -123,6 +124,16 @@ func (c *Client) Device(ctx context.Context, name string) (DeviceDetail, error) 
 // RevokeDevice revokes the device of the name or id.
 func (c *Client) RevokeDevice(ctx context.Context, name string) (Device, error) {
 	return ask[Device](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/revoke", nil)
+}
+
+// ApproveRoutes lets the device of the name or id route the prefixes.
+func (c *Client) ApproveRoutes(ctx context.Context, name string, routes []netip.Prefix) (Device, error) {
+	return ask[Device](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/approve-routes", ChangeRoutes{routes})
+}
+
+// RemoveRoutes takes approvals of the device of the name or id back.
+func (c *Client) RemoveRoutes(ctx context.Context, name string, routes []netip.Prefix) (Device, error) {
+	return ask[Device](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/remove-routes", ChangeRoutes{routes})
 }
 
 // Policy returns the policy in force.

@@ -23,7 +23,7 @@ func describeDevice(v *View, d *registry.Device) Device {
 		ID: d.ID.String(), Name: d.Name, Tags: texts(d.Tags), Addresses: []string{d.IPv4.String(), d.IPv6.String()},
 		Online: v.Network.Presence(d.ID).Online, LastSeen: v.LastSeen[d.ID], Ephemeral: d.Ephemeral,
 		OS: d.Host.OS, OSVersion: d.Host.OSVersion, Version: d.Host.ProgramVersion,
-		NodeKey: d.NodeKey.String(), Created: d.Created,
+		NodeKey: d.NodeKey.String(), Created: d.Created, Routes: describeRoutes(v, d),
 	}
 	if u := v.State.User(d.Owner); u != nil {
 		out.User = u.Login

@@ -73,6 +73,8 @@ func NewHandler(cfg Config) *Handler {
 	h.mux.HandleFunc("GET /v1/devices", answer(h, h.devices))
 	h.mux.HandleFunc("GET /v1/devices/{name}", answer(h, h.device))
 	h.mux.HandleFunc("POST /v1/devices/{name}/revoke", answer(h, h.revokeDevice))
+	h.mux.HandleFunc("POST /v1/devices/{name}/approve-routes", answer(h, h.approveRoutes))
+	h.mux.HandleFunc("POST /v1/devices/{name}/remove-routes", answer(h, h.removeRoutes))
 	h.mux.HandleFunc("GET /v1/policy", answer(h, h.policy))
 	h.mux.HandleFunc("PUT /v1/policy", answer(h, h.setPolicy))
 	h.mux.HandleFunc("POST /v1/policy/check", answer(h, h.checkPolicy))

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -78,6 +79,25 @@ type Device struct {
 	Version   string    `json:"version,omitempty"`
 	NodeKey   string    `json:"node_key"`
 	Created   time.Time `json:"created"`
+	// Routes is what the device offers to route and what it may.
+	Routes []Route `json:"routes,omitempty"`
+}
+
+// Route is a prefix that a device offers, or is approved for.
+type Route struct {
+	Prefix netip.Prefix `json:"prefix"`
+	// Advertised says that the device offers it now.
+	Advertised bool `json:"advertised"`
+	// Approved says by whom it is approved: "admin", "policy" or "" for nobody.
+	Approved string `json:"approved,omitempty"`
+	// Active says that the device routes it: it is in its certificate.
+	Active bool `json:"active"`
+}
+
+// ChangeRoutes is the body of POST /v1/devices/{name}/approve-routes and
+// remove-routes.
+type ChangeRoutes struct {
+	Routes []netip.Prefix `json:"routes"`
 }
 
 // DeviceDetail is a device with what it is told and what is known of it.

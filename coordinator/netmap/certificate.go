@@ -48,7 +48,8 @@ func (n *Network) Renewals(now time.Time) ([]registry.Certificate, []Failure) {
 		begin := now.Add(-backdate).UTC().Truncate(time.Second)
 		c := authority.Certificate{
 			Serial: serial + 1, Node: id, NodeKey: d.NodeKey, Name: d.Name, Owner: d.Owner, Labels: identity.Labels,
-			Addresses: []netip.Addr{d.IPv4, d.IPv6}, NotBefore: begin, NotAfter: begin.Add(backdate + n.cfg.Validity),
+			Addresses: []netip.Addr{d.IPv4, d.IPv6}, Routes: n.routes(d),
+			NotBefore: begin, NotAfter: begin.Add(backdate + n.cfg.Validity),
 		}
 		signed, err := authority.IssueCertificate(n.cfg.Genesis, &c, n.cfg.Signer)
 		if err != nil {
@@ -71,7 +72,8 @@ func (n *Network) upToDate(d *registry.Device, now time.Time) bool {
 	identity, ok := n.policy.Identity(d.ID)
 	have := peer.Identity()
 	return ok && peer.NodeKey() == d.NodeKey && peer.Name() == d.Name && have.Owner == d.Owner &&
-		have.Labels.Equal(identity.Labels) && slices.Equal(have.Addresses, []netip.Addr{d.IPv4, d.IPv6}) && len(have.Routes) == 0
+		have.Labels.Equal(identity.Labels) && slices.Equal(have.Addresses, []netip.Addr{d.IPv4, d.IPv6}) &&
+		slices.Equal(have.Routes, n.routes(d))
 }
 
 // HandleTimeout looks for certificates of which half the life is over, so that

@@ -94,14 +94,8 @@ func unsupported(doc *policy.Document) []Problem {
 	for i := range doc.NodeAttrs {
 		say(doc.NodeAttrs[i].Pos, "nodeAttrs")
 	}
-	for i := range doc.Approvers.Routes {
-		say(doc.Approvers.Routes[i].Pos, "autoApprovers")
-	}
 	for i := range doc.Approvers.Services {
-		say(doc.Approvers.Services[i].Pos, "autoApprovers")
-	}
-	for i := range doc.Approvers.ExitNode {
-		say(doc.Approvers.ExitNode[i].Pos, "autoApprovers")
+		say(doc.Approvers.Services[i].Pos, "autoApprovers.services")
 	}
 	for i := range doc.JIT {
 		say(doc.JIT[i].Pos, "jit")

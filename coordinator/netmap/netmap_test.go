@@ -353,7 +353,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 			o.now = o.now.Add(time.Duration(r.IntN(6*3600)) * time.Second)
 			n := byte(r.IntN(10))
 			id := ident.NodeID(n)
-			switch r.IntN(12) {
+			switch r.IntN(14) {
 			case 0, 1, 2:
 				o.run(registry.RegisterDevice{
 					Machine: ident.MachineKey{n, 1}, NodeKey: ident.NodeKey{byte(r.IntN(12)), 2}, Hostname: fmt.Sprint("h", r.IntN(3)),
@@ -372,7 +372,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 					o.run(registry.RevokeDevice{Node: id})
 				}
 			case 5:
-				o.mustRun(registry.SetPolicy{Text: []string{policyA, policyB, policyC, "{}"}[r.IntN(4)]})
+				o.mustRun(registry.SetPolicy{Text: []string{policyA, policyB, policyC, "{}", policyRoutes}[r.IntN(5)]})
 			case 6:
 				o.run(registry.CreateUser{Login: fmt.Sprint("u", r.IntN(9), "@example.com")})
 			case 7, 8:
@@ -388,6 +388,14 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 					p.Endpoints = append(p.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(5))}), 7))
 				}
 				o.tell(o.net.SetPresence(id, p))
+			case 12:
+				o.run(registry.AdvertiseRoutes{Node: id, Routes: someRoutes(r)})
+			case 13:
+				if r.IntN(3) == 0 {
+					o.run(registry.RemoveRoutes{Node: id, Routes: someRoutes(r)})
+				} else {
+					o.run(registry.ApproveRoutes{Node: id, Routes: someRoutes(r)})
+				}
 			case 11:
 				if r.IntN(4) == 0 {
 					o.streams, o.nodes = map[ident.NodeID]*wire.Stream{}, map[ident.NodeID]*wire.Map{}

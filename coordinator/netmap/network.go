@@ -95,6 +95,9 @@ func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
 	if n.policy, err = n.compile(doc, state.Policy().Epoch); err != nil {
 		return nil, err
 	}
+	for _, d := range state.Devices() {
+		n.route(d)
+	}
 	verifier, err := authority.New(cfg.Genesis, ident.NodeKey{}, authority.State{})
 	if err != nil {
 		return nil, fmt.Errorf("netmap: %w", err)
@@ -144,7 +147,64 @@ func (n *Network) users() []compile.User {
 }
 
 func node(d *registry.Device) compile.Node {
-	return compile.Node{ID: d.ID, Name: d.Name, Owner: d.Owner, Tags: d.Tags, Addresses: []netip.Addr{d.IPv4, d.IPv6}}
+	return compile.Node{
+		ID: d.ID, Name: d.Name, Owner: d.Owner, Tags: d.Tags, Addresses: []netip.Addr{d.IPv4, d.IPv6},
+		AdvertisedRoutes: d.Advertised,
+	}
+}
+
+// Routes returns what a device may route at present: of what it offers that
+// which an administrator or the policy's autoApprovers approve, in the order
+// of a certificate. Default routes come in pairs or not at all.
+func (n *Network) Routes(id ident.NodeID) []netip.Prefix {
+	d := n.state.Device(id)
+	if d == nil {
+		return nil
+	}
+	return n.routes(d)
+}
+
+func (n *Network) routes(d *registry.Device) []netip.Prefix {
+	approved := func(p netip.Prefix) bool {
+		return slices.Contains(d.Approved, p) || n.policy.AutoApproved(d.ID, p)
+	}
+	exit := !slices.ContainsFunc(registry.Exit(), func(p netip.Prefix) bool {
+		return !slices.Contains(d.Advertised, p) || !approved(p)
+	})
+	var out []netip.Prefix
+	for _, p := range d.Advertised {
+		if p.Bits() > 0 && approved(p) || p.Bits() == 0 && exit {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// route tells the policy what the device may route, and returns the devices
+// for which that changes something. Who approves may depend on the device's
+// tags and groups, so the policy must know the device already.
+func (n *Network) route(d *registry.Device) []ident.NodeID {
+	routes := n.routes(d)
+	if len(routes) == 0 {
+		return nil
+	}
+	described := node(d)
+	described.Routes = routes
+	return n.policy.SetNode(described)
+}
+
+// reroute asks again what devices may route, and returns the views that
+// changed.
+func (n *Network) reroute(t *toucher) {
+	for _, d := range n.state.Devices() {
+		if len(d.Advertised) == 0 {
+			continue
+		}
+		described := node(d)
+		described.Routes = n.routes(d)
+		t.whole(n.policy.SetNode(described))
+		n.stale[d.ID] = true
+	}
 }
 
 // GrantedTags returns those of the tags that the policy lets the user give to
@@ -177,7 +237,14 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 	}
 	for _, d := range c.Devices {
 		n.stale[d.ID] = true
-		touched.whole(n.policy.SetNode(node(&d)))
+		described := node(&d)
+		if have, ok := n.policy.Identity(d.ID); ok {
+			described.Routes = have.Routes // until it is known who approves
+		}
+		touched.whole(n.policy.SetNode(described))
+		if described.Routes = n.routes(&d); !slices.Equal(described.Routes, n.heldRoutes(d.ID)) {
+			touched.whole(n.policy.SetNode(described))
+		}
 	}
 	for _, cert := range c.Certificates {
 		if err := n.handleCertificate(&cert, &touched); err != nil {
@@ -196,7 +263,17 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 		return touched.list, refused(err)
 	}
 	touched.whole(changed)
+	n.reroute(&touched)
 	return touched.list, nil
+}
+
+// heldRoutes returns what the policy believes that the device routes.
+func (n *Network) heldRoutes(id ident.NodeID) []netip.Prefix {
+	held, ok := n.policy.Identity(id)
+	if !ok {
+		return nil
+	}
+	return held.Routes
 }
 
 // toucher collects touches and drops what they make stale.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -66,6 +67,26 @@ type Logout struct{ Node ident.NodeID }
 // EphemeralGrace. OfflineSince says since when a device is not connected.
 type RemoveExpired struct{ OfflineSince map[ident.NodeID]time.Time }
 
+// AdvertiseRoutes says all that a device offers to route.
+type AdvertiseRoutes struct {
+	Node   ident.NodeID
+	Routes []netip.Prefix
+}
+
+// ApproveRoutes lets a device route the prefixes as soon as it offers them. A
+// default route stands for those of both families.
+type ApproveRoutes struct {
+	Node   ident.NodeID
+	Routes []netip.Prefix
+}
+
+// RemoveRoutes takes approvals back. What the policy's autoApprovers approve
+// stays approved.
+type RemoveRoutes struct {
+	Node   ident.NodeID
+	Routes []netip.Prefix
+}
+
 // SetPolicy replaces the policy's text. Whether the text means anything is
 // checked by who sends the command; here only its form is.
 type SetPolicy struct {
@@ -87,6 +108,9 @@ func (RotateNodeKey) command()     {}
 func (RevokeDevice) command()      {}
 func (Logout) command()            {}
 func (RemoveExpired) command()     {}
+func (AdvertiseRoutes) command()   {}
+func (ApproveRoutes) command()     {}
+func (RemoveRoutes) command()      {}
 func (SetPolicy) command()         {}
 func (RenewCertificates) command() {}
 
@@ -94,7 +118,7 @@ func (RenewCertificates) command() {}
 type Result struct {
 	User   *User   // CreateUser
 	Key    *Key    // CreateKey, RevokeKey
-	Device *Device // RegisterDevice, RotateNodeKey
+	Device *Device // RegisterDevice, RotateNodeKey, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
 	Policy *Policy // SetPolicy
 	// Revoked are the node keys that are no longer members': of devices
 	// revoked, logged out or removed, and those that were rotated away.

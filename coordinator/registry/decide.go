@@ -50,6 +50,12 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 		err = d.revokeDevice(c)
 	case Logout:
 		err = d.logout(c)
+	case AdvertiseRoutes:
+		err = d.advertiseRoutes(c)
+	case ApproveRoutes:
+		err = d.approveRoutes(c)
+	case RemoveRoutes:
+		err = d.removeRoutes(c)
 	case RemoveExpired:
 		d.removeExpired(c)
 	case SetPolicy:

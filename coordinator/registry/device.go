@@ -51,6 +51,9 @@ func (d *decision) registerDevice(c RegisterDevice) error {
 	}
 	// The key's identity holds exactly: nothing of an earlier registration
 	// stays.
+	if device.Owner != owner || !slices.Equal(device.Tags, tags) {
+		device.Approved = nil
+	}
 	device.Owner, device.Tags, device.Ephemeral, device.Key = owner, tags, key.Ephemeral, key.ID
 	device.Host = c.Host
 	d.changes.Devices = []Device{device}

@@ -72,6 +72,10 @@ type Device struct {
 	// IPv4 and IPv6 are the device's own addresses, unique.
 	IPv4, IPv6 netip.Addr
 	Ephemeral  bool
+	// Advertised is what the device offers to route, Approved what an
+	// administrator lets it route should it offer it. Both are in the order of
+	// a certificate, without repeats.
+	Advertised, Approved []netip.Prefix
 	// Key is the id of the join key of the last registration.
 	Key     string
 	Host    Host

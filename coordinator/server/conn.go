@@ -241,10 +241,11 @@ func (s *Server) handleRequest(ctx context.Context, c *conn, request session.Req
 		s.register(ctx, c, r)
 	case session.Stream:
 		s.stream(ctx, c, r)
-	case session.Endpoints:
+	case session.Update:
 		p := s.network.Presence(c.session.Node())
 		p.Endpoints = r.Endpoints
 		s.touch(s.network.SetPresence(c.session.Node(), p))
+		s.advertise(ctx, c.session.Node(), r.Routes)
 	case session.Logout:
 		if _, err := s.execute(ctx, c.session.Node().String(), registry.Logout{Node: c.session.Node()}); err != nil {
 			s.endSession(c, refusal(err))
@@ -311,8 +312,18 @@ func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
 	}
 	s.byNode[id], c.attached = c, id
 	s.touch(s.network.SetPresence(id, netmap.Presence{Online: true, Endpoints: r.Endpoints, OS: h.OS}))
+	s.advertise(ctx, id, r.Routes)
 	if err := c.session.Begin(s.network, s.cfg.Now()); err != nil {
 		s.metrics.viewErrors.Inc()
 		s.cfg.Logger.Error("a device cannot be told its map; others are not affected", "error", err)
+	}
+}
+
+// advertise records what a device offers to route. An offer that makes no sense
+// changes nothing, and does not end the connection: the node's other business
+// has nothing to do with it.
+func (s *Server) advertise(ctx context.Context, id ident.NodeID, routes []netip.Prefix) {
+	if _, err := s.execute(ctx, id.String(), registry.AdvertiseRoutes{Node: id, Routes: routes}); err != nil {
+		s.cfg.Logger.Warn("a device's routes are not taken over", "device", id, "error", err)
 	}
 }

@@ -51,8 +51,8 @@ type Source interface {
 	RelayToken(ident.NodeID, time.Time) (token []byte, renew time.Time, err error)
 }
 
-// Request is what a node wants of the coordinator: Register, Stream, Endpoints
-// or Logout.
+// Request is what a node wants of the coordinator: Register, Stream, Update or
+// Logout.
 type Request interface{ request() }
 
 // Register asks for membership. The answer is Registered or Close.
@@ -66,19 +66,25 @@ type Register struct {
 type Stream struct {
 	NodeKey   ident.NodeKey
 	Endpoints []netip.AddrPort
-	Host      wire.HostInfo
+	// Routes is all that the node offers to route.
+	Routes []netip.Prefix
+	Host   wire.HostInfo
 }
 
-// Endpoints tells where the node is now. It needs no answer.
-type Endpoints struct{ Endpoints []netip.AddrPort }
+// Update tells where the node is now, and all that it offers to route. It
+// needs no answer.
+type Update struct {
+	Endpoints []netip.AddrPort
+	Routes    []netip.Prefix
+}
 
 // Logout asks for the end of the membership. The answer is Close.
 type Logout struct{}
 
-func (Register) request()  {}
-func (Stream) request()    {}
-func (Endpoints) request() {}
-func (Logout) request()    {}
+func (Register) request() {}
+func (Stream) request()   {}
+func (Update) request()   {}
+func (Logout) request()   {}
 
 // state is how far a session is.
 type state uint8
@@ -126,7 +132,7 @@ type Session struct {
 	deadline   time.Time // of the present step, until streaming
 
 	// updates that wait for their time.
-	update    []netip.AddrPort
+	update    Update
 	hasUpdate bool
 	updateAt  time.Time
 	// mapBudget is when a map request would have been paid for.
@@ -233,7 +239,7 @@ func (s *Session) HandleFrame(frame []byte, now time.Time) {
 			s.malformed("Update comes after MapRequest")
 			return
 		}
-		s.update, s.hasUpdate = s.outside(m.Endpoints), true
+		s.update, s.hasUpdate = Update{s.outside(m.Endpoints), m.Routes}, true
 		s.passUpdate()
 	case wire.Pong:
 	case wire.Logout:
@@ -286,7 +292,7 @@ func (s *Session) mapRequest(m wire.MapRequest) {
 		m.HaveSequence = 0
 	}
 	s.have = m
-	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Host: s.host})
+	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Routes: m.Routes, Host: s.host})
 }
 
 // outside drops the endpoints that lie in the overlay.
@@ -403,8 +409,8 @@ func (s *Session) delta(source Source) (*wire.Delta, error) {
 // passUpdate passes the last endpoints on if it is time.
 func (s *Session) passUpdate() {
 	if s.hasUpdate && !s.now.Before(s.updateAt) {
-		s.requests = append(s.requests, Endpoints{s.update})
-		s.update, s.hasUpdate, s.updateAt = nil, false, s.now.Add(updateInterval)
+		s.requests = append(s.requests, s.update)
+		s.update, s.hasUpdate, s.updateAt = Update{}, false, s.now.Add(updateInterval)
 	}
 }
 

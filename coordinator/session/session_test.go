@@ -416,7 +416,7 @@ func TestUpdatesAreJoined(t *testing.T) {
 	due, _ := s.NextTimeout()
 	s.HandleTimeout(due)
 	for r, ok := s.NextRequest(); ok; r, ok = s.NextRequest() {
-		passed, last = passed+1, r.(Endpoints).Endpoints
+		passed, last = passed+1, r.(Update).Endpoints
 	}
 	if passed > 6 || !slices.Equal(last, at(999)) {
 		t.Errorf("%d of 1000 in a second were passed on, the last %v", passed, last)

@@ -124,14 +124,15 @@ func (w *writer) keys(keys []registry.Key) {
 
 func (w *writer) devices(devices []registry.Device) {
 	for _, d := range devices {
-		w.exec(`INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		w.exec(`INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO UPDATE SET machine_key = excluded.machine_key, node_key = excluded.node_key,
 			name = excluded.name, owner = excluded.owner, tags = excluded.tags, ipv4 = excluded.ipv4,
 			ipv6 = excluded.ipv6, ephemeral = excluded.ephemeral, auth_key = excluded.auth_key,
 			program_version = excluded.program_version, os = excluded.os, os_version = excluded.os_version,
-			architecture = excluded.architecture`,
+			architecture = excluded.architecture, advertised = excluded.advertised, approved = excluded.approved`,
 			uint64(d.ID), d.Machine[:], d.NodeKey[:], d.Name, orNull(d.Owner), joinTags(d.Tags), d.IPv4.AsSlice(), d.IPv6.AsSlice(),
-			d.Ephemeral, d.Key, d.Host.ProgramVersion, d.Host.OS, d.Host.OSVersion, d.Host.Architecture, millis(d.Created))
+			d.Ephemeral, d.Key, d.Host.ProgramVersion, d.Host.OS, d.Host.OSVersion, d.Host.Architecture, millis(d.Created),
+			joinPrefixes(d.Advertised), joinPrefixes(d.Approved))
 	}
 }
 
@@ -177,6 +178,29 @@ func splitTags(text string) []ident.Tag {
 		}
 	}
 	return out
+}
+
+func joinPrefixes(prefixes []netip.Prefix) string {
+	texts := make([]string, 0, len(prefixes))
+	for _, p := range prefixes {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+func splitPrefixes(text string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for part := range strings.SplitSeq(text, ",") {
+		if part == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			return nil, fmt.Errorf("store: a route: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func address(b []byte) netip.Addr {

@@ -204,13 +204,19 @@ func (r *reader) keys() (out []registry.Key) {
 
 func (r *reader) devices() (out []registry.Device) {
 	r.each(`SELECT id, machine_key, node_key, name, coalesce(owner, 0), tags, ipv4, ipv6, ephemeral, auth_key,
-		program_version, os, os_version, architecture, created FROM devices`, func(rows *sql.Rows) error {
+		program_version, os, os_version, architecture, created, advertised, approved FROM devices`, func(rows *sql.Rows) error {
 		var d registry.Device
 		var machine, node, v4, v6 []byte
-		var tags string
+		var tags, advertised, approved string
 		var created int64
 		err := rows.Scan(&d.ID, &machine, &node, &d.Name, &d.Owner, &tags, &v4, &v6, &d.Ephemeral, &d.Key,
-			&d.Host.ProgramVersion, &d.Host.OS, &d.Host.OSVersion, &d.Host.Architecture, &created)
+			&d.Host.ProgramVersion, &d.Host.OS, &d.Host.OSVersion, &d.Host.Architecture, &created, &advertised, &approved)
+		if err == nil {
+			d.Advertised, err = splitPrefixes(advertised)
+		}
+		if err == nil {
+			d.Approved, err = splitPrefixes(approved)
+		}
 		copy(d.Machine[:], machine)
 		copy(d.NodeKey[:], node)
 		d.Tags, d.IPv4, d.IPv6, d.Created = splitTags(tags), address(v4), address(v6), instant(created)

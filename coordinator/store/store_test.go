@@ -133,7 +133,7 @@ func TestDiskFollowsMemory(t *testing.T) {
 		b.now = b.now.Add(time.Duration(r.IntN(100)) * time.Second)
 		n := uint16(r.IntN(12))
 		var cmd registry.Command
-		switch r.IntN(8) {
+		switch r.IntN(9) {
 		case 0, 1, 2:
 			cmd = register(n, []string{"many", "db"}[r.IntN(2)])
 		case 3:
@@ -150,6 +150,12 @@ func TestDiskFollowsMemory(t *testing.T) {
 			cmd = registry.CreateKey{ID: id, Hash: secret(id), Login: "alice@example.com", Expires: b.now.Add(time.Hour)}
 			if r.IntN(2) == 0 {
 				cmd = registry.RevokeKey{ID: id}
+			}
+		case 8:
+			routes := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n)}), 16), netip.MustParsePrefix("::/0")}
+			cmd = registry.AdvertiseRoutes{Node: ident.NodeID(n), Routes: routes[:r.IntN(3)]}
+			if r.IntN(2) == 0 {
+				cmd = registry.ApproveRoutes{Node: ident.NodeID(n), Routes: routes[:1]}
 			}
 		case 7:
 			var certs []registry.Certificate

@@ -142,11 +142,12 @@ func TestDeltaForAnotherMapIsAGap(t *testing.T) {
 
 func clientMessages() []ClientMessage {
 	e := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:41641"), netip.MustParseAddrPort("[2001:db8::1]:1")}
+	routes := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("::/0")}
 	return []ClientMessage{
 		Hello{Version: 1, Host: HostInfo{"1.0", "linux", "6.1", "amd64"}},
 		Register{AuthKey: "wkey-auth-x-y", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}},
-		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}},
-		Update{Endpoints: e},
+		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}, Routes: routes},
+		Update{Endpoints: e, Routes: routes},
 		Pong{Number: 4},
 		Logout{},
 	}
