@@ -35,6 +35,16 @@ func crowd(b *testing.B, n int) (*site, []*device) {
 		})
 	}
 	wg.Wait()
+	// What is measured begins when all know that all are there.
+	until(b, devices, func(d *device) bool {
+		m := d.held()
+		for _, p := range m.Peers {
+			if !p.State.Online {
+				return false
+			}
+		}
+		return len(m.Peers) == n-1
+	})
 	b.Cleanup(func() {
 		for _, d := range devices {
 			d.ch.Close()
