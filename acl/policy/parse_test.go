@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -132,7 +133,7 @@ func TestHostileTexts(t *testing.T) {
 		}
 		return b.String()
 	}
-	for name, text := range map[string]string{
+	texts := map[string]string{
 		"too long":        strings.Repeat(" ", MaxSize+1),
 		"deep":            strings.Repeat("[", 1_000_000),
 		"deep objects":    strings.Repeat(`{"a":`, 500_000),
@@ -147,13 +148,15 @@ func TestHostileTexts(t *testing.T) {
 		"long name":       `{"groups": {"group:` + strings.Repeat("a", 300) + `": []}}`,
 		"wide rule":       `{"acls": [{"action": "accept", "src": [` + strings.Repeat(`"*",`, 2_000) + `], "dst": [` + strings.Repeat(`"*:1",`, 2_000) + `]}]}`,
 		"many ports":      `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:` + strings.Repeat("1,", 1_500) + `1"]}]}`,
-		"ipset work":      `{"ipsets": {"ipset:a": [` + many(9_999, `"10.%[1]d.0.1-10.%[1]d.255.254",`) + `]}}`,
+		"ipset work":      `{"ipsets": {"ipset:a": [` + many(9_999, `"fd00:%x::1-fd00:%[1]x:ffff::fffe",`) + `]}}`,
 		"ipset pyramid":   `{"ipsets": {"ipset:0": [` + many(5_000, `"fd00:%x::-fd00:%[1]x:ffff::1",`) + `], ` + pyramid(40) + `}}`,
 		"same rule":       `{"acls": [` + strings.Repeat(`{"action": "accept", "src": ["*"], "dst": ["*:1"]},`, MaxRules) + `"x"]}`,
 		"long conditions": `{"postures": {"posture:a": ["a:b IN [` + strings.Repeat("'x',", 10_000) + `]"]}}`,
-	} {
+	}
+	var got strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
 		start := time.Now()
-		_, err := Parse([]byte(text))
+		_, err := Parse([]byte(texts[name]))
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%s took %v", name, took)
 		}
@@ -164,6 +167,19 @@ func TestHostileTexts(t *testing.T) {
 		if len(err.Error()) > 100_000 {
 			t.Errorf("%s: the error has %d bytes", name, len(err.Error()))
 		}
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		fmt.Fprintf(&got, "%s\n\t%s\n", name, first)
+	}
+	// The messages about limits, beside those of testdata/errors.txt.
+	const file = "testdata/limits.txt"
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil || got.String() != string(want) {
+		t.Errorf("%v: got\n%s", err, got.String())
 	}
 }
 

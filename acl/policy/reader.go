@@ -43,8 +43,17 @@ func (r *reader) fail(pos Position, text, message, hint string) {
 	// More errors than are reported are not kept: a hostile document has
 	// millions.
 	if len(r.errs) < 10*MaxErrors {
-		r.errs = append(r.errs, &ParseError{pos, text, message, hint})
+		r.errs = append(r.errs, &ParseError{pos, clip(text), clip(message), hint})
 	}
+}
+
+// clip shortens what a hostile or generated text made long.
+func clip(s string) string {
+	const limit = 300
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit/2], "") + "..." + strings.ToValidUTF8(s[len(s)-limit/2:], "")
 }
 
 var syntaxPosition = regexp.MustCompile(`^hujson: line (\d+), column (\d+): `)
