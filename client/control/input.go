@@ -102,6 +102,22 @@ func (m *Machine) HandleEndpoints(endpoints []netip.AddrPort, now time.Time) {
 		return
 	}
 	m.endpoints = kept
+	m.update()
+}
+
+// HandleRoutes takes all that this device offers to route, wire.MaxRoutes
+// prefixes at most, each without bits beyond its length. The slice is not kept.
+func (m *Machine) HandleRoutes(routes []netip.Prefix, now time.Time) {
+	m.tick(now)
+	if slices.Equal(routes, m.routes) {
+		return
+	}
+	m.routes = slices.Clone(routes)
+	m.update()
+}
+
+// update tells the coordinator of a change, now or soon.
+func (m *Machine) update() {
 	if m.state == Streaming && m.updateDue.IsZero() {
 		m.updateDue = m.sentUpdate.Add(updateInterval)
 		if !m.updateDue.After(m.now) {
@@ -207,5 +223,5 @@ func (m *Machine) send(message wire.ClientMessage) {
 
 func (m *Machine) sendUpdate() {
 	m.updateDue, m.sentUpdate = time.Time{}, m.now
-	m.send(wire.Update{Endpoints: m.endpoints})
+	m.send(wire.Update{Endpoints: m.endpoints, Routes: m.routes})
 }

@@ -116,6 +116,7 @@ type Machine struct {
 
 	registration *Registration
 	endpoints    []netip.AddrPort
+	routes       []netip.Prefix
 
 	// Of the present connection.
 	synced     bool
@@ -244,9 +245,13 @@ func (m *Machine) disconnect() {
 func (m *Machine) retry(reason string, least time.Duration) {
 	delay := max(m.backoff.next(m.cfg.Rand), min(least, longestRetryAfter))
 	m.enter(Backoff, reason, m.now.Add(delay))
+	meanwhile := "Check the address."
+	if m.member != nil {
+		meanwhile = "Tunnels between known peers go on; changes of the policy do not arrive."
+	}
 	m.put(health.Fact{
 		Code: health.CoordinatorUnreachable, Severity: health.Warning, Since: m.now,
-		Text: fmt.Sprintf("No connection to the coordinator at %s: %s. Tunnels between known peers go on; changes of the policy do not arrive. It is tried again by itself.", m.cfg.URL, reason),
+		Text: fmt.Sprintf("No connection to the coordinator at %s: %s. %s It is tried again by itself.", m.cfg.URL, reason, meanwhile),
 	})
 	if m.member != nil {
 		m.expiryFact()
@@ -263,6 +268,9 @@ func (m *Machine) adopt(member *membership) {
 // refreshView builds the view that holds now, and tells of it.
 func (m *Machine) refreshView() {
 	view, refused, end := m.member.view(m.now)
+	if genesis := m.authority.Genesis(); view.Self != nil {
+		view.Overlay = []netip.Prefix{genesis.Prefix4, genesis.Prefix6}
+	}
 	m.expiry = end
 	m.note(m.facts.Replace(health.PeerRefused, refused))
 	if view.Self == nil {

@@ -133,7 +133,7 @@ func (m *Machine) registered() {
 
 // requestMap begins the stream with what is at hand.
 func (m *Machine) requestMap() {
-	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints}
+	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes}
 	if m.member != nil && !m.resyncing {
 		request.HaveSequence, request.HaveHash = m.member.raw.Sequence, m.member.raw.Hash()
 	}

@@ -24,6 +24,8 @@ type View struct {
 	Rules *authority.Rules
 	// Peers are the verified peers, in ascending order of their ids.
 	Peers []Peer
+	// Overlay are the network's own ranges.
+	Overlay []netip.Prefix
 	// Settings and RelayToken are as the coordinator sent them. They are not
 	// signed.
 	Settings   wire.Settings
