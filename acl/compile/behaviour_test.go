@@ -1,10 +1,12 @@
 package compile_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/compile"
@@ -290,3 +292,41 @@ func TestAuditDocumentAllowsNothing(t *testing.T) {
 }
 
 var policyTime = acltest.PolicyTime
+
+// Documents made to be expensive are compiled in bounded time.
+func TestHostileDocuments(t *testing.T) {
+	list := func(n int, format string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i/250, i%250)
+		}
+		return b.String()
+	}
+	wide := `{"action": "accept", "src": [` + list(1_000, `"10.1.%d.%d",`) + `], "dst": [` + list(1_000, `"10.2.%d.%d:1",`) + `]},`
+	long := `{"action": "accept", "src": ["*"], "dst": [` + list(10_000, `"10.2.%d.%d:1-2,4,6-7",`) + `]},`
+	for name, text := range map[string]string{
+		"wide rules":    `{"acls": [` + strings.Repeat(wide, 20) + `]}`,
+		"long rules":    `{"acls": [` + strings.Repeat(long, 10) + `]}`,
+		"many alike":    `{"acls": [` + strings.Repeat(`{"action": "accept", "src": ["*"], "dst": ["*:*"]},`, 20_000) + `]}`,
+		"many postures": `{"postures": {` + list(5_000, `"posture:p%dx%d": ["a:b == 'c'"],`) + `}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"], "srcPosture": [` + list(5_000, `"posture:p%dx%d",`) + `]}]}`,
+		"many tests":    `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}], "tests": [` + strings.Repeat(`{"src": "autogroup:member", "accept": ["autogroup:member:1"]},`, 5_000) + `]}`,
+	} {
+		doc := parse(t, text)
+		start := time.Now()
+		p, err := compile.Compile(doc, office(), ident.LabelKey{}, 1)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, id := range p.Nodes() {
+			p.RuleSet(id)
+			p.Peers(id)
+		}
+		p.RunTests()
+		p.Warnings()
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("%s took %v", name, took)
+		} else {
+			t.Logf("%s took %v", name, took)
+		}
+	}
+}

@@ -441,34 +441,23 @@ func isCondition(label string) bool {
 // spread adds one placement for each subject. Subjects that need the same rule
 // share a template, so that a device of several of them gets it once.
 func (b *builder) spread(c *compiledRule, out []placement, subjects []*subject, base ruleset.Rule, peers []ruleset.Selector, self bool) []placement {
-	var made []*template
+	base.Peers = peers
+	common := ruleset.RuleSet{In: []ruleset.Rule{base}}
+	shared := sha256.Sum256(common.AppendBinary(nil))
+	made := map[string]*template{}
 	for _, s := range subjects {
-		rule := base
-		rule.Peers = peers
-		rule.Own = s.prefixes
-		var t *template
-		for _, have := range made {
-			if slices.Equal(have.rule.Own, rule.Own) && have.ownSubnets == s.subnets {
-				t = have
-				break
-			}
-		}
+		key := pattern{prefixes: s.prefixes, subnets: s.subnets}.key()
+		t := made[key]
 		if t == nil {
-			t = &template{rule: rule, ordinal: c.templates, self: self, ownSubnets: s.subnets}
-			t.content = contentOf(t)
-			made = append(made, t)
+			t = &template{rule: base, ordinal: c.templates, self: self, ownSubnets: s.subnets}
+			t.rule.Own = s.prefixes
+			t.content = sha256.Sum256(fmt.Appendf(shared[:], "%v %s", self, key))
+			made[key] = t
 			c.templates++
 		}
 		out = append(out, placement{s, t})
 	}
 	return out
-}
-
-func contentOf(t *template) [sha256.Size]byte {
-	set := ruleset.RuleSet{In: []ruleset.Rule{t.rule}}
-	b := set.AppendBinary(nil)
-	b = fmt.Appendf(b, "%v %v", t.self, t.ownSubnets)
-	return sha256.Sum256(b)
 }
 
 func capabilities(apps []policy.App) []ruleset.Capability {
