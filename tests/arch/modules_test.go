@@ -56,7 +56,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/spf13/cobra", why: "command lines with help and completion as people expect them",
-		importers: []string{"client/policy", "cmd/warren"},
+		importers: []string{"client/policy", "cmd/warren", "cmd/warren-coordinator"},
 	},
 	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",
@@ -217,6 +217,7 @@ type binary struct {
 // binaries says how each directory of cmd is built.
 var binaries = []binary{
 	{"warren", "0", []string{"darwin", "linux", "windows"}},
+	{"warren-coordinator", "1", []string{"linux"}},
 }
 
 // TestBinaryModules compares the modules that each program is built from with

@@ -82,6 +82,7 @@ var table = []pkg{
 	{"client/osconf", shell, "what the system says of its networks", nil},
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
 	{"client/agent", shell, "joins machines, engine and system; the only long-lived mutable object", []string{"client/...", "netstack/...", "coordinator/wire/...", "acl/..."}},
+	{"cmd/warren-coordinator", program, "the coordinator: serve and the administrator's command line", []string{"acl/...", "coordinator/...", "netstack/relay/...", "netstack/sock", "netstack/stun/stunserver"}},
 	{"cmd/warren", program, "the node: daemon and command line", []string{"acl/...", "client/...", "netstack/...", "coordinator/wire/..."}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
