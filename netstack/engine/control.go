@@ -217,6 +217,12 @@ func (c *control) drain(p *peer) {
 			break
 		}
 		p.tunnel.SetPath(c.tunnelPath(event.Primary))
+		if event.Why == path.ReasonLost {
+			// The NAT in front of us may have forgotten us: ask for our public
+			// address now, not at the next round.
+			c.nat.HandleDistress(c.now())
+			c.drainNAT()
+		}
 		c.e.log.Debug("path changed", "peer", p.member.Name(), "path", event.Primary, "why", event.Why)
 	}
 	c.schedule(p)
