@@ -11,6 +11,9 @@ import (
 func (p *Peer) Receive(b []byte, i *packet.Info, now time.Time) (d Decision) {
 	if d.Reason = FaultReason(packet.Parse(b, i)); d.Reason == Passed {
 		p.check(i, Inbound, now, &d)
+		if d.Reason != Passed {
+			p.noteDenied(i, Inbound, &d, now)
+		}
 	}
 	p.count(Inbound, i.Version, d.Reason)
 	return d
@@ -21,6 +24,9 @@ func (p *Peer) Receive(b []byte, i *packet.Info, now time.Time) (d Decision) {
 func (p *Peer) Send(b []byte, i *packet.Info, now time.Time) (d Decision) {
 	if d.Reason = FaultReason(packet.Parse(b, i)); d.Reason == Passed {
 		p.check(i, Outbound, now, &d)
+		if d.Reason != Passed {
+			p.noteDenied(i, Outbound, &d, now)
+		}
 	}
 	p.count(Outbound, i.Version, d.Reason)
 	return d
@@ -30,6 +36,9 @@ func (p *Peer) Send(b []byte, i *packet.Info, now time.Time) (d Decision) {
 // packet.Parse has accepted.
 func (p *Peer) CheckInbound(i *packet.Info, now time.Time) (d Decision) {
 	p.check(i, Inbound, now, &d)
+	if d.Reason != Passed {
+		p.noteDenied(i, Inbound, &d, now)
+	}
 	p.count(Inbound, i.Version, d.Reason)
 	return d
 }
@@ -38,6 +47,9 @@ func (p *Peer) CheckInbound(i *packet.Info, now time.Time) (d Decision) {
 // that packet.Parse has accepted.
 func (p *Peer) CheckOutbound(i *packet.Info, now time.Time) (d Decision) {
 	p.check(i, Outbound, now, &d)
+	if d.Reason != Passed {
+		p.noteDenied(i, Outbound, &d, now)
+	}
 	p.count(Outbound, i.Version, d.Reason)
 	return d
 }

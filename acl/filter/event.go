@@ -13,7 +13,9 @@ type EventKind uint8
 const (
 	// FlowOpened: a flow was admitted.
 	FlowOpened EventKind = iota
-	// FlowDenied: a packet that would have opened a flow was refused.
+	// FlowDenied: a packet was refused, whether by the rules or by something
+	// else that Reason names. Multicast and broadcast are refused without a
+	// word (P4).
 	FlowDenied
 	// FlowEnded: a flow is over; Packets, Bytes and Lasted are its totals.
 	FlowEnded
@@ -37,8 +39,15 @@ type Event struct {
 	// Flow has this device's side as the source. An echo has its identifier as
 	// the port of the side that asked.
 	Flow packet.Tuple
-	// Opener is Outbound where this device opened the flow, or tried to.
+	// Opener is Outbound where this device opened the flow; of a denial it is
+	// the direction of the packet.
 	Opener Direction
+	// At is when it happened, by the clock as it stood when the Peer was made
+	// and the time that has passed since. At less Lasted is, to the
+	// nanosecond, the same for the opening and the end of one flow.
+	At time.Time
+	// Epoch is that of the rules at that time.
+	Epoch ruleset.Epoch
 	// Reason is why a flow was denied.
 	Reason Reason
 	// End is why a flow ended.
@@ -76,31 +85,52 @@ func tupleOf(k *key) packet.Tuple {
 	}
 }
 
-func (l *eventLog) opened(e *entry, d *Decision) {
-	if l != nil {
-		l.add(Event{
-			Kind: FlowOpened, Flow: tupleOf(&e.key), Opener: e.opener(),
-			Rule: d.Rule, Would: d.Would, WouldRule: d.WouldRule,
-		})
+// event begins an Event about something that happened at a tick.
+func (p *Peer) event(kind EventKind, flow packet.Tuple, opener Direction, tick int64) Event {
+	e := Event{Kind: kind, Flow: flow, Opener: opener, At: p.base.Add(time.Duration(tick))}
+	if p.rules != nil {
+		e.Epoch = p.rules.Epoch()
 	}
+	return e
 }
 
-func (l *eventLog) denied(k *key, opener Direction, d *Decision) {
-	if l != nil {
-		l.add(Event{
-			Kind: FlowDenied, Flow: tupleOf(k), Opener: opener, Reason: d.Reason,
-			Rule: d.Rule, Would: d.Would, WouldRule: d.WouldRule,
-		})
+func (p *Peer) noteOpened(e *entry, d *Decision) {
+	if p.events == nil {
+		return
 	}
+	event := p.event(FlowOpened, tupleOf(&e.key), e.opener(), e.opened)
+	event.Rule, event.Would, event.WouldRule = d.Rule, d.Would, d.WouldRule
+	p.events.add(event)
 }
 
-func (l *eventLog) ended(e *entry, why End, lasted int64) {
-	if l != nil {
-		l.add(Event{
-			Kind: FlowEnded, Flow: tupleOf(&e.key), Opener: e.opener(), End: why, Rule: e.rule,
-			Packets: e.packets, Bytes: e.bytes, Lasted: time.Duration(lasted),
-		})
+// noteDenied records a packet that was not admitted.
+func (p *Peer) noteDenied(i *packet.Info, d Direction, decision *Decision, now time.Time) {
+	if p.events == nil || decision.Reason == DropMulticast {
+		return
 	}
+	var k key
+	k.set(i, d)
+	event := p.event(FlowDenied, tupleOf(&k), d, p.tick(now))
+	event.Reason, event.Rule, event.Would, event.WouldRule = decision.Reason, decision.Rule, decision.Would, decision.WouldRule
+	p.events.add(event)
+}
+
+func (p *Peer) noteEnded(e *entry, why End) {
+	if p.events == nil {
+		return
+	}
+	event := p.event(FlowEnded, tupleOf(&e.key), e.opener(), p.lastTick)
+	event.End, event.Rule, event.Packets, event.Bytes = why, e.rule, e.packets, e.bytes
+	event.Lasted = time.Duration(p.lastTick - e.opened)
+	p.events.add(event)
+}
+
+// Waiting returns how many events wait to be asked for.
+func (p *Peer) Waiting() int {
+	if p.events == nil {
+		return 0
+	}
+	return p.events.waiting.length()
 }
 
 // NextEvent returns what happened, oldest first, and false where there is

@@ -147,13 +147,11 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 	decision.Rule, decision.Would, decision.WouldRule = verdict.Rule, verdict.Would, verdict.WouldRule
 	if reason != Passed {
 		p.refuse(i, d, reason, tick, decision)
-		p.events.denied(k, d, decision)
 		return
 	}
 	n := p.insert(k, h, begin)
 	if n == 0 {
 		decision.Reason = DropQuota
-		p.events.denied(k, d, decision)
 		return
 	}
 	e := p.flows.at(n)
@@ -172,7 +170,7 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 		p.rememberFragment(i, tick, e.until)
 	}
 	decision.Verdict, decision.NewFlow = Pass, true
-	p.events.opened(e, decision)
+	p.noteOpened(e, decision)
 }
 
 // advancePickedUp brings a connection that is joined in its middle to the state

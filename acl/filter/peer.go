@@ -345,7 +345,7 @@ func (p *Peer) end(n handle, why End) {
 // note records the end of a flow, before it is taken out.
 func (p *Peer) note(n handle, why End) {
 	e := p.flows.at(n)
-	p.events.ended(e, why, p.lastTick-e.opened)
+	p.noteEnded(e, why)
 	if why != EndRule && why != EndShields && why != EndRemoved || e.key.asked() != notEcho ||
 		e.key.protocol() == packet.TCP && (e.state == timeWait || e.state == closed) {
 		return

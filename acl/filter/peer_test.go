@@ -347,6 +347,31 @@ func TestEvents(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got\n%q, want\n%q", got, want)
 	}
+	// Whatever is refused is an event, but for multicast.
+	set.Epoch = 9
+	p.SetRules(selfIdentity, peerIdentity, set.ForPeer(selfIdentity, peerIdentity), benchStart)
+	later := benchStart.Add(2 * time.Minute)
+	spoofed := segment(4, 1, 80, byte(packet.SYN))
+	spoofed[15] = 77
+	p.Receive(spoofed, &i, later)
+	multicast := segment(4, 1, 80, byte(packet.SYN))
+	multicast[16] = 224
+	p.Receive(multicast, &i, later)
+	p.Receive(segment(4, 1, 82, byte(packet.ACK)), &i, later)
+	for _, want := range []Reason{DropSpoof, DropNoFlow} {
+		if e, ok := p.NextEvent(); !ok || e.Kind != FlowDenied || e.Reason != want || !e.At.Equal(later) || e.Epoch != 9 {
+			t.Errorf("%+v, want %v", e, want)
+		}
+	}
+	// Opening and end name the same moment.
+	p.Receive(segment(4, 1, 80, byte(packet.SYN)), &i, later)
+	p.Remove()
+	opened, _ := p.NextEvent()
+	ended, ok := p.NextEvent()
+	if !ok || !ended.At.Add(-ended.Lasted).Equal(opened.At) || p.Waiting() != 0 {
+		t.Errorf("opened %+v, ended %+v", opened, ended)
+	}
+	p = NewPeer(NewDevice(Config{Events: true}), selfIdentity, peerIdentity, set.ForPeer(selfIdentity, peerIdentity), benchStart)
 	for port := range uint16(300) {
 		p.Receive(segment(4, port+1, 80, byte(packet.SYN)), &i, benchStart)
 	}
