@@ -175,6 +175,12 @@ func (p *Policy) SetDocument(doc *policy.Document, epoch ruleset.Epoch) ([]ident
 		rules[key] = b.build(r, key)
 		added = append(added, rules[key])
 	}
+	if b.collision != nil {
+		for _, s := range b.created {
+			p.index.drop(s)
+		}
+		return nil, b.collision
+	}
 	var removed []*compiledRule
 	for _, key := range p.keys {
 		if rules[key] == nil {
@@ -244,7 +250,10 @@ func (s peerSet) equal(t peerSet, self int32) bool {
 	for i := range s.common {
 		x, y := s.common[i], t.common[i]
 		if s.own != nil {
-			x, y = x|s.own[i], y|t.own[i]
+			x |= s.own[i]
+		}
+		if t.own != nil {
+			y |= t.own[i]
 		}
 		if int(self>>6) == i {
 			x, y = x&^(1<<(self&63)), y&^(1<<(self&63))
@@ -279,12 +288,7 @@ func (p *Policy) peersOf(devices bitmap) []peerSet {
 			common = p.commonPeers(subjects)
 			shared[string(key)] = common
 		}
-		set := peerSet{common: common}
-		if p.slots[at].identity.Owner != 0 {
-			set.own = newBitmap(len(p.slots))
-			p.ownPeers(at, subjects, set.own)
-		}
-		out = append(out, set)
+		out = append(out, peerSet{common, p.ownPeers(at, subjects)})
 	})
 	return out
 }

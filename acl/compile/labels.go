@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -25,25 +26,29 @@ func grantedLabel(resource string) string {
 // the same for two users.
 func ownerLabel(user ident.UserID) string { return "owner:" + strconv.FormatUint(uint64(user), 10) }
 
+// ErrCollision is wrapped by the error for a policy or directory in which two
+// names share a label (ident.LabelKey.Label). Another key helps.
+var ErrCollision = errors.New("compile: two names share a label")
+
 // labelTable makes labels and finds collisions.
 type labelTable struct {
-	key    ident.LabelKey
+	number func(name string) ident.Label
 	byName map[string]ident.Label
 	names  map[ident.Label]string
 }
 
-func newLabelTable(key ident.LabelKey) *labelTable {
-	return &labelTable{key, map[string]ident.Label{}, map[ident.Label]string{}}
+func newLabelTable(number func(string) ident.Label) *labelTable {
+	return &labelTable{number, map[string]ident.Label{}, map[ident.Label]string{}}
 }
 
-// label returns the name's label, or zero where another name has it already.
-// Nobody holds label zero, so that a rule of a name that collides matches
-// nothing.
+// label returns the name's label, or zero where another name has it already. A
+// rule must not be made of that: an accept would match nothing, but so would a
+// deny, and that widens access.
 func (t *labelTable) label(name string) ident.Label {
 	if l, ok := t.byName[name]; ok {
 		return l
 	}
-	l := t.key.Label(name)
+	l := t.number(name)
 	if _, taken := t.names[l]; taken {
 		l = 0
 	} else {

@@ -29,6 +29,7 @@ type Policy struct {
 	byOwner map[ident.UserID]*members
 
 	index *subjectIndex
+	visit uint64                   // counts walks over subjects, to see each once
 	rules map[string]*compiledRule // by key and, for repeats, number
 	keys  []string                 // in the order of the document
 }
@@ -43,6 +44,9 @@ type slot struct {
 	node     Node
 	identity ident.Identity
 	names    []string // of the labels
+	// collides says that two names share a label, so that rules could take the
+	// device for what it is not.
+	collides bool
 	// epoch is the policy's when the device's rules last changed.
 	epoch ruleset.Epoch
 }
@@ -53,8 +57,13 @@ var ErrUnknownNode = errors.New("compile: no such device")
 
 // Compile makes a policy. A nil document denies everything. The error is a
 // policy.ErrorList for what the document may not say in this directory, or
-// wraps ErrDirectory. The document is kept and must not be written to.
+// wraps ErrDirectory or ErrCollision. The document is kept and must not be
+// written to.
 func Compile(doc *policy.Document, dir Directory, key ident.LabelKey, epoch ruleset.Epoch) (*Policy, error) {
+	return compileWith(doc, dir, newLabelTable(key.Label), epoch)
+}
+
+func compileWith(doc *policy.Document, dir Directory, table *labelTable, epoch ruleset.Epoch) (*Policy, error) {
 	if doc == nil {
 		doc = &policy.Document{}
 	}
@@ -65,7 +74,7 @@ func Compile(doc *policy.Document, dir Directory, key ident.LabelKey, epoch rule
 		return nil, err
 	}
 	p := &Policy{
-		doc: doc, epoch: epoch, table: newLabelTable(key), users: map[ident.UserID]*userState{}, order: slices.Clone(dir.Users),
+		doc: doc, epoch: epoch, table: table, users: map[ident.UserID]*userState{}, order: slices.Clone(dir.Users),
 		groups: groupIndex(doc), byID: make(map[ident.NodeID]int32, len(dir.Nodes)), byOwner: map[ident.UserID]*members{},
 		index: newSubjectIndex(), rules: map[string]*compiledRule{},
 	}
@@ -79,10 +88,17 @@ func Compile(doc *policy.Document, dir Directory, key ident.LabelKey, epoch rule
 		p.rules[key] = b.build(&doc.Rules[i], key)
 		attach(p.rules[key])
 	}
+	if b.collision != nil {
+		return nil, b.collision
+	}
 	nodes := slices.Clone(dir.Nodes)
 	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
 	for _, n := range nodes {
-		p.insert(p.describe(n.clone()))
+		s := p.describe(n.clone())
+		if s.collides {
+			return nil, fmt.Errorf("%w: one is of the device %q", ErrCollision, n.Name)
+		}
+		p.insert(s)
 	}
 	return p, nil
 }
@@ -138,6 +154,7 @@ func (p *Policy) describe(n Node) *slot {
 	labels := make([]ident.Label, len(s.names))
 	for i, name := range s.names {
 		labels[i] = p.table.label(name)
+		s.collides = s.collides || labels[i] == 0
 	}
 	s.identity = ident.Identity{
 		Node: n.ID, Labels: ident.NewLabelSet(labels...), Addresses: n.Addresses, Routes: n.Routes,
@@ -183,19 +200,18 @@ func (p *Policy) leave(at int32) {
 }
 
 // Labels returns the labels that the device's certificate must carry; the
-// empty set where there is no such device.
+// empty set where Identity has none.
 func (p *Policy) Labels(id ident.NodeID) ident.LabelSet {
-	if at, ok := p.byID[id]; ok {
-		return p.slots[at].identity.Labels
-	}
-	return ident.LabelSet{}
+	identity, _ := p.Identity(id)
+	return identity.Labels
 }
 
 // Identity returns what rules know of the device, as its certificate must say
-// it, and whether there is such a device.
+// it. The second result is false where there is no such device, or where a
+// label of it collides (ErrCollision): it must have no certificate then.
 func (p *Policy) Identity(id ident.NodeID) (ident.Identity, bool) {
 	at, ok := p.byID[id]
-	if !ok {
+	if !ok || p.slots[at].collides {
 		return ident.Identity{}, false
 	}
 	return p.slots[at].identity, true
@@ -216,13 +232,13 @@ func (p *Policy) Epoch() ruleset.Epoch { return p.epoch }
 // Document returns the present document, which must not be written to.
 func (p *Policy) Document() *policy.Document { return p.doc }
 
-// RuleSet returns the rules that the device must get, nil where there is no
-// such device. Its epoch is that of the document with which these rules last
+// RuleSet returns the rules that the device must get, nil where Identity has
+// none. Its epoch is that of the document with which these rules last
 // changed, so that a device whose rules stay the same is left alone. The order
 // depends on the rules alone and not on the history.
 func (p *Policy) RuleSet(id ident.NodeID) *ruleset.RuleSet {
 	at, ok := p.byID[id]
-	if !ok {
+	if !ok || p.slots[at].collides {
 		return nil
 	}
 	s := p.slots[at]
@@ -281,7 +297,9 @@ func (p *Policy) Peers(id ident.NodeID) []ident.NodeID {
 // peers returns the slots that a device of the subjects is linked with.
 func (p *Policy) peers(at int32, subjects []*subject) bitmap {
 	b := p.commonPeers(subjects)
-	p.ownPeers(at, subjects, b)
+	for i, word := range p.ownPeers(at, subjects) {
+		b[i] |= word
+	}
 	b.clear(at)
 	return b
 }
@@ -290,15 +308,15 @@ func (p *Policy) peers(at int32, subjects []*subject) bitmap {
 // with, whoever their users are.
 func (p *Policy) commonPeers(subjects []*subject) bitmap {
 	b := newBitmap(len(p.slots))
-	seen := make(map[*subject]bool)
+	p.visit++
 	for _, s := range subjects {
 		for _, side := range s.links {
 			if side.link.self {
 				continue
 			}
 			for _, other := range side.others() {
-				if !seen[other] {
-					seen[other] = true
+				if other.visited != p.visit {
+					other.visited = p.visit
 					other.members.orInto(b)
 				}
 			}
@@ -307,16 +325,21 @@ func (p *Policy) commonPeers(subjects []*subject) bitmap {
 	return b
 }
 
-// ownPeers adds the devices of the same user that autogroup:self links.
-func (p *Policy) ownPeers(at int32, subjects []*subject, b bitmap) {
+// ownPeers returns the devices of the same user that autogroup:self links, nil
+// for none.
+func (p *Policy) ownPeers(at int32, subjects []*subject) bitmap {
 	owner := p.slots[at].identity.Owner
 	if owner == 0 {
-		return
+		return nil
 	}
+	var b bitmap
 	for _, s := range subjects {
 		for _, side := range s.links {
 			if !side.link.self {
 				continue
+			}
+			if b == nil {
+				b = newBitmap(len(p.slots))
 			}
 			for _, other := range side.others() {
 				p.byOwner[owner].each(func(peer int32) {
@@ -327,6 +350,7 @@ func (p *Policy) ownPeers(at int32, subjects []*subject, b bitmap) {
 			}
 		}
 	}
+	return b
 }
 
 func (p *Policy) ids(b bitmap) []ident.NodeID {

@@ -154,7 +154,8 @@ type subject struct {
 	set     ident.LabelSet
 	void    bool // asks for a label that collides, so picks nothing
 	members members
-	refs    int // uses by rules
+	refs    int    // uses by rules
+	visited uint64 // the last walk that saw it
 	// in and out are the rules that devices of the subject get, links the
 	// sides of the links that they have.
 	in, out []*template

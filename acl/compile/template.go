@@ -106,6 +106,9 @@ type builder struct {
 	// defaults is part of the key of rules that take the default posture.
 	defaults string
 	created  []*subject
+	// collision wraps ErrCollision where a rule names a label that another name
+	// has.
+	collision error
 }
 
 func newBuilder(doc *policy.Document, table *labelTable, index *subjectIndex) *builder {
@@ -152,8 +155,9 @@ func (b *builder) subject(c *compiledRule, p pattern) *subject {
 		s = &subject{pattern: p, key: key}
 		labels := make([]ident.Label, len(p.labels))
 		for i, name := range p.labels {
-			labels[i] = b.table.label(name)
-			s.void = s.void || labels[i] == 0
+			if labels[i] = b.table.label(name); labels[i] == 0 {
+				b.collision = fmt.Errorf("%w: one is %q of rule %s", ErrCollision, name, c.rule.ID)
+			}
 		}
 		s.set = ident.NewLabelSet(labels...)
 		b.index.insert(s)
