@@ -132,6 +132,37 @@ func TestKeysChange(t *testing.T) {
 	}
 }
 
+// TestRecordOverTheLimitIsRefusedByItsLength announces more than a stranger may
+// send, and sends none of it: nothing is held for it (F21).
+func TestRecordOverTheLimitIsRefusedByItsLength(t *testing.T) {
+	for _, size := range []uint16{smallRecord + 1, 0xffff} {
+		n := newNetwork(t)
+		a, b := net.Pipe()
+		client, server := shake(t, a, b, n.client(), n.server())
+		if client.err != nil || server.err != nil {
+			t.Fatal(client.err, server.err)
+		}
+		received := make(chan error, 1)
+		go func() {
+			_, err := server.conn.Receive()
+			received <- err
+		}()
+		if _, err := a.Write(binary.BigEndian.AppendUint16(nil, size)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-received:
+			if !errors.Is(err, ErrTooLarge) {
+				t.Errorf("%d bytes announced: %v", size, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("the coordinator waits for the %d bytes that were announced", size)
+		}
+		client.conn.Close()
+		server.conn.Close()
+	}
+}
+
 func TestNonceCeilingIsAnError(t *testing.T) {
 	node, _ := connected(t, newNetwork(t))
 	node.out.state.SetNonce(noise.MaxNonce + 1)

@@ -81,8 +81,17 @@ func (c *cipher) next() {
 }
 
 // records holds buffers of one record with its head: an idle connection has
-// none.
-var records = sync.Pool{New: func() any { return new([headSize + maxRecord]byte) }}
+// none. small holds those that are enough while the receive limit is
+// UnregisteredLimit, so that a stranger who sends half a record does not hold
+// 64 KiB.
+var (
+	records = sync.Pool{New: func() any { return new([headSize + maxRecord]byte) }}
+	small   = sync.Pool{New: func() any { return new([smallRecord]byte) }}
+)
+
+// smallRecord is the longest ciphertext in bytes of a record that a Server
+// takes from a node that it does not know.
+const smallRecord = lengthSize + UnregisteredLimit + tagSize
 
 // Peer returns the machine key that the node proved to hold; the zero key on
 // the node's own side.
@@ -150,14 +159,20 @@ func (c *Conn) Send(message []byte) error {
 // where the other side closed between two messages, an error that wraps
 // ErrTooLarge or ErrCorrupt, or the error of the stream.
 func (c *Conn) Receive() ([]byte, error) {
-	c.limitMu.Lock()
-	limit := c.receiveLimit
-	c.limitMu.Unlock()
-	part, err := c.receiveRecord(nil)
+	size, err := c.receiveHead()
 	if err != nil {
 		if errors.Is(err, io.EOF) {
 			return nil, io.EOF
 		}
+		return nil, err
+	}
+	// The limit is that of the moment when the message begins: it may have
+	// been raised since the call.
+	c.limitMu.Lock()
+	limit := c.receiveLimit
+	c.limitMu.Unlock()
+	part, err := c.receiveRecord(nil, size, lengthSize+limit)
+	if err != nil {
 		return nil, err
 	}
 	if len(part) < lengthSize {
@@ -170,7 +185,10 @@ func (c *Conn) Receive() ([]byte, error) {
 	message := part[lengthSize:]
 	for uint64(len(message)) < length {
 		before := len(message)
-		if message, err = c.receiveRecord(message); err != nil {
+		if size, err = c.receiveHead(); err == nil {
+			message, err = c.receiveRecord(message, size, int(length)-before)
+		}
+		if err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -186,21 +204,39 @@ func (c *Conn) Receive() ([]byte, error) {
 	return message, nil
 }
 
-// receiveRecord appends the plaintext of one record to dst.
-func (c *Conn) receiveRecord(dst []byte) ([]byte, error) {
+// receiveHead returns the length of the next record's ciphertext.
+func (c *Conn) receiveHead() (int, error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(c.stream, head[:]); err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, io.EOF
+			return 0, io.EOF
 		}
-		return nil, fmt.Errorf("channel: receiving: %w", err)
+		return 0, fmt.Errorf("channel: receiving: %w", err)
 	}
 	size := int(binary.BigEndian.Uint16(head[:]))
 	if size <= tagSize {
-		return nil, fmt.Errorf("%w: %d bytes", ErrCorrupt, size)
+		return 0, fmt.Errorf("%w: %d bytes", ErrCorrupt, size)
 	}
-	buffer := records.Get().(*[headSize + maxRecord]byte)
-	defer records.Put(buffer)
+	return size, nil
+}
+
+// receiveRecord appends the plaintext of one record, whose ciphertext has size
+// bytes, to dst. One that holds more than most bytes is refused before anything
+// is held for it.
+func (c *Conn) receiveRecord(dst []byte, size, most int) ([]byte, error) {
+	if size > most+tagSize {
+		return nil, fmt.Errorf("%w: a record of %d bytes where at most %d are allowed", ErrTooLarge, size, most+tagSize)
+	}
+	var buffer []byte
+	if size <= smallRecord {
+		held := small.Get().(*[smallRecord]byte)
+		defer small.Put(held)
+		buffer = held[:]
+	} else {
+		held := records.Get().(*[headSize + maxRecord]byte)
+		defer records.Put(held)
+		buffer = held[:]
+	}
 	if _, err := io.ReadFull(c.stream, buffer[:size]); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
