@@ -93,6 +93,8 @@ type Agent struct {
 
 	// view is the loop's, for those who need it without waiting.
 	view atomic.Pointer[control.View]
+	// desired is the data plane's last configuration, nil for none.
+	desired atomic.Pointer[config.Config]
 
 	startFacts []health.Fact // put before Run; of the loop after that
 

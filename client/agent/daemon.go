@@ -272,7 +272,7 @@ func (d *Daemon) reachable(addr netip.Addr) bool {
 	if find(v, addr.String()) != nil {
 		return true
 	}
-	return slices.ContainsFunc(v.Peers, routes(addr))
+	return d.agent.routed(addr)
 }
 
 // resolver answers the proxies.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -152,6 +153,7 @@ func (l *loop) startMachine() {
 	l.stopMachine()
 	l.machine = m
 	m.HandleEndpoints(l.endpoints, l.cfg.Now())
+	l.offer()
 }
 
 // stopMachine forgets the machine and its connection.
@@ -255,9 +257,17 @@ func (l *loop) save(err error) {
 // apply gives the data plane what follows from view and preferences.
 func (l *loop) apply() {
 	l.Agent.view.Store(l.view)
-	desired, ignored := reconcile.Desired(l.view, l.keys.Node, l.preferences.LoginServer,
-		reconcile.Preferences{WantRunning: l.preferences.WantRunning, ShieldsUp: l.preferences.ShieldsUp}, l.cfg.Now())
-	l.facts.Replace(health.SettingIgnored, ignored)
+	l.findExitNode()
+	p := l.preferences
+	desired, facts := reconcile.Desired(l.view, l.keys.Node, p.LoginServer, reconcile.Preferences{
+		WantRunning: p.WantRunning, ShieldsUp: p.ShieldsUp,
+		AdvertiseRoutes: p.AdvertiseRoutes, AdvertiseExitNode: p.AdvertiseExitNode, AcceptRoutes: p.AcceptRoutes,
+		ExitNode: p.ExitNode, ExitNodeID: p.ExitNodeID, ExitNodeAllowLAN: p.ExitNodeAllowLAN,
+	}, l.cfg.Now())
+	for _, code := range reconcile.Codes {
+		l.facts.Replace(code, slices.DeleteFunc(slices.Clone(facts), func(f health.Fact) bool { return f.Code != code }))
+	}
+	l.Agent.desired.Store(desired)
 	if desired == nil && !l.applied {
 		return
 	}

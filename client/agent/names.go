@@ -12,6 +12,7 @@ import (
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/engine"
 )
 
@@ -67,11 +68,20 @@ func (a *Agent) Resolve(ctx context.Context, target string) ([]netip.Addr, error
 		return p.Member.Identity().Addresses, nil
 	}
 	if addr, err := netip.ParseAddr(target); err == nil {
-		if slices.ContainsFunc(v.Peers, routes(addr.Unmap())) {
+		if a.routed(addr.Unmap()) {
 			return []netip.Addr{addr.Unmap()}, nil
 		}
 	}
 	return nil, localapi.Errorf(localapi.CodeNotFound, "%q is no device that this one may see; `warren status` lists them", target)
+}
+
+// routed reports whether this device sends packets for addr to a peer that
+// routes it.
+func (a *Agent) routed(addr netip.Addr) bool {
+	c := a.desired.Load()
+	return c != nil && slices.ContainsFunc(c.Peers, func(p config.Peer) bool {
+		return slices.ContainsFunc(p.Routes, func(r netip.Prefix) bool { return r.Contains(addr) })
+	})
 }
 
 // routes returns whether a peer has an approved route to addr.

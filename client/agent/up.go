@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/warren-overlay/warren/acl/authority"
@@ -58,6 +60,7 @@ func (l *loop) up(r localapi.UpRequest, key *wire.JoinKey) error {
 	if l.machine == nil || before.Network != wanted.Network || before.LoginServer != wanted.LoginServer {
 		l.startMachine()
 	}
+	l.offer()
 	if key != nil && !l.member() {
 		l.machine.HandleLogin(control.Registration{AuthKey: key.Credential(), Hostname: wanted.Hostname}, l.cfg.Now())
 	} else {
@@ -107,15 +110,41 @@ func (l *loop) settings(p *statefile.Preferences, r localapi.UpRequest) error {
 	if p.Hostname == "" {
 		p.Hostname = l.cfg.Hostname
 	}
+	mentioned := r.Hostname != nil || r.ShieldsUp != nil || r.Routing != localapi.Routing{}
 	switch {
-	case r.ShieldsUp != nil:
-		p.ShieldsUp = *r.ShieldsUp
 	case r.Reset:
 		p.ShieldsUp = false
-	case p.ShieldsUp && r.Hostname != nil:
-		return localapi.Errorf(localapi.CodeConflict, "this would leave --shields-up unmentioned, which is on. Say what you want: add --shields-up or --shields-up=false, or --reset to put all settings back to their defaults")
+		resetRouting(p)
+	case mentioned:
+		if missing := unmentioned(p, r); missing != "" {
+			return localapi.Errorf(localapi.CodeConflict, "this would leave %s unmentioned, which is not at its default. Mention it too, or use `warren set` to change one setting, or --reset to put all settings back to their defaults", missing)
+		}
 	}
-	return nil
+	if r.ShieldsUp != nil {
+		p.ShieldsUp = *r.ShieldsUp
+	}
+	return l.routing(p, r.Routing)
+}
+
+// unmentioned returns the first flag that r does not mention and whose setting
+// is not at its default, "" for none.
+func unmentioned(p *statefile.Preferences, r localapi.UpRequest) string {
+	for _, s := range []struct {
+		set, mentioned bool
+		flag           string
+	}{
+		{p.ShieldsUp, r.ShieldsUp != nil, "--shields-up"},
+		{len(p.AdvertiseRoutes) > 0, r.AdvertiseRoutes != nil, "--advertise-routes"},
+		{p.AdvertiseExitNode, r.AdvertiseExitNode != nil, "--advertise-exit-node"},
+		{p.AcceptRoutes, r.AcceptRoutes != nil, "--accept-routes"},
+		{p.ExitNode != "", r.ExitNode != nil, "--exit-node"},
+		{p.ExitNodeAllowLAN, r.ExitNodeAllowLAN != nil, "--exit-node-allow-lan-access"},
+	} {
+		if s.set && !s.mentioned {
+			return s.flag
+		}
+	}
+	return ""
 }
 
 // member reports whether the device is a member, as far as it knows.
@@ -217,11 +246,16 @@ func (a *Agent) ChangePreferences(ctx context.Context, c localapi.PreferencesCha
 		if c.ShieldsUp != nil {
 			wanted.ShieldsUp = *c.ShieldsUp
 		}
-		if wanted != l.preferences {
+		if err := l.routing(&wanted, c.Routing); err != nil {
+			return outcome{err: err}
+		}
+		if !wanted.Equal(&l.preferences) {
 			if err := l.cfg.State.SavePreferences(wanted); err != nil {
 				return outcome{err: err}
 			}
 			l.preferences = wanted
+			l.offer()
+			l.drain()
 			l.apply()
 			l.bump()
 		}
@@ -234,6 +268,8 @@ func (a *Agent) ChangePreferences(ctx context.Context, c localapi.PreferencesCha
 	return localapi.Preferences{
 		LoginServer: p.LoginServer, Network: fingerprintText(p.Network), Hostname: p.Hostname,
 		ShieldsUp: p.ShieldsUp, WantRunning: p.WantRunning,
+		AdvertiseRoutes: slices.Concat([]netip.Prefix{}, p.AdvertiseRoutes), AdvertiseExitNode: p.AdvertiseExitNode,
+		AcceptRoutes: p.AcceptRoutes, ExitNode: p.ExitNode, ExitNodeAllowLAN: p.ExitNodeAllowLAN,
 	}, err
 }
 

@@ -52,6 +52,13 @@ const (
 	DataPlane Code = "data-plane"
 	// SettingIgnored: a setting that the coordinator sent makes no sense.
 	SettingIgnored Code = "setting-ignored"
+	// RouteNotApproved: a route that this device offers has no approval yet.
+	RouteNotApproved Code = "route-not-approved"
+	// RouteIgnored: a route that another device offers is not used.
+	RouteIgnored Code = "route-ignored"
+	// ExitNodeUnavailable: the chosen exit node cannot be used, so nothing
+	// leaves through it, nor around it.
+	ExitNodeUnavailable Code = "exit-node-unavailable"
 	// ListenerUnavailable: an address to listen on is taken.
 	ListenerUnavailable Code = "listener-unavailable"
 )

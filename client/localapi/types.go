@@ -110,8 +110,24 @@ type UpRequest struct {
 	AuthKey   string  `json:"auth_key,omitempty"`
 	Hostname  *string `json:"hostname,omitempty"`
 	ShieldsUp *bool   `json:"shields_up,omitempty"`
+	Routing
 	// Reset puts settings that were not mentioned back to their defaults.
 	Reset bool `json:"reset,omitempty"`
+}
+
+// Routing are settings about what is routed; nil stands for what was not
+// mentioned.
+type Routing struct {
+	// AdvertiseRoutes are the subnets to offer, AdvertiseExitNode offers
+	// everything.
+	AdvertiseRoutes   *[]netip.Prefix `json:"advertise_routes,omitempty"`
+	AdvertiseExitNode *bool           `json:"advertise_exit_node,omitempty"`
+	// AcceptRoutes uses the subnets that other devices route.
+	AcceptRoutes *bool `json:"accept_routes,omitempty"`
+	// ExitNode is a device's name, id or address; empty for none.
+	ExitNode *string `json:"exit_node,omitempty"`
+	// ExitNodeAllowLAN leaves the local networks out.
+	ExitNodeAllowLAN *bool `json:"exit_node_allow_lan,omitempty"`
 }
 
 // String returns the request without its key.
@@ -159,11 +175,18 @@ type Preferences struct {
 	Hostname    string `json:"hostname,omitempty"`
 	ShieldsUp   bool   `json:"shields_up"`
 	WantRunning bool   `json:"want_running"`
+	// AdvertiseRoutes and what follows are as in Routing.
+	AdvertiseRoutes   []netip.Prefix `json:"advertise_routes"`
+	AdvertiseExitNode bool           `json:"advertise_exit_node"`
+	AcceptRoutes      bool           `json:"accept_routes"`
+	ExitNode          string         `json:"exit_node,omitempty"`
+	ExitNodeAllowLAN  bool           `json:"exit_node_allow_lan"`
 }
 
 // PreferencesChange changes preferences; nil leaves one as it is.
 type PreferencesChange struct {
 	ShieldsUp *bool `json:"shields_up,omitempty"`
+	Routing
 }
 
 // Code is the closed set of the API's errors. Codes are never renamed.

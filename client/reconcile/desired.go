@@ -3,6 +3,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -19,6 +20,23 @@ type Preferences struct {
 	// WantRunning is whether the node is to be connected at all.
 	WantRunning bool
 	ShieldsUp   bool
+	// AdvertiseRoutes and AdvertiseExitNode are what this device offers to
+	// route. Only what its certificate holds is served.
+	AdvertiseRoutes   []netip.Prefix
+	AdvertiseExitNode bool
+	// AcceptRoutes uses the subnets that other devices route.
+	AcceptRoutes bool
+	// ExitNode is what the user called the exit node, empty for none, and
+	// ExitNodeID the device, zero where it was not found.
+	ExitNode   string
+	ExitNodeID ident.NodeID
+	// ExitNodeAllowLAN keeps the local networks out of the exit node.
+	ExitNodeAllowLAN bool
+}
+
+// Codes are those of the facts that Desired returns.
+var Codes = []health.Code{
+	health.SettingIgnored, health.RouteNotApproved, health.RouteIgnored, health.ExitNodeUnavailable,
 }
 
 // Desired returns what the engine is to do for the view, nil for nothing: where
@@ -32,12 +50,13 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 	}
 	c := &config.Config{
 		PrivateKey: key, Self: view.Self, Rules: view.Rules, RelayToken: view.RelayToken,
-		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)),
+		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)), Overlay: view.Overlay,
 	}
 	for _, p := range view.Peers {
 		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints})
 	}
-	var facts []health.Fact
+	facts := routes(c, view, preferences, now)
+	underlay(c, login)
 	ignore := func(what, value string, err error) {
 		facts = append(facts, health.Fact{
 			Code: health.SettingIgnored, Severity: health.Warning, Subject: what + " " + value, Since: now,
@@ -51,6 +70,7 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 			continue
 		}
 		c.Relays = append(c.Relays, config.Relay{Name: r.Name, URL: complete})
+		underlay(c, complete)
 	}
 	for _, s := range view.Settings.STUN {
 		complete, err := STUNServer(login, s)

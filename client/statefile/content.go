@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
+	"slices"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
@@ -38,11 +40,34 @@ type Preferences struct {
 	Network     ident.Fingerprint `json:"network,omitzero"`
 	Hostname    string            `json:"hostname,omitempty"`
 	ShieldsUp   bool              `json:"shields_up,omitempty"`
+	// AdvertiseRoutes are the subnets that the node offers to route, in
+	// ascending order; AdvertiseExitNode offers everything.
+	AdvertiseRoutes   []netip.Prefix `json:"advertise_routes,omitempty"`
+	AdvertiseExitNode bool           `json:"advertise_exit_node,omitempty"`
+	// AcceptRoutes uses the subnets that other devices route.
+	AcceptRoutes bool `json:"accept_routes,omitempty"`
+	// ExitNode is what the user called the device through which everything
+	// goes that goes nowhere else, empty for none. ExitNodeID is that device
+	// once it was found, so that a name that goes to another device later does
+	// not take the traffic with it.
+	ExitNode   string       `json:"exit_node,omitempty"`
+	ExitNodeID ident.NodeID `json:"exit_node_id,omitempty"`
+	// ExitNodeAllowLAN leaves the local networks out.
+	ExitNodeAllowLAN bool `json:"exit_node_allow_lan,omitempty"`
 	// WantRunning is whether the node is to be connected.
 	WantRunning bool `json:"want_running"`
 	// Port is the UDP port that the node last had. It is asked for again, so
 	// that peers find the node where it was, also without the coordinator.
 	Port uint16 `json:"port,omitempty"`
+}
+
+// Equal reports whether both ask for the same.
+func (p *Preferences) Equal(q *Preferences) bool {
+	return p.LoginServer == q.LoginServer && p.Network == q.Network && p.Hostname == q.Hostname &&
+		p.ShieldsUp == q.ShieldsUp && slices.Equal(p.AdvertiseRoutes, q.AdvertiseRoutes) &&
+		p.AdvertiseExitNode == q.AdvertiseExitNode && p.AcceptRoutes == q.AcceptRoutes &&
+		p.ExitNode == q.ExitNode && p.ExitNodeID == q.ExitNodeID && p.ExitNodeAllowLAN == q.ExitNodeAllowLAN &&
+		p.WantRunning == q.WantRunning && p.Port == q.Port
 }
 
 // storedKeys is the file of Keys.

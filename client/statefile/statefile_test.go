@@ -55,7 +55,7 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil || !ok || gotKeys.Machine.Public() != keys.Machine.Public() || gotKeys.Node.Public() != keys.Node.Public() {
 		t.Errorf("keys: %v, %v", ok, err)
 	}
-	if got, err := d.LoadPreferences(); err != nil || got != preferences {
+	if got, err := d.LoadPreferences(); err != nil || !got.Equal(&preferences) {
 		t.Errorf("preferences %+v, %v", got, err)
 	}
 	if got, err := d.LoadMembership(); err != nil || !reflect.DeepEqual(got, saved) {
@@ -177,7 +177,7 @@ func TestCrash(t *testing.T) {
 	must(t, d.Close())
 	must(t, os.WriteFile(filepath.Join(path, "preferences.json.new"), []byte(`{"version":1,"pref`), 0o600))
 	d = open(t, path)
-	if got, err := d.LoadPreferences(); err != nil || got != want {
+	if got, err := d.LoadPreferences(); err != nil || !got.Equal(&want) {
 		t.Errorf("preferences %+v, %v", got, err)
 	}
 	if _, err := os.Stat(filepath.Join(path, "preferences.json.new")); !os.IsNotExist(err) {

@@ -24,6 +24,7 @@ func (m *Main) upCommand() *cobra.Command {
 		authKey   string
 		hostname  string
 		shieldsUp bool
+		routing   routingFlags
 		timeout   time.Duration
 		asJSON    bool
 	)
@@ -56,6 +57,9 @@ defaults.`,
 			if cmd.Flags().Changed("shields-up") {
 				r.ShieldsUp = &shieldsUp
 			}
+			if r.Routing, err = routing.changed(cmd); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			if err := m.client().Up(ctx, r); err != nil {
@@ -78,6 +82,7 @@ defaults.`,
 	f.StringVar(&authKey, "auth-key", "", "key to join with, or file:PATH of one; also "+authKeyVariable)
 	f.StringVar(&hostname, "hostname", "", "name to join under; the machine's own where it is not given")
 	f.BoolVar(&shieldsUp, "shields-up", false, "refuse all connections that peers open, whatever the rules")
+	routing.add(cmd)
 	f.BoolVar(&r.Reset, "reset", false, "put settings that are not mentioned back to their defaults")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait until connected")
 	f.BoolVar(&asJSON, "json", false, "print this device as JSON")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -30,13 +31,39 @@ type Config struct {
 	STUN []string
 	// ShieldsUp refuses every flow that a peer opens, whatever the rules.
 	ShieldsUp bool
+	// Overlay are the network's own ranges: no route leads into them.
+	Overlay []netip.Prefix
+	// Underlay lists the coordinator and the relays as host:port. What goes
+	// there never goes through the tunnel.
+	Underlay []string
+	// Forward are the routes of Self that this device serves: packets of peers
+	// that the rules admit go on to there.
+	Forward []netip.Prefix
+	// Exit says what becomes of packets that no route is for.
+	Exit Exit
 }
+
+// Exit says where packets go that no route is for.
+type Exit uint8
+
+const (
+	// ExitDirect: where the machine sends them by itself.
+	ExitDirect Exit = iota
+	// ExitTunnel: into the tunnel, those to the local networks too. Where no
+	// peer takes them they are dropped: they never go out directly.
+	ExitTunnel
+	// ExitTunnelButLAN: into the tunnel, except to the local networks.
+	ExitTunnelButLAN
+)
 
 // Peer is a member and where it may be reached. The endpoints are hearsay: they
 // are probed before a packet of the tunnel goes there.
 type Peer struct {
 	Member    *authority.Peer
 	Endpoints []netip.AddrPort
+	// Routes are those of the member's approved routes that this device uses.
+	// Where several peers have one, the engine uses the one that answers.
+	Routes []netip.Prefix
 }
 
 // Relay is a relay's name and its ws or wss URL.
@@ -46,7 +73,7 @@ type Relay struct{ Name, URL string }
 var ErrInvalid = errors.New("config: invalid data-plane configuration")
 
 // Validate reports what cannot be carried out: a missing key, rules made for
-// another device, or two members that claim one key or address. The error wraps
+// another device, a route that a certificate does not have, or two members that claim one key or address. The error wraps
 // ErrInvalid.
 func (c *Config) Validate() error {
 	switch {
@@ -56,6 +83,11 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: the private key is not that of the certificate", ErrInvalid)
 	case c.Rules != nil && c.Rules.Node() != c.Self.Node():
 		return fmt.Errorf("%w: rules for %v on %v", ErrInvalid, c.Rules.Node(), c.Self.Node())
+	}
+	for _, r := range c.Forward {
+		if !slices.Contains(c.Self.Identity().Routes, r) {
+			return fmt.Errorf("%w: this device is not approved to route %v", ErrInvalid, r)
+		}
 	}
 	keys := map[ident.NodeKey]string{c.Self.NodeKey(): c.Self.Name()}
 	addresses := make(map[netip.Addr]string)
@@ -70,6 +102,11 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("%w: %s and %s have one key", ErrInvalid, other, p.Member.Name())
 		}
 		keys[p.Member.NodeKey()] = p.Member.Name()
+		for _, r := range p.Routes {
+			if !slices.Contains(p.Member.Identity().Routes, r) {
+				return fmt.Errorf("%w: %s is not approved to route %v", ErrInvalid, p.Member.Name(), r)
+			}
+		}
 		for _, a := range p.Member.Identity().Addresses {
 			if other, taken := addresses[a]; taken {
 				return fmt.Errorf("%w: %s and %s both claim %v", ErrInvalid, other, p.Member.Name(), a)
