@@ -86,8 +86,8 @@ func decodeCertificate(b []byte) (*Certificate, error) {
 		labels = append(labels, ident.Label(r.Uint()))
 	}
 	c.Labels = ident.NewLabelSet(labels...)
-	if !slices.Equal(labels, c.Labels.Slice()) {
-		r.Fail("labels not in ascending order")
+	if !slices.Equal(labels, c.Labels.Slice()) || len(labels) > 0 && labels[0] == 0 {
+		r.Fail("labels not in ascending order, or one that is none")
 	}
 	for range r.Array(maxAddresses) {
 		c.Addresses = append(c.Addresses, readAddr(r))
@@ -132,6 +132,8 @@ func (c *Certificate) check(g *Genesis) error {
 		return fmt.Errorf("%w: %d addresses", ErrOutOfBounds, len(c.Addresses))
 	case c.Labels.Len() > maxLabels || len(c.Routes) > maxRoutes:
 		return fmt.Errorf("%w: more than %d labels or %d routes", ErrOutOfBounds, maxLabels, maxRoutes)
+	case c.Labels.Len() > 0 && c.Labels.Slice()[0] == 0:
+		return fmt.Errorf("%w: the label zero, which is none", ErrMalformed)
 	case !c.NotBefore.Before(c.NotAfter) || c.NotAfter.Sub(c.NotBefore) > maxValidity:
 		return fmt.Errorf("%w: valid from %v to %v", ErrOutOfBounds, c.NotBefore, c.NotAfter)
 	}

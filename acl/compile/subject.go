@@ -152,7 +152,6 @@ type subject struct {
 	pattern
 	key     string
 	set     ident.LabelSet
-	void    bool // asks for a label that collides, so picks nothing
 	members members
 	refs    int    // uses by rules
 	visited uint64 // the last walk that saw it
@@ -169,7 +168,7 @@ func (s *subject) selector() ruleset.Selector {
 // picks reports whether the device has the labels and an address, of its own
 // or behind it, where the pattern says.
 func (s *subject) picks(n *slot) bool {
-	if s.void || !n.identity.Labels.HasAll(s.set) {
+	if !n.identity.Labels.HasAll(s.set) {
 		return false
 	}
 	return len(s.prefixes) == 0 || n.reaches(s.prefixes)
@@ -224,7 +223,6 @@ func family(a netip.Addr) int {
 func (x *subjectIndex) insert(s *subject) {
 	x.all[s.key] = s
 	switch {
-	case s.void:
 	case s.set.Len() > 0:
 		x.byLabel[s.anchor()] = append(x.byLabel[s.anchor()], s)
 	case len(s.prefixes) == 0:
@@ -244,7 +242,6 @@ func (x *subjectIndex) drop(s *subject) {
 	delete(x.all, s.key)
 	is := func(t *subject) bool { return t == s }
 	switch {
-	case s.void:
 	case s.set.Len() > 0:
 		if rest := slices.DeleteFunc(x.byLabel[s.anchor()], is); len(rest) > 0 {
 			x.byLabel[s.anchor()] = rest

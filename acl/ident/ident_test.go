@@ -136,7 +136,7 @@ func TestLabels(t *testing.T) {
 	if a == b || a != key.Label("tag:a") || a == (LabelKey{1}).Label("tag:a") {
 		t.Error("labels are not a function of key and name")
 	}
-	s := NewLabelSet(b, a, 0, a)
+	s := NewLabelSet(b, a, a)
 	if s.Len() != 2 || !s.Has(a) || !s.Has(b) || s.Has(0) {
 		t.Errorf("set %v", s.Slice())
 	}
@@ -145,6 +145,14 @@ func TestLabels(t *testing.T) {
 	}
 	if !s.Equal(NewLabelSet(a, b)) || s.Equal(NewLabelSet(a)) {
 		t.Error("Equal")
+	}
+	// What asks for no label at all is asked of everybody; what asks for the
+	// label zero is true of nobody.
+	zero := NewLabelSet(0)
+	for _, held := range []LabelSet{{}, zero, s, NewLabelSet(0, a)} {
+		if held.HasAll(zero) || held.HasAll(NewLabelSet(a, 0)) || held.Has(0) {
+			t.Errorf("%v has the label zero", held.Slice())
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 // Label stands for one fact about a device that rules can ask for: its user, a
 // group of its user, a role, a tag, a posture. It is a number, not a name, so
 // that a node learns from its rules whom they admit, but not how groups and
-// users that it may not see are called. Zero is no label.
+// users that it may not see are called. Zero is no label: nobody holds it.
 //
 // The number is the keyed hash of the fact's name (LabelKey.Label): the same
 // name is the same number in every certificate and rule of one network, without
@@ -42,22 +42,23 @@ func (k LabelKey) Label(name string) Label {
 // storage.
 type LabelSet struct{ sorted []Label }
 
-// NewLabelSet returns the set of the given labels; zero labels are left out.
-// The argument is not kept.
+// NewLabelSet returns the set of the given labels. The argument is not kept. A
+// zero label is kept, so that a set that asks for one matches nobody: left out,
+// it would match more.
 func NewLabelSet(labels ...Label) LabelSet {
-	s := slices.DeleteFunc(slices.Clone(labels), func(l Label) bool { return l == 0 })
+	s := slices.Clone(labels)
 	slices.Sort(s)
 	return LabelSet{slices.Compact(s)}
 }
 
-// Has reports whether l is in the set.
+// Has reports whether l is in the set and is a label: zero never is.
 func (s LabelSet) Has(l Label) bool {
 	_, ok := slices.BinarySearch(s.sorted, l)
-	return ok
+	return ok && l != 0
 }
 
 // HasAll reports whether every label of t is in s. The empty set is in every
-// set.
+// set, one with a zero label in none, not even in itself.
 func (s LabelSet) HasAll(t LabelSet) bool {
 	if len(t.sorted) > len(s.sorted) {
 		return false
