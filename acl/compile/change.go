@@ -10,8 +10,12 @@ import (
 )
 
 // SetNode adds a device or replaces what is known of it. It returns the
-// devices whose labels, rules or list of peers changed, ascending.
+// devices whose labels, rules or list of peers changed, ascending. A device
+// without an id is left out.
 func (p *Policy) SetNode(n Node) []ident.NodeID {
+	if n.ID == 0 {
+		return nil
+	}
 	changed := p.newChanges()
 	p.setNode(n.clone(), changed)
 	return changed.sorted()

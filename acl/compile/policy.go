@@ -14,7 +14,8 @@ import (
 )
 
 // Policy is a document compiled for a directory. It is not safe for concurrent
-// use.
+// use, not even for reading: the reading methods keep marks in it. What they
+// return may be shared freely.
 type Policy struct {
 	doc    *policy.Document
 	epoch  ruleset.Epoch
