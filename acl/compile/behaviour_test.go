@@ -40,8 +40,15 @@ func TestMayTag(t *testing.T) {
 		tag  ident.Tag
 		want bool
 	}{
-		{2, "tag:db", true}, {1, "tag:db", false}, {1, "tag:web", true}, {2, "tag:web", false}, {2, "tag:any", true},
-		{1, "tag:loop", false}, {1, "tag:none", false}, {1, "tag:undefined", false}, {9, "tag:db", false},
+		{2, "tag:db", true},
+		{1, "tag:db", false},
+		{1, "tag:web", true},
+		{2, "tag:web", false},
+		{2, "tag:any", true},
+		{1, "tag:loop", false},
+		{1, "tag:none", false},
+		{1, "tag:undefined", false},
+		{9, "tag:db", false},
 	} {
 		if got := p.MayTag(c.user, c.tag); got != c.want {
 			t.Errorf("MayTag(%v, %s) = %v", c.user, c.tag, got)
@@ -60,9 +67,16 @@ func TestAutoApproved(t *testing.T) {
 		route string
 		want  bool
 	}{
-		{4, "10.1.0.0/16", true}, {4, "10.0.0.0/8", true}, {4, "0.0.0.0/0", true}, {4, "::/0", true}, {4, "192.168.1.0/24", false},
+		{4, "10.1.0.0/16", true},
+		{4, "10.0.0.0/8", true},
+		{4, "0.0.0.0/0", true},
+		{4, "::/0", true},
+		{4, "192.168.1.0/24", false},
 		{3, "10.1.0.0/16", false}, // an approver of everything approves exit nodes, not every subnet
-		{3, "0.0.0.0/0", true}, {1, "192.168.1.0/24", true}, {5, "192.168.1.0/24", false}, {99, "10.0.0.0/8", false},
+		{3, "0.0.0.0/0", true},
+		{1, "192.168.1.0/24", true},
+		{5, "192.168.1.0/24", false},
+		{99, "10.0.0.0/8", false},
 	} {
 		if got := p.AutoApproved(c.node, netip.MustParsePrefix(c.route)); got != c.want {
 			t.Errorf("AutoApproved(%v, %s) = %v", c.node, c.route, got)

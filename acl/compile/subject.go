@@ -107,6 +107,7 @@ func sourcePattern(s policy.Selector) (pattern, bool) {
 		case "autogroup:self", "autogroup:internet":
 			return pattern{}, false
 		}
+	default: // a set of devices
 	}
 	return devicePattern(s)
 }
@@ -125,6 +126,7 @@ func destinationPattern(s policy.Selector) (pattern, bool) {
 		case "autogroup:self", "autogroup:danger-all":
 			return pattern{}, false
 		}
+	default: // a set of devices
 	}
 	return devicePattern(s)
 }

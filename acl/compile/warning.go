@@ -126,6 +126,7 @@ func (p *Policy) shadowed() []Warning {
 				out = append(out, Warning{r.Pos, "shadowed", fmt.Sprintf("rule %s admits nothing: the deny %s at line %d takes all of it away", r.ID, d.ID, d.Pos.Line)})
 			case partly:
 				out = append(out, Warning{r.Pos, "shadowed", fmt.Sprintf("the deny %s at line %d takes a part of rule %s away", d.ID, d.Pos.Line, r.ID)})
+			case apart:
 			}
 		}
 	}

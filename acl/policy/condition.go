@@ -111,6 +111,7 @@ func (c Condition) Holds(attributes map[string]Value) bool {
 		return c.anyEqual(have)
 	case NotIn, NotEqual:
 		return !c.anyEqual(have)
+	default: // an order
 	}
 	order, comparable := have.compare(c.Values[0])
 	if !comparable {

@@ -104,8 +104,12 @@ func TestIPSets(t *testing.T) {
 
 func TestRangePrefixesCoverTheRange(t *testing.T) {
 	for _, c := range [][2]string{
-		{"0.0.0.0", "255.255.255.255"}, {"10.0.0.1", "10.0.0.1"}, {"10.0.0.1", "10.0.1.254"}, {"255.255.255.254", "255.255.255.255"},
-		{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}, {"fd00::1", "fd00::1:0"},
+		{"0.0.0.0", "255.255.255.255"},
+		{"10.0.0.1", "10.0.0.1"},
+		{"10.0.0.1", "10.0.1.254"},
+		{"255.255.255.254", "255.255.255.255"},
+		{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
+		{"fd00::1", "fd00::1:0"},
 	} {
 		first, last := netip.MustParseAddr(c[0]), netip.MustParseAddr(c[1])
 		next := first

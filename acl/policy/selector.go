@@ -263,8 +263,20 @@ var protocolNames = []struct {
 	name   string
 	number uint8
 }{
-	{"icmp", 1}, {"igmp", 2}, {"ipv4", 4}, {"ip-in-ip", 4}, {"tcp", 6}, {"egp", 8}, {"igp", 9}, {"udp", 17},
-	{"gre", 47}, {"esp", 50}, {"ah", 51}, {"ipv6-icmp", 58}, {"icmpv6", 58}, {"sctp", 132},
+	{"icmp", 1},
+	{"igmp", 2},
+	{"ipv4", 4},
+	{"ip-in-ip", 4},
+	{"tcp", 6},
+	{"egp", 8},
+	{"igp", 9},
+	{"udp", 17},
+	{"gre", 47},
+	{"esp", 50},
+	{"ah", 51},
+	{"ipv6-icmp", 58},
+	{"icmpv6", 58},
+	{"sctp", 132},
 }
 
 // defaultProtocols is what a rule without a protocol admits, portedProtocols

@@ -22,7 +22,9 @@ func TestClientMessages(t *testing.T) {
 		Hello{Version: Version1, Host: HostInfo{ProgramVersion: "1", OS: "linux", OSVersion: "6.1", Architecture: "amd64"}},
 		Register{AuthKey: "wkey-auth-x", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}},
 		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: endpoints, HaveSequence: 7, HaveHash: Hash{9}},
-		Update{Endpoints: endpoints}, Pong{Number: 3}, Logout{},
+		Update{Endpoints: endpoints},
+		Pong{Number: 3},
+		Logout{},
 	} {
 		got, err := DecodeClient(EncodeClient(m))
 		if err != nil || !reflect.DeepEqual(got, m) {
@@ -37,10 +39,14 @@ func TestServerMessages(t *testing.T) {
 	full := &Map{Sequence: 4, Self: []byte{3}, Rules: []byte{4}, Peers: map[ident.NodeID]Peer{7: peer}, Settings: settings, RelayToken: []byte{5}}
 	for _, m := range []ServerMessage{
 		Welcome{Version: Version1, Time: time.UnixMilli(1700000000123).UTC(), Registered: true},
-		Registered{Node: 7, Name: "laptop"}, full,
-		&Delta{BaseSequence: 4, BaseHash: full.Hash(), Sequence: 5, Hash: Hash{1}, Self: []byte{1}, Rules: []byte{2},
-			Upserts: map[ident.NodeID]Peer{8: peer}, Removed: []ident.NodeID{7}, Patches: []PeerPatch{{9, peer.State}}, Settings: &settings, RelayToken: []byte{6}},
-		Ping{Number: 1}, &Error{Code: CodeRevoked, Message: "gone\nfor good", RetryAfter: time.Second},
+		Registered{Node: 7, Name: "laptop"},
+		full,
+		&Delta{
+			BaseSequence: 4, BaseHash: full.Hash(), Sequence: 5, Hash: Hash{1}, Self: []byte{1}, Rules: []byte{2},
+			Upserts: map[ident.NodeID]Peer{8: peer}, Removed: []ident.NodeID{7}, Patches: []PeerPatch{{9, peer.State}}, Settings: &settings, RelayToken: []byte{6},
+		},
+		Ping{Number: 1},
+		&Error{Code: CodeRevoked, Message: "gone\nfor good", RetryAfter: time.Second},
 	} {
 		got, err := DecodeServer(EncodeServer(m))
 		if err != nil || !reflect.DeepEqual(got, m) {

@@ -79,11 +79,9 @@ func (r Report) Equal(o Report) bool {
 		r.MappingVaries == o.MappingVaries && slices.Equal(r.Endpoints, o.Endpoints)
 }
 
-var (
-	// ErrUnsolicited means that a response answers no outstanding request to the
-	// server that it came from.
-	ErrUnsolicited = errors.New("nat: response to no request")
-)
+// ErrUnsolicited means that a response answers no outstanding request to the
+// server that it came from.
+var ErrUnsolicited = errors.New("nat: response to no request")
 
 const (
 	// MaxServers bounds the servers that are asked; the first ones count. Two of

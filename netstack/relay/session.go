@@ -250,8 +250,9 @@ func (s *Session) admission(f Frame) error {
 		return nil
 	case FrameReject:
 		return s.reject(f)
+	default:
+		return fmt.Errorf("%w: type %d before the admission", ErrFrame, f.Type)
 	}
-	return fmt.Errorf("%w: type %d before the admission", ErrFrame, f.Type)
 }
 
 func (s *Session) reject(f Frame) error {

@@ -285,7 +285,7 @@ func TestSameSeedSameRun(t *testing.T) {
 		}
 		return s
 	}
-	if run(1) != run(1) {
+	if once, again := run(1), run(1); once != again {
 		t.Error("one seed, two runs")
 	}
 	if run(1) == run(2) {
