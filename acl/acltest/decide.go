@@ -11,6 +11,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/policy"
 	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/acl/zone"
 )
 
 // Question asks the policy about one flow between two devices.
@@ -356,11 +357,11 @@ func is(doc *policy.Document, dir *compile.Directory, s policy.Selector, n *comp
 }
 
 func scheduleOpen(s *policy.Schedule, now time.Time) bool {
-	zone, err := time.LoadLocation(s.Zone)
+	location, err := zone.Load(s.Zone)
 	if err != nil {
 		return false
 	}
-	local := now.In(zone)
+	local := now.In(location)
 	minute := uint16(local.Hour()*60 + local.Minute())
 	for _, w := range s.Windows {
 		for _, day := range []int{0, -1} { // windows that begin today and yesterday

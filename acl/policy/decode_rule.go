@@ -8,6 +8,7 @@ import (
 
 	"github.com/tailscale/hujson"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/zone"
 )
 
 // common lists the keys that acls and grants share.
@@ -333,7 +334,7 @@ func (d *decoder) schedule(v *hujson.Value) *Schedule {
 	ok := d.object(v, "a schedule", []field{
 		{"zone", func(v *hujson.Value) {
 			s.Zone, _ = d.string(v, "zone")
-			if _, err := time.LoadLocation(s.Zone); err != nil || s.Zone == "Local" {
+			if _, err := zone.Load(s.Zone); err != nil {
 				d.fail(d.at(v), s.Zone, fmt.Sprintf("unknown time zone %q", s.Zone), `write a name of the IANA database, such as "Europe/Berlin", or leave it out for UTC`)
 			}
 		}},

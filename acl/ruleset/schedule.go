@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
-	_ "time/tzdata" // the same zones on every device, whatever its system has installed
+
+	"github.com/warren-overlay/warren/acl/zone"
 )
 
 // Window is a part of the day on some days of the week, in wall-clock time.
@@ -34,16 +35,17 @@ type Schedule struct {
 }
 
 // NewSchedule returns the schedule of the windows in the zone of that name of
-// the IANA time zone database; "" stands for UTC, "Local" is refused. The
+// the IANA time zone database, as package zone has it on every device; "" stands
+// for UTC, "Local" is refused. The
 // windows are copied; their order carries no meaning. The error wraps
 // ErrSchedule.
-func NewSchedule(zone string, windows []Window) (*Schedule, error) {
-	if zone == "Local" {
+func NewSchedule(name string, windows []Window) (*Schedule, error) {
+	if name == "Local" {
 		return nil, fmt.Errorf("%w: the zone must be the same on every device, \"Local\" is not", ErrSchedule)
 	}
-	location, err := time.LoadLocation(zone)
+	location, err := zone.Load(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: unknown time zone %q", ErrSchedule, zone)
+		return nil, fmt.Errorf("%w: unknown time zone %q", ErrSchedule, name)
 	}
 	if len(windows) == 0 || len(windows) > MaxWindows {
 		return nil, fmt.Errorf("%w: %d windows, want 1 to %d", ErrSchedule, len(windows), MaxWindows)

@@ -33,8 +33,9 @@ var table = []pkg{
 	{"acl/ident", pure, "ids, keys, labels and their encodings", nil},
 	{"acl/canonical", pure, "the one encoding that signatures cover", nil},
 	{"acl/packet", pure, "one strict IP parser; builds reject packets", nil},
-	{"acl/policy", pure, "policy text: parse, validate, format, positions", []string{"acl/ident"}},
-	{"acl/ruleset", pure, "compiled rules of one node", []string{"acl/ident", "acl/canonical", "acl/packet"}},
+	{"acl/zone", pure, "time zones, the same on every device", nil},
+	{"acl/policy", pure, "policy text: parse, validate, format, positions", []string{"acl/ident", "acl/zone"}},
+	{"acl/ruleset", pure, "compiled rules of one node", []string{"acl/ident", "acl/canonical", "acl/packet", "acl/zone"}},
 	{"acl/authority", pure, "verifies membership and rules; the only constructor of Peer", []string{"acl/ident", "acl/canonical", "acl/ruleset"}},
 
 	{"acl/compile", pure, "policy and directory to rule sets", []string{"acl/ident", "acl/policy", "acl/ruleset"}},
