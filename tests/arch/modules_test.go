@@ -98,7 +98,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "google.golang.org/protobuf", why: "messages of the control protocol, which other programs may read and old ones must skip over",
-		importers: []string{"coordinator/wire", "coordinator/wire/wirepb"},
+		importers: []string{"acl/flowlog", "acl/flowlog/flowlogpb", "coordinator/wire", "coordinator/wire/wirepb"},
 	},
 }
 

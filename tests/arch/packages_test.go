@@ -41,6 +41,8 @@ var table = []pkg{
 	{"acl/compile", pure, "policy and directory to rule sets", []string{"acl/ident", "acl/policy", "acl/ruleset"}},
 	{"acl/compile/report", pure, "what a compilation means, as people read it", []string{"acl/ident", "acl/policy", "acl/ruleset", "acl/compile"}},
 	{"acl/filter", pure, "stateful verdicts per peer", []string{"acl/ident", "acl/packet", "acl/ruleset"}},
+	{"acl/flowlog", pure, "records of what the filter decided, bounded, and their format", []string{"acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/flowlog/flowlogpb"}},
+	{"acl/flowlog/flowlogpb", pure, "generated protobuf code of the records of flows", nil},
 	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
 
 	{"netstack/stun", pure, "STUN codec", nil},
@@ -60,7 +62,7 @@ var table = []pkg{
 	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
 	{"netstack/enginetest", support, "engines joined without a network, for tests", []string{"netstack/...", "acl/..."}},
 	{"netstack/simnet", support, "a simulated internet: NATs, loss, latency, roaming", []string{"netstack/..."}},
-	{"netstack/engine", shell, "the data plane's goroutines: feeds path, nat, relay, filter, wg", []string{"netstack/...", "acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/authority"}},
+	{"netstack/engine", shell, "the data plane's goroutines: feeds path, nat, relay, filter, wg", []string{"netstack/...", "acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/flowlog", "acl/authority"}},
 
 	{"coordinator/audit", pure, "hash-chained audit entries", []string{"acl/ident", "acl/canonical"}},
 	{"coordinator/registry", pure, "nodes, users, keys: state and command to state and events", []string{"acl/ident", "acl/policy", "acl/ruleset", "acl/authority", "coordinator/audit"}},
