@@ -74,17 +74,20 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 	return d.changes, d.result, nil
 }
 
-// Refused returns the changes that write down a refused attempt, and nothing
-// else: only those attempts that a stranger can make have any. Others are
-// Empty.
-func Refused(s *State, actor string, cmd Command, refusal error, now time.Time) Changes {
-	c, ok := cmd.(RegisterDevice)
-	if !ok {
-		return Changes{}
-	}
+// Refused returns the changes that write down a refused registration, and
+// nothing else.
+func Refused(s *State, actor string, cmd RegisterDevice, refusal error, now time.Time) Changes {
 	return Changes{Counters: s.counters, Audit: &audit.Entry{
-		Time: now.UTC().Truncate(time.Millisecond), Actor: actor, Action: "device.register.refused", Target: c.Key,
-		Details: []audit.Detail{{Key: "reason", Value: refusal.Error()}, {Key: "machine", Value: c.Machine.String()}},
+		Time: now.UTC().Truncate(time.Millisecond), Actor: actor, Action: "device.register.refused", Target: cmd.Key,
+		Details: []audit.Detail{{Key: "reason", Value: refusal.Error()}, {Key: "machine", Value: cmd.Machine.String()}},
+	}}
+}
+
+// RefusedMany is Refused for registrations that are only counted.
+func RefusedMany(s *State, count uint64, now time.Time) Changes {
+	return Changes{Counters: s.counters, Audit: &audit.Entry{
+		Time: now.UTC().Truncate(time.Millisecond), Actor: "coordinator", Action: "device.register.refused",
+		Details: []audit.Detail{{Key: "count", Value: strconv.FormatUint(count, 10)}},
 	}}
 }
 

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -32,6 +31,8 @@ type conn struct {
 	machine ident.MachineKey
 	// remote is the address of the node, or of the proxy in front of it.
 	remote netip.Addr
+	// known gives back the place among the connections of strangers.
+	known func()
 
 	// out carries one frame at a time to the writer. The loop sends only when
 	// writing is false, so that it never waits.
@@ -55,21 +56,23 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ch, err := channel.Accept(w, r, channel.ServerConfig{Channel: s.keys.Channel, Network: s.genesis.Fingerprint(), Rand: s.cfg.Rand})
-	release()
 	if err != nil {
+		release()
 		s.metrics.handshakeErrors.Inc()
 		s.cfg.Logger.Debug("no control channel", "remote", remote, "error", err)
 		return
 	}
-	s.ServeChannel(r.Context(), ch, remote)
+	s.serveChannel(r.Context(), ch, remote, release)
 }
 
-// ServeChannel serves a control channel until its end, which it closes. Run
-// must be running; remote is where the node is, for limits and the log.
-func (s *Server) ServeChannel(ctx context.Context, ch *channel.Conn, remote netip.Addr) {
+// serveChannel serves a control channel until its end, and closes it. The loop
+// must be running; remote is where the node is, for limits and the log. As soon
+// as the node is known, and at the end, release is called.
+func (s *Server) serveChannel(ctx context.Context, ch *channel.Conn, remote netip.Addr, release func()) {
 	defer ch.Close()
+	defer release()
 	ctx = context.WithoutCancel(ctx)
-	c := &conn{channel: ch, machine: ch.Peer(), remote: remote, out: make(chan []byte, 1)}
+	c := &conn{channel: ch, machine: ch.Peer(), remote: remote, known: release, out: make(chan []byte, 1)}
 	if err := s.do(ctx, func() { s.attach(c) }); err != nil {
 		return
 	}
@@ -145,18 +148,12 @@ func (s *Server) attach(c *conn) {
 	s.handlers.Add(1) // in the loop, so before Run waits for it
 	c.session = session.New(cfg, s.cfg.Now())
 	if cfg.Node != 0 {
+		c.known()
 		c.channel.SetReceiveLimit(wire.MaxClientMessage)
 	}
 	s.conns[c] = struct{}{}
 	if s.state.RevokedMachine(c.machine) {
 		s.endSession(c, &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage})
-	}
-	if cfg.Node == 0 {
-		s.strangers[c] = struct{}{}
-		if len(s.strangers) > maxStrangers {
-			s.metrics.refusedConns.Inc()
-			s.endSession(c, &wire.Error{Code: wire.CodeUnavailable, Message: "too many devices are joining at once", RetryAfter: 10 * time.Second})
-		}
 	}
 	if s.ending {
 		s.endSession(c, stopping())
@@ -166,7 +163,6 @@ func (s *Server) attach(c *conn) {
 // detach forgets a connection that has ended. In the loop.
 func (s *Server) detach(c *conn) {
 	delete(s.conns, c)
-	delete(s.strangers, c)
 	delete(s.dirty, c)
 	if !c.ended {
 		c.ended = true
@@ -262,11 +258,6 @@ func host(h wire.HostInfo) registry.Host {
 }
 
 func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
-	now := s.cfg.Now()
-	if !s.limits.mayTry(c.remote, now) {
-		s.endSession(c, &wire.Error{Code: wire.CodeUnavailable, Message: "too many refused join keys from this address", RetryAfter: time.Minute})
-		return
-	}
 	cmd := registry.RegisterDevice{
 		Machine: c.machine, NodeKey: r.NodeKey, Hostname: r.Hostname, Host: host(r.Host), Tags: r.Tags,
 	}
@@ -280,16 +271,44 @@ func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
 	result, err := s.execute(ctx, c.machine.String(), cmd)
 	if err != nil {
 		s.metrics.registrations.WithLabelValues("refused").Inc()
-		if errors.Is(err, registry.ErrAuthKey) || errors.Is(err, registry.ErrRevoked) {
-			s.limits.tried(c.remote, now)
-		}
-		s.endSession(c, refusal(err))
+		s.endSession(c, refusal(s.recordRefusal(ctx, c, cmd, err)))
 		return
 	}
 	s.metrics.registrations.WithLabelValues("done").Inc()
-	delete(s.strangers, c)
+	c.known()
 	c.channel.SetReceiveLimit(wire.MaxClientMessage)
 	c.session.Registered(result.Device.ID, result.Device.Name)
+}
+
+// recordRefusal writes down that a registration was refused, or counts it where
+// there are too many. It returns why the device is sent away: the refusal, or
+// that it cannot be recorded.
+func (s *Server) recordRefusal(ctx context.Context, c *conn, cmd registry.RegisterDevice, refusal error) error {
+	now := s.cfg.Now()
+	if s.broken != nil {
+		return refusal
+	}
+	if !s.limits.mayRecord(c.remote, now) {
+		s.unrecorded++
+		return refusal
+	}
+	s.cfg.Logger.Info("registration refused", "remote", c.remote, "machine", c.machine, "error", refusal)
+	changes := registry.Refused(s.state, c.machine.String(), cmd, refusal, now)
+	if err := s.commit(ctx, &changes); err != nil {
+		return err
+	}
+	return refusal
+}
+
+// recordUnrecorded writes down how many refusals have no entry of their own.
+func (s *Server) recordUnrecorded(ctx context.Context) {
+	if s.unrecorded == 0 || s.broken != nil {
+		return
+	}
+	changes := registry.RefusedMany(s.state, s.unrecorded, s.cfg.Now())
+	if s.commit(ctx, &changes) == nil {
+		s.unrecorded = 0
+	}
 }
 
 // stream begins the stream of maps, or begins it anew.

@@ -19,8 +19,9 @@
 //
 // # Before a node is known
 //
-// A stranger costs a bounded number of connections in all and a bounded rate
-// of them for each address, 10 seconds for the handshake and 30 for each step
-// after it, headers of 16 KiB, no bodies, messages of 8 KiB, and 10 refused
-// join keys a minute.
+// A stranger costs one of a bounded number of connections, which is bounded for
+// each address as well as the rate of new ones, from the handshake until it is
+// registered: 10 seconds for the handshake and 30 for each step after it,
+// headers of 16 KiB, no bodies, messages of 8 KiB. Refused registrations have
+// entries in the audit log at a bounded rate; those over it are counted there.
 package server

@@ -25,11 +25,8 @@ func (s *Server) execute(ctx context.Context, actor string, cmd registry.Command
 	now := s.cfg.Now()
 	changes, result, err := registry.Decide(s.state, actor, cmd, now)
 	if err != nil {
-		s.cfg.Logger.Info("refused", "actor", actor, "command", fmt.Sprintf("%T", cmd), "error", err)
-		if refused := registry.Refused(s.state, actor, cmd, err, now); !refused.Empty() {
-			if commitErr := s.commit(ctx, &refused); commitErr != nil {
-				return registry.Result{}, commitErr
-			}
+		if _, registration := cmd.(registry.RegisterDevice); !registration { // anyone can make those
+			s.cfg.Logger.Info("refused", "actor", actor, "command", fmt.Sprintf("%T", cmd), "error", err)
 		}
 		return registry.Result{}, err
 	}

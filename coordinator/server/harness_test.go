@@ -131,7 +131,7 @@ func (d *device) connect(o *site) (registered bool, refused *wire.Error) {
 	go func() {
 		ch, err := channel.Server(context.Background(), b, channel.ServerConfig{Channel: o.keys.Channel, Network: o.Fingerprint(), Rand: rand.Reader})
 		if err == nil {
-			o.ServeChannel(context.Background(), ch, netip.MustParseAddr("192.0.2.1"))
+			o.serveChannel(context.Background(), ch, netip.MustParseAddr("192.0.2.1"), func() {})
 		}
 	}()
 	ch, err := channel.Client(context.Background(), a, channel.ClientConfig{

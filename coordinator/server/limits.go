@@ -1,6 +1,7 @@
 package server
 
 import (
+	"container/list"
 	"net/netip"
 	"sync"
 	"time"
@@ -10,87 +11,112 @@ import (
 
 // Limits on what strangers can cost (F21, F22, W04).
 const (
-	// maxHandshakes bounds the handshakes that go on at a time. One costs some
-	// 40 KB until its timeout.
-	maxHandshakes = 2048
-	// maxStrangers bounds the connections of devices that are not members,
-	// which stay for SetupTimeout a step.
-	maxStrangers = 4096
+	// maxUnknown bounds the connections of which it is not known that a member
+	// is at the other end: those in the handshake, and those of devices that
+	// have yet to register. One costs some 40 KB until its timeout.
+	maxUnknown = 2048
+	// maxUnknownOfOne is how many of them one address may have, so that it
+	// cannot keep all others out.
+	maxUnknownOfOne = 512
 	// connsPerSecond and connsBurst bound the new connections of one address.
 	// The burst lets a whole office behind one address come back at once.
 	connsPerSecond, connsBurst = 200, 4096
-	// triesPerMinute bounds the refused join keys of one address: each is an
-	// entry in the audit log.
-	triesPerMinute = 10
-	// maxAddresses bounds the addresses that are remembered. Over it, all are
-	// forgotten: a flood from many addresses is bounded by maxHandshakes.
+	// refusalsPerMinute and refusalsPerSecond bound the refused registrations
+	// that have an entry of their own in the audit log: of one address, and of
+	// all. What is over is counted there. The join key is looked at all the
+	// same: nobody guesses 256 bits, and a typing error behind an address must
+	// not keep its neighbours out.
+	refusalsPerMinute, refusalsPerSecond = 10, 10
+	// maxAddresses bounds the addresses that are remembered. Over it, the one
+	// that did nothing for the longest and has no connection is forgotten.
 	maxAddresses = 1 << 16
 )
 
 // limits counts what strangers do.
 type limits struct {
-	mu         sync.Mutex // protects all below
-	handshakes int
-	addresses  map[netip.Addr]*allowance
+	mu        sync.Mutex // protects all below
+	unknown   int
+	addresses map[netip.Addr]*list.Element
+	// recent holds the *allowance values, the one last used in front.
+	recent   *list.List
+	refusals *rate.Limiter
 }
 
 // allowance is what one address may still do.
 type allowance struct {
-	conns, tries *rate.Limiter
-	last         time.Time
+	address         netip.Addr
+	unknown         int
+	conns, refusals *rate.Limiter
+	last            time.Time
 }
 
-func newLimits() *limits { return &limits{addresses: make(map[netip.Addr]*allowance)} }
+func newLimits() *limits {
+	return &limits{
+		addresses: make(map[netip.Addr]*list.Element), recent: list.New(),
+		refusals: rate.NewLimiter(refusalsPerSecond, refusalsPerSecond),
+	}
+}
 
-// of returns the allowance of an address. IPv6 addresses count by their /64,
-// which is what one host has.
+// ofLocked returns the allowance of an address. IPv6 addresses count by their
+// /64, which is what one host has.
 func (l *limits) ofLocked(a netip.Addr, now time.Time) *allowance {
 	if a.Is6() {
 		a = netip.PrefixFrom(a, 64).Masked().Addr()
 	}
-	got := l.addresses[a]
-	if got == nil {
+	element := l.addresses[a]
+	if element == nil {
 		if len(l.addresses) >= maxAddresses {
-			clear(l.addresses)
+			l.evictLocked()
 		}
-		got = &allowance{
-			conns: rate.NewLimiter(connsPerSecond, connsBurst),
-			tries: rate.NewLimiter(rate.Every(time.Minute/triesPerMinute), triesPerMinute),
-		}
-		l.addresses[a] = got
+		element = l.recent.PushFront(&allowance{
+			address: a, conns: rate.NewLimiter(connsPerSecond, connsBurst),
+			refusals: rate.NewLimiter(rate.Every(time.Minute/refusalsPerMinute), refusalsPerMinute),
+		})
+		l.addresses[a] = element
 	}
+	l.recent.MoveToFront(element)
+	got := element.Value.(*allowance)
 	got.last = now
 	return got
 }
 
-// admit asks whether an address may begin a handshake; release tells that the
-// handshake is over.
+// evictLocked forgets one address. There is one without a connection: there are
+// more addresses than connections.
+func (l *limits) evictLocked() {
+	for element := l.recent.Back(); element != nil; element = element.Prev() {
+		if got := element.Value.(*allowance); got.unknown == 0 {
+			delete(l.addresses, got.address)
+			l.recent.Remove(element)
+			return
+		}
+	}
+}
+
+// admit asks whether an address may have another connection of which nothing is
+// known; release tells that something is, or that it ended. It may be called
+// more than once.
 func (l *limits) admit(a netip.Addr, now time.Time) (release func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.handshakes >= maxHandshakes || !l.ofLocked(a, now).conns.AllowN(now, 1) {
+	of := l.ofLocked(a, now)
+	if l.unknown >= maxUnknown || of.unknown >= maxUnknownOfOne || !of.conns.AllowN(now, 1) {
 		return nil, false
 	}
-	l.handshakes++
-	return func() {
+	l.unknown++
+	of.unknown++
+	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.handshakes--
-	}, true
+		l.unknown--
+		of.unknown--
+	}), true
 }
 
-// mayTry asks whether an address may present a join key.
-func (l *limits) mayTry(a netip.Addr, now time.Time) bool {
+// mayRecord asks whether a refused registration has an audit entry of its own.
+func (l *limits) mayRecord(a netip.Addr, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.ofLocked(a, now).tries.TokensAt(now) >= 1
-}
-
-// tried counts a refused join key.
-func (l *limits) tried(a netip.Addr, now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ofLocked(a, now).tries.AllowN(now, 1)
+	return l.ofLocked(a, now).refusals.AllowN(now, 1) && l.refusals.AllowN(now, 1)
 }
 
 // forget drops the addresses that did nothing for as long as it takes to be
@@ -98,9 +124,15 @@ func (l *limits) tried(a netip.Addr, now time.Time) {
 func (l *limits) forget(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for a, got := range l.addresses {
-		if now.Sub(got.last) > 2*time.Minute {
-			delete(l.addresses, a)
+	for element := l.recent.Back(); element != nil; {
+		got, next := element.Value.(*allowance), element.Prev()
+		if now.Sub(got.last) <= 2*time.Minute {
+			return // all in front of it were used later
 		}
+		if got.unknown == 0 {
+			delete(l.addresses, got.address)
+			l.recent.Remove(element)
+		}
+		element = next
 	}
 }

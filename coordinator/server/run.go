@@ -197,6 +197,7 @@ func (s *Server) loop(ctx context.Context) error {
 		s.settle(background)
 	}
 	s.saveSeen(background)
+	s.recordUnrecorded(background)
 	for c := range s.conns {
 		c.channel.Close()
 	}
@@ -250,6 +251,7 @@ func (s *Server) upkeep(ctx context.Context) {
 		}
 	}
 	s.saveSeen(ctx)
+	s.recordUnrecorded(ctx)
 	s.limits.forget(now)
 }
 

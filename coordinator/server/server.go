@@ -52,9 +52,10 @@ type Server struct {
 	head    audit.Head
 	conns   map[*conn]struct{}
 	byNode  map[ident.NodeID]*conn
-	// strangers are the connections of devices that are not members.
-	strangers map[*conn]struct{}
-	dirty     map[*conn]struct{}
+	dirty   map[*conn]struct{}
+	// unrecorded counts the refused registrations that the audit log is yet to
+	// tell of.
+	unrecorded uint64
 	// due is when the first session has something to do.
 	due time.Time
 	// seen says when devices that are not connected were last; unsaved are
@@ -85,7 +86,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{
 		cfg: cfg, mux: http.NewServeMux(), started: cfg.Now(), limits: newLimits(),
-		conns: make(map[*conn]struct{}), byNode: make(map[ident.NodeID]*conn), dirty: make(map[*conn]struct{}), strangers: make(map[*conn]struct{}),
+		conns: make(map[*conn]struct{}), byNode: make(map[ident.NodeID]*conn), dirty: make(map[*conn]struct{}),
 		unsaved: make(map[ident.NodeID]time.Time), calls: make(chan func()), done: make(chan struct{}),
 	}
 	s.metrics = newMetrics(s)

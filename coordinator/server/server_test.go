@@ -217,20 +217,54 @@ func TestRefusedKeysLookAlike(t *testing.T) {
 				t.Errorf("%d devices", devices)
 			}
 		})
-		// After ten, the address waits, and the log is spared.
-		for range 5 {
+		first.close()
+	})
+}
+
+// TestRefusalsAreRecordedAtABoundedRate makes more refused registrations than
+// the audit log takes, of every kind that a stranger can make: those over the
+// rate are counted in it, and a good join key is good all the while.
+func TestRefusalsAreRecordedAtABoundedRate(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		key := o.alices()
+		victim := o.join(key, "victim")
+		before := len(o.entries())
+		const attempts = 100
+		for i := range attempts {
 			d := newDevice(t)
 			d.connect(o)
-			_, refused := d.register("wkey-auth-", "d")
-			if refused == nil {
-				t.Fatal("taken")
+			m := wire.Register{AuthKey: key, NodeKey: d.node, Hostname: "d"}
+			want := wire.CodeAuthKey
+			switch i % 4 {
+			case 0:
+				m.AuthKey = "wkey-auth-"
+			case 1:
+				m.Tags, want = []ident.Tag{"tag:db"}, wire.CodeDenied
+			case 2:
+				m.NodeKey, want = victim.node, wire.CodeKeyInUse
+			case 3:
+				m.NodeKey, want = ident.NodeKey{}, wire.CodeMalformed
 			}
-			said = append(said, fmt.Sprint(refused.Code))
+			d.say(m)
+			if refused, ok := d.hear().(*wire.Error); !ok || refused.Code != want {
+				t.Fatalf("attempt %d: %+v, want code %d", i, refused, want)
+			}
+			d.ch.Close()
 		}
-		if said[len(said)-1] != fmt.Sprint(wire.CodeUnavailable) {
-			t.Errorf("guesses are not slowed down: %q", said)
+		if got := len(o.entries()) - before; got != refusalsPerMinute {
+			t.Errorf("%d audit entries of %d attempts in one moment", got, attempts)
 		}
-		first.close()
+		neighbour := o.join(key, "neighbour")
+		time.Sleep(2 * upkeep)
+		all := o.entries()
+		counted := slices.IndexFunc(all, func(e audit.Entry) bool {
+			return e.Action == "device.register.refused" && slices.Contains(e.Details, audit.Detail{Key: "count", Value: fmt.Sprint(attempts - refusalsPerMinute)})
+		})
+		if counted < 0 {
+			t.Errorf("the others are not counted: %+v", all)
+		}
+		neighbour.close()
+		victim.close()
 	})
 }
 
@@ -274,7 +308,6 @@ func TestParallelRegistrations(t *testing.T) {
 		if joined != 1 || refusals != 63 {
 			t.Errorf("%d joined by one single-use key, %d were refused", joined, refusals)
 		}
-		time.Sleep(2 * time.Minute) // until the address may try again
 		many := o.alices()
 		machine := newDevice(t)
 		ids := map[ident.NodeID]bool{}

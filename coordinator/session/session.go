@@ -55,7 +55,8 @@ type Source interface {
 // Logout.
 type Request interface{ request() }
 
-// Register asks for membership. The answer is Registered or Close.
+// Register asks for membership, once on a connection. The answer is Registered
+// or Close.
 type Register struct {
 	wire.Register
 	Host wire.HostInfo
@@ -123,6 +124,11 @@ type Session struct {
 	// whole and peers are what changed since the node was last told.
 	whole bool
 	peers map[ident.NodeID]bool
+	// anew means that the node asked for everything anew while it was still
+	// being told: one that takes nothing costs one map, however often it asks.
+	anew bool
+	// registering means that the node has sent its Register.
+	registering bool
 	// renewToken is when the relay token is due.
 	renewToken time.Time
 
@@ -230,6 +236,11 @@ func (s *Session) HandleFrame(frame []byte, now time.Time) {
 			s.malformed("Register comes before MapRequest")
 			return
 		}
+		if s.registering {
+			s.malformed("Register comes once")
+			return
+		}
+		s.registering = true
 		s.deadline = s.now.Add(SetupTimeout)
 		s.requests = append(s.requests, Register{m, s.host})
 	case wire.MapRequest:
@@ -303,12 +314,22 @@ func (s *Session) outside(endpoints []netip.AddrPort) []netip.AddrPort {
 }
 
 // Begin answers Stream: it sends a map, or where the node has the very same
-// one already, an empty delta. An error of the source ends the connection.
+// one already, an empty delta. Where the node has not taken yet what it was
+// told before, that is left to Flush. An error of the source ends the
+// connection.
 func (s *Session) Begin(source Source, now time.Time) error {
 	s.clock(now)
 	if s.state != waitMap && s.state != streaming {
 		return nil
 	}
+	if s.stream != nil && len(s.frames) > 0 {
+		s.anew = true
+		return nil
+	}
+	return s.begin(source)
+}
+
+func (s *Session) begin(source Source) error {
 	m, err := source.Map(s.node)
 	if err == nil {
 		m.RelayToken, s.renewToken, err = source.RelayToken(s.node, s.now)
@@ -321,7 +342,7 @@ func (s *Session) Begin(source Source, now time.Time) error {
 		m.Sequence = max(m.Sequence, s.stream.Map().Sequence+1)
 	}
 	s.stream = wire.Begin(m)
-	s.state, s.whole = streaming, false
+	s.state, s.whole, s.anew = streaming, false, false
 	clear(s.peers)
 	if s.have.HaveSequence > 0 && s.have.HaveHash == s.stream.Hash() {
 		s.send(&wire.Delta{
@@ -357,6 +378,9 @@ func (s *Session) Flush(source Source, now time.Time) error {
 	s.clock(now)
 	if s.state != streaming || len(s.frames) > 0 {
 		return nil
+	}
+	if s.anew {
+		return s.begin(source)
 	}
 	delta, err := s.delta(source)
 	if err != nil {

@@ -181,6 +181,70 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestRegisterComesOnce repeats Register, each of which costs the coordinator a
+// commit, an audit entry and a certificate, before it was answered and after.
+func TestRegisterComesOnce(t *testing.T) {
+	for _, node := range []ident.NodeID{0, 7} { // 7: a member that takes another identity
+		for _, answered := range []bool{false, true} {
+			s := New(Config{Node: node}, begin)
+			hear(s, begin, hello)
+			said(t, s)
+			hear(s, begin, wire.Register{AuthKey: "x"})
+			if _, ok := wanted(t, s).(Register); !ok {
+				t.Fatal("the first is not passed on")
+			}
+			if answered {
+				s.Registered(7, "a")
+				said(t, s)
+			}
+			hear(s, begin, wire.Register{AuthKey: "x"})
+			if r, ok := s.NextRequest(); ok {
+				t.Errorf("node %v, answered %v: the second is passed on: %+v", node, answered, r)
+			}
+			if got := refusal(t, s); got != wire.CodeMalformed {
+				t.Errorf("node %v, answered %v: code %v", node, answered, got)
+			}
+		}
+	}
+}
+
+// TestNodeThatReadsNothingCostsOneMap asks for everything anew, again and
+// again, and takes none of it; when it does, it has what there is then.
+func TestNodeThatReadsNothingCostsOneMap(t *testing.T) {
+	src := newSource()
+	s, _ := listening(t, src)
+	src.m.Self = make([]byte, 1<<20)
+	now := begin
+	for i := range 15 {
+		now = now.Add(mapInterval)
+		src.m.Self[0] = byte(i)
+		hear(s, now, wire.MapRequest{})
+		wanted(t, s)
+		if err := s.Begin(src, now); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Flush(src, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := said(t, s); len(got) != 1 {
+		t.Fatalf("%d messages wait", len(got))
+	}
+	if err := s.Flush(src, now); err != nil {
+		t.Fatal(err)
+	}
+	got := said(t, s)
+	if len(got) != 1 {
+		t.Fatalf("once it reads it is told %v", got)
+	}
+	if m, ok := got[0].(*wire.Map); !ok || m.Self[0] != 14 {
+		t.Errorf("once it reads it is told %T", got[0])
+	}
+	if err := s.Flush(src, now); err != nil || len(said(t, s)) != 0 {
+		t.Errorf("it is told again: %v", err)
+	}
+}
+
 func TestRegisterWhileStreamingIsRefused(t *testing.T) {
 	s, _ := listening(t, newSource())
 	hear(s, begin, wire.Register{})
