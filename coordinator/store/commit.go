@@ -20,9 +20,9 @@ func isSpace(errno syscall.Errno) bool {
 }
 
 // Commit writes the changes and their audit entry, which follows head, in one
-// transaction, and returns the new head. Where it returns an error nothing was
-// written, which wraps ErrSpent, ErrBusy or ErrBroken; only after ErrBroken it
-// is not known. Empty changes are a mistake of the caller's.
+// transaction, and returns the new head. The error wraps ErrSpent, ErrBusy,
+// ErrRefused or ErrBroken. Nothing was written then; only after ErrBroken it is
+// not known. Empty changes are a mistake of the caller's.
 func (db *DB) Commit(ctx context.Context, c *registry.Changes, head audit.Head) (audit.Head, error) {
 	if c.Empty() {
 		panic("BUG: store: changes without an audit entry")

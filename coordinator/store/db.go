@@ -28,6 +28,10 @@ var (
 	// ErrBusy means that the change could not be written now, for want of
 	// space or because the database is in use; nothing of it was.
 	ErrBusy = errors.New("store: cannot write at present")
+	// ErrRefused means that the database does not take the change, because of a
+	// constraint of its schema; nothing of it was written. It is a mistake of
+	// this program's, which concerns that one change.
+	ErrRefused = errors.New("store: the database refuses the change")
 	// ErrBroken means that the disk or the database failed in a way after
 	// which nothing that this process holds can be relied on. The process must
 	// end; what was acknowledged is read back by the next one.
@@ -178,7 +182,7 @@ func (db *DB) migrate(ctx context.Context) error {
 }
 
 // transact runs f in one transaction that holds the write lock from its
-// beginning, and sorts errors into those of f, ErrBusy and ErrBroken.
+// beginning. Errors are those of f itself, or wrap ErrBusy, ErrRefused or ErrBroken.
 func (db *DB) transact(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := db.sql.BeginTx(ctx, nil)
 	if err != nil {
@@ -196,16 +200,27 @@ func (db *DB) transact(ctx context.Context, f func(*sql.Tx) error) error {
 	return nil
 }
 
-// sort says what an error of SQLite means for the caller.
+// sort says what an error of a transaction means for the caller.
 func sort(err error) error {
 	var failure sqlite.Error
-	if !errors.As(err, &failure) {
+	switch {
+	case errors.Is(err, ErrSpent):
 		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case !errors.As(err, &failure):
+		return fmt.Errorf("%w: %w", ErrBroken, err)
 	}
 	switch failure.Code {
 	case sqlite.ErrFull, sqlite.ErrBusy, sqlite.ErrLocked, sqlite.ErrNomem, sqlite.ErrReadonly, sqlite.ErrInterrupt:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case sqlite.ErrIoErr:
+		// After a failed fsync nobody knows what is on the disk, whatever the
+		// reason, and another try tells nothing: the kernel has forgotten the
+		// pages (F04).
+		if failure.ExtendedCode == sqlite.ErrIoErrFsync || failure.ExtendedCode == sqlite.ErrIoErrDirFsync {
+			return fmt.Errorf("%w: %w", ErrBroken, err)
+		}
 		// A write that found no space says so as an I/O error in places.
 		if failure.SystemErrno != 0 && isSpace(failure.SystemErrno) {
 			return fmt.Errorf("%w: %w", ErrBusy, err)
@@ -214,5 +229,5 @@ func sort(err error) error {
 	case sqlite.ErrCorrupt, sqlite.ErrNotADB, sqlite.ErrCantOpen:
 		return fmt.Errorf("%w: %w", ErrBroken, err)
 	}
-	return err
+	return fmt.Errorf("%w: %w", ErrRefused, err)
 }

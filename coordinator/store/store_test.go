@@ -15,8 +15,11 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	sqlite "github.com/mattn/go-sqlite3"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/audit"
@@ -267,6 +270,56 @@ func TestFullDisk(t *testing.T) {
 	b.same()
 	limit(1 << 30)
 	b.mustRun(registry.SetPolicy{Text: strings.Repeat("x", 1<<18)})
+	b.same()
+}
+
+// TestErrorsAreSorted says of each failure whether to go on after it (F04).
+func TestErrorsAreSorted(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"fsync without space", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrFsync, SystemErrno: syscall.ENOSPC}, ErrBroken},
+		{"fsync over quota", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrFsync, SystemErrno: syscall.EDQUOT}, ErrBroken},
+		{"fsync of the directory", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrDirFsync, SystemErrno: syscall.ENOSPC}, ErrBroken},
+		{"fsync", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrFsync, SystemErrno: syscall.EIO}, ErrBroken},
+		{"write without space", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrWrite, SystemErrno: syscall.ENOSPC}, ErrBusy},
+		{"write", sqlite.Error{Code: sqlite.ErrIoErr, ExtendedCode: sqlite.ErrIoErrWrite, SystemErrno: syscall.EIO}, ErrBroken},
+		{"full", sqlite.Error{Code: sqlite.ErrFull}, ErrBusy},
+		{"busy", sqlite.Error{Code: sqlite.ErrBusy}, ErrBusy},
+		{"corrupt", sqlite.Error{Code: sqlite.ErrCorrupt}, ErrBroken},
+		{"constraint", sqlite.Error{Code: sqlite.ErrConstraint}, ErrRefused},
+		{"anything else of SQLite's", sqlite.Error{Code: sqlite.ErrMisuse}, ErrRefused},
+		{"cancelled", context.Canceled, ErrBusy},
+		{"anything else", errors.New("sql: database is closed"), ErrBroken},
+		{"spent", ErrSpent, ErrSpent},
+	} {
+		err := sort(fmt.Errorf("wrapped: %w", c.err))
+		for _, kind := range []error{ErrBusy, ErrBroken, ErrRefused, ErrSpent} {
+			if errors.Is(err, kind) != (kind == c.want) {
+				t.Errorf("%s: %v, want %v alone", c.name, err, c.want)
+			}
+		}
+	}
+}
+
+// TestViolatedConstraintIsRefused commits a record that memory should never
+// have let through: it is refused whole and named, and the next one is taken.
+func TestViolatedConstraintIsRefused(t *testing.T) {
+	b := newBook(t)
+	b.people()
+	b.mustRun(register(1, "many"))
+	changes, _, err := registry.Decide(b.state, "test", register(2, "many"), b.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes.Devices[0].Name = b.state.Device(1).Name
+	if _, err := b.db.Commit(t.Context(), &changes, b.head); !errors.Is(err, ErrRefused) || errors.Is(err, ErrBroken) {
+		t.Errorf("two devices of one name: %v", err)
+	}
+	b.same()
+	b.mustRun(register(2, "many"))
 	b.same()
 }
 
