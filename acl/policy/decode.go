@@ -205,8 +205,8 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 		var pending []addressRange
 		d.list(e.value, what, MaxSelectors, func(v *hujson.Value) {
 			text, ok := d.string(v, "an entry of "+what)
-			if !ok {
-				return
+			if !ok || work > MaxIPSetWork {
+				return // the error about too much work has been reported
 			}
 			fields := strings.Fields(text)
 			remove := len(fields) == 2 && fields[0] == "remove"

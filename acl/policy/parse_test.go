@@ -161,7 +161,7 @@ func TestHostileTexts(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(texts)) {
 		start := time.Now()
 		_, err := Parse([]byte(texts[name]))
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("%s took %v", name, took)
 		}
 		if err == nil {
