@@ -239,10 +239,7 @@ func (d *decoder) readIPSets(v *hujson.Value) {
 				}
 			}
 			if work += len(prefixes) * (1 + len(set)/100); work > MaxIPSetWork {
-				if work < 2*MaxIPSetWork {
-					d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for all ipsets together", MaxIPSetWork))
-				}
-				work = 2 * MaxIPSetWork
+				d.fail(d.at(v), text, fmt.Sprintf("%s comes to too much", what), fmt.Sprintf("at most %d prefixes are worked through for all ipsets together", MaxIPSetWork))
 				return
 			}
 			for _, p := range prefixes {
