@@ -28,6 +28,7 @@ func (c *control) apply(cfg *config.Config) error {
 		c.e.log.Warn("this device's certificate has ended: no peers")
 		cfg = nil
 	}
+	c.collectAll(now)
 	rekeyed := cfg != nil && c.cfg != nil && cfg.Self.NodeKey() != c.cfg.Self.NodeKey()
 	wanted, claims := c.wanted(cfg, now)
 
@@ -171,11 +172,12 @@ func (c *control) remove(p *peer) {
 	p.filter.Remove()
 	p.mu.Unlock()
 	c.drainCuts(p)
+	c.collect(p, c.now())
 	c.e.host.retire(p)
 	delete(c.byTag, p.opener.Tag())
 	delete(c.peers, p.key)
 	c.deadlines.set(p, time.Time{})
-	p.rearm, p.sweep = time.Time{}, time.Time{}
+	p.rearm, p.sweep, p.collect = time.Time{}, time.Time{}, time.Time{}
 }
 
 // expire removes a peer whose certificate has ended.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/disco"
@@ -54,6 +55,7 @@ type control struct {
 	nextLocal time.Time
 	resolve   *resolver
 	stats     controlStats
+	events    []filter.Event // of collect, kept for the next one
 }
 
 // controlStats counts what the control goroutine dropped.
@@ -65,10 +67,11 @@ type controlStats struct {
 }
 
 func newControl(e *Engine) (*control, error) {
-	var raw [16]byte
+	var raw [24]byte
 	if _, err := io.ReadFull(e.cfg.Rand, raw[:]); err != nil {
 		return nil, fmt.Errorf("engine: drawing a seed: %w", err)
 	}
+	e.flows.update(func(*flowlog.Log) { e.flows.log = flowlog.New(binary.NativeEndian.Uint64(raw[16:])) })
 	now := e.cfg.Now()
 	c := &control{
 		e: e, quota: new(quota), began: now,
@@ -100,6 +103,8 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.handleDatagram(d)
 		case p := <-c.e.touched:
 			c.handleTouch(p)
+		case p := <-c.e.noted:
+			c.handleNote(p)
 		case up := <-c.e.relay.states:
 			c.handleRelay(up)
 		case servers := <-c.resolve.found:
@@ -127,7 +132,7 @@ func (c *control) end() {
 }
 
 func (c *control) nextTimeout() time.Time {
-	next := c.nextLocal
+	next := earlier(c.nextLocal, c.e.flows.nextTimeout())
 	if t, ok := c.nat.NextTimeout(); ok {
 		next = earlier(next, t)
 	}
@@ -152,6 +157,7 @@ func (c *control) handleTimeout() {
 	if !c.nextLocal.IsZero() && !now.Before(c.nextLocal) {
 		c.refreshLocal(now)
 	}
+	c.e.flows.update(func(l *flowlog.Log) { l.HandleTimeout(now) })
 	c.nat.HandleTimeout(now)
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
@@ -165,6 +171,9 @@ func (c *control) handleTimeout() {
 		if !p.sweep.IsZero() && !now.Before(p.sweep) {
 			c.sweep(p, now)
 		}
+		if !p.collect.IsZero() && !now.Before(p.collect) {
+			c.collect(p, now)
+		}
 		p.agent.HandleTimeout(now)
 		c.drain(p)
 	}
@@ -172,7 +181,7 @@ func (c *control) handleTimeout() {
 
 // schedule sets the time at which p is looked at again.
 func (c *control) schedule(p *peer) {
-	next := earlier(p.member.NotAfter(), earlier(p.rearm, p.sweep))
+	next := earlier(p.member.NotAfter(), earlier(p.rearm, earlier(p.sweep, p.collect)))
 	if t, ok := p.agent.NextTimeout(); ok {
 		next = earlier(next, t)
 	}

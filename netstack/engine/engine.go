@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/wg"
@@ -42,6 +43,7 @@ type Engine struct {
 	requests  chan func(*control) // run by the control goroutine
 	datagrams chan datagram
 	touched   chan *peer
+	noted     chan *peer // with events of the filter
 	failed    chan error // from the reader of the TUN device
 	started   atomic.Bool
 	stopped   chan struct{} // closed when Run returns
@@ -49,6 +51,7 @@ type Engine struct {
 
 	overflow atomic.Uint64 // datagrams that did not fit
 	relay    *relayClient
+	flows    *flowLog
 }
 
 // datagram is a packet of the control protocols of the data plane.
@@ -71,12 +74,14 @@ func New(cfg Config) (*Engine, error) {
 		requests:  make(chan func(*control)),
 		datagrams: make(chan datagram, maxDatagrams),
 		touched:   make(chan *peer, maxTouches),
+		noted:     make(chan *peer, maxTouches),
 		failed:    make(chan error, 1),
 		stopped:   make(chan struct{}),
 	}
 	e.buffers.New = func() any { b := make([]byte, 0, 512); return &b }
 	e.host = newHostDevice(e)
 	e.relay = newRelayClient(e)
+	e.flows = &flowLog{log: flowlog.New(0), changed: make(chan struct{})}
 	return e, nil
 }
 

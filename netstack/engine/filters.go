@@ -43,7 +43,7 @@ func (c *control) newFilterDevice() *filter.Device {
 		mtu = 0 // the filter's default
 	}
 	return filter.NewDevice(filter.Config{
-		Seed: c.seed, Quota: c.quota, Started: c.began, Protected: protected, MTU: uint16(mtu),
+		Seed: c.seed, Quota: c.quota, Started: c.began, Protected: protected, MTU: uint16(mtu), Events: true,
 	})
 }
 
@@ -79,6 +79,7 @@ func (c *control) sweep(p *peer, now time.Time) {
 		}
 	}
 	c.drainCuts(p)
+	c.collect(p, now)
 }
 
 func (c *control) drainCuts(p *peer) {

@@ -83,7 +83,11 @@ func (h *holder) hold(p *peer) {
 		return
 	}
 	if h.p != nil {
+		decided := h.p.filter.Waiting() > 0
 		h.p.mu.Unlock()
+		if decided {
+			h.e.note(h.p)
+		}
 		if h.passed {
 			h.e.touch(h.p)
 		}

@@ -23,6 +23,8 @@ type peer struct {
 	// touched is set by the data path when it passed a packet of the peer's, and
 	// cleared by the control goroutine after it noticed.
 	touched atomic.Bool
+	// noted is the same for events of the filter.
+	noted atomic.Bool
 
 	mu     sync.Mutex // protects filter and name
 	filter *filter.Peer
@@ -41,6 +43,7 @@ type peer struct {
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not
+	collect  time.Time // when the filter's events are taken; zero for not
 	deadline time.Time // earliest of all, as it stands in the heap
 	place    int       // in the heap; -1 for not
 }

@@ -180,6 +180,7 @@ func (e *Engine) sendOwn(p *peer, b []byte) error {
 	p.mu.Lock()
 	decision := p.filter.CheckOutbound(&info, e.cfg.Now())
 	p.mu.Unlock()
+	e.note(p)
 	if decision.Verdict != filter.Pass {
 		return &RefusedError{Peer: p.displayName(), Reason: decision.Reason, Rule: string(decision.Rule)}
 	}
