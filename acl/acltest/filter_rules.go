@@ -2,10 +2,12 @@ package acltest
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
 )
 
@@ -22,28 +24,79 @@ func (m *Filter) decide(f *flow, d filter.Direction, now time.Time) ruleset.Verd
 	if f.echo {
 		port = 0
 	}
-	serves := func(r *ruleset.Rule) bool {
+	verdict, decided := m.search(rules, f, now, speaks(f.protocol, port))
+	if decided || !f.echo || m.Config.StrictEcho {
+		return verdict
+	}
+	reaches := m.reach(rules, f, now)
+	reaches.Until = sooner(verdict.Until, reaches.Until)
+	would, by := verdict.Would, verdict.WouldRule
+	if reaches.Allowed && would == ruleset.WouldAllow {
+		would, by = ruleset.WouldChangeNothing, ""
+	}
+	reaches.Would, reaches.WouldRule = would, by
+	return reaches
+}
+
+// speaks is the condition that a rule speaks of the protocol and port.
+func speaks(protocol uint8, port uint16) func(*ruleset.Rule) bool {
+	return func(r *ruleset.Rule) bool {
 		for _, s := range r.Services {
-			if (s.Protocol == f.protocol || s.Protocol == ruleset.AnyProtocol) && s.First <= port && port <= s.Last {
+			if (s.Protocol == protocol || s.Protocol == ruleset.AnyProtocol) && s.First <= port && port <= s.Last {
 				return true
 			}
 		}
 		return false
 	}
-	verdict, decided := m.search(rules, f, now, serves)
-	if decided || !f.echo || m.Config.StrictEcho {
-		return verdict
+}
+
+// reach answers P13: who may open any flow but an echo may ask whether the host
+// is there. It tries every protocol, and every port at which a rule begins or
+// ends; a protocol that no rule names comes last.
+func (m *Filter) reach(rules []ruleset.Rule, f *flow, now time.Time) ruleset.Verdict {
+	ports, named := []int{0}, map[int]bool{}
+	var until time.Time
+	for i := range rules {
+		r := &rules[i]
+		if !m.speaksOf(r, f) {
+			continue
+		}
+		open := false
+		for _, s := range r.Services {
+			if s.First <= s.Last {
+				ports = append(ports, int(s.First), int(s.Last)+1)
+				named[int(s.Protocol)] = true
+				open = open || s.Protocol != packet.ICMP && s.Protocol != packet.ICMPv6
+			}
+		}
+		if open && r.Mode == ruleset.Enforce {
+			until = sooner(until, r.Boundary(now))
+		}
 	}
-	// P13: who may open anything may ask whether the host is there.
-	grants := func(r *ruleset.Rule) bool {
-		return r.Action == ruleset.Accept && r.Mode == ruleset.Enforce && len(r.Services) > 0
+	slices.Sort(ports)
+	var protocols []uint8
+	var others []uint8
+	for n := 1; n <= 255; n++ {
+		switch {
+		case n == int(packet.ICMP) || n == int(packet.ICMPv6):
+		case named[n]:
+			protocols = append(protocols, uint8(n))
+		default:
+			others = []uint8{uint8(n)}
+		}
 	}
-	reaches, _ := m.search(rules, f, now, grants)
-	reaches.Until = sooner(verdict.Until, reaches.Until)
-	if !reaches.Allowed || verdict.Would != ruleset.WouldAllow {
-		reaches.Would, reaches.WouldRule = verdict.Would, verdict.WouldRule
+	for _, protocol := range append(protocols, others...) {
+		for _, port := range ports {
+			if port > 65535 {
+				continue
+			}
+			if v, _ := m.search(rules, f, now, speaks(protocol, uint16(port))); v.Allowed {
+				v.Until = until
+				return v
+			}
+		}
 	}
-	return reaches
+	return ruleset.Verdict{Until: until}
 }
 
 // search collects the rules that speak of the flow's addresses and satisfy the

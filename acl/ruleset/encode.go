@@ -19,9 +19,12 @@ const encodingVersion = 1
 
 const (
 	// MaxEncodedSize bounds the input of Decode in bytes: 10,000 rules of usual
-	// size are below 1 MiB, and what a device holds in memory is a small
-	// multiple of what it was sent.
+	// size are below 1 MiB.
 	MaxEncodedSize = 16 << 20
+	// MaxDecodedSize bounds what a decoded set takes in memory, in bytes. Rules
+	// of usual size take three to six times what they are encoded in; the
+	// shortest ones there are would take more than thirty times as much.
+	MaxDecodedSize = 128 << 20
 	// MaxRules bounds the rules of one direction of a decoded set.
 	MaxRules = 100_000
 	// MaxRuleIDLength bounds a rule's ID in bytes, because it is written into
@@ -154,7 +157,7 @@ func Decode(b []byte) (*RuleSet, error) {
 	if len(b) > MaxEncodedSize {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrMalformedRuleSet, len(b), MaxEncodedSize)
 	}
-	d := &decoder{rest: b, size: len(b)}
+	d := &decoder{rest: b, size: len(b), memory: MaxDecodedSize, zones: map[string]*time.Location{}}
 	if v := d.byte(); d.err == nil && v != encodingVersion {
 		return nil, fmt.Errorf("%w: %w %d, want %d", ErrMalformedRuleSet, ErrRuleSetVersion, v, encodingVersion)
 	}
@@ -174,7 +177,12 @@ func Decode(b []byte) (*RuleSet, error) {
 type decoder struct {
 	rest []byte
 	size int
-	err  error
+	// memory is what the rest of the set may still take.
+	memory int
+	// zones are those that were named, each loaded once: one takes kilobytes,
+	// and a rule that names it some forty bytes.
+	zones map[string]*time.Location
+	err   error
 }
 
 func (d *decoder) refuse(format string, args ...any) {
@@ -202,9 +210,15 @@ func (d *decoder) byte() byte     { return d.take(1)[0] }
 func (d *decoder) uint16() uint16 { return binary.BigEndian.Uint16(d.take(2)) }
 func (d *decoder) uint64() uint64 { return binary.BigEndian.Uint64(d.take(8)) }
 
-// count reads the length of a list whose items take at least itemSize bytes
-// each, so that a short input cannot ask for much memory.
-func (d *decoder) count(itemSize, limit int) int {
+// item says what an item of a list takes, in bytes.
+type item struct {
+	encoded int // at least
+	memory  int // by itself, on a machine of 64 bits
+}
+
+// count reads the length of a list. One of more items than the input or the
+// memory has room for is refused before anything is made for it.
+func (d *decoder) count(of item, limit int) int {
 	n, size := binary.Uvarint(d.rest)
 	if d.err != nil {
 		return 0
@@ -216,28 +230,33 @@ func (d *decoder) count(itemSize, limit int) int {
 		d.refuse("a count that is not in its shortest form")
 	case n > uint64(limit):
 		d.refuse("a count of %d, the limit is %d", n, limit)
-	case n > uint64((len(d.rest)-size)/itemSize):
+	case n > uint64((len(d.rest)-size)/of.encoded):
 		d.refuse("a count of %d, more than the input can hold", n)
+	case n > uint64(d.memory/of.memory):
+		d.refuse("a set that takes more than %d bytes of memory", MaxDecodedSize)
 	default:
 		d.rest = d.rest[size:]
+		d.memory -= int(n) * of.memory
 		return int(n)
 	}
 	return 0
 }
 
-// The least sizes in bytes of what lists hold, for decoder.count.
-const (
-	minRuleSize       = 19
-	minSelectorSize   = 3
-	minPrefixSize     = 1
-	minCapabilitySize = 2
-	labelSize         = 8
-	serviceSize       = 5
-	windowSize        = 5
+// What lists hold.
+var (
+	ruleItem       = item{18, 184}
+	selectorItem   = item{3, 56}
+	prefixItem     = item{1, 32}
+	capabilityItem = item{2, 40}
+	textItem       = item{1, 16}
+	byteItem       = item{1, 1}
+	labelItem      = item{8, 8}
+	serviceItem    = item{5, 6}
+	windowItem     = item{5, 6}
 )
 
 func (d *decoder) rules() []Rule {
-	n := d.count(minRuleSize, MaxRules)
+	n := d.count(ruleItem, MaxRules)
 	if n == 0 {
 		return nil
 	}
@@ -265,7 +284,7 @@ func (d *decoder) rule(r *Rule) {
 	if r.MaxSession < 0 || r.MaxSession%time.Second != 0 {
 		d.refuse("a session of %d nanoseconds", int64(r.MaxSession))
 	}
-	if n := d.count(minSelectorSize, MaxEncodedSize); n > 0 {
+	if n := d.count(selectorItem, MaxEncodedSize); n > 0 {
 		r.Peers = make([]Selector, n)
 		for i := range r.Peers {
 			r.Peers[i].Labels = d.labels()
@@ -274,7 +293,7 @@ func (d *decoder) rule(r *Rule) {
 		}
 	}
 	r.Own = d.prefixes()
-	if n := d.count(serviceSize, MaxEncodedSize); n > 0 {
+	if n := d.count(serviceItem, MaxEncodedSize); n > 0 {
 		r.Services = make([]Service, n)
 		for i := range r.Services {
 			svc := Service{Protocol: d.byte(), First: d.uint16(), Last: d.uint16()}
@@ -284,12 +303,12 @@ func (d *decoder) rule(r *Rule) {
 			r.Services[i] = svc
 		}
 	}
-	if n := d.count(minCapabilitySize, MaxEncodedSize); n > 0 {
+	if n := d.count(capabilityItem, MaxEncodedSize); n > 0 {
 		r.Capabilities = make([]Capability, n)
 		for i := range r.Capabilities {
 			c := &r.Capabilities[i]
 			c.Name = d.string(MaxEncodedSize)
-			if values := d.count(1, MaxEncodedSize); values > 0 {
+			if values := d.count(textItem, MaxEncodedSize); values > 0 {
 				c.Values = make([]string, values)
 				for k := range c.Values {
 					c.Values[k] = d.string(MaxEncodedSize)
@@ -308,7 +327,7 @@ func (d *decoder) bool() bool {
 }
 
 func (d *decoder) string(limit int) string {
-	b := d.take(d.count(1, limit))
+	b := d.take(d.count(byteItem, limit))
 	if !utf8.Valid(b) {
 		d.refuse("a text that is not UTF-8")
 	}
@@ -316,7 +335,7 @@ func (d *decoder) string(limit int) string {
 }
 
 func (d *decoder) schedule() *Schedule {
-	n := d.count(windowSize, MaxWindows)
+	n := d.count(windowItem, MaxWindows)
 	if n == 0 {
 		return nil
 	}
@@ -328,7 +347,16 @@ func (d *decoder) schedule() *Schedule {
 	if d.err != nil {
 		return nil
 	}
-	s, err := NewSchedule(zone, windows)
+	location, ok := d.zones[zone]
+	var err error
+	if !ok {
+		if location, err = loadZone(zone); err != nil {
+			d.refuse("%v", err)
+			return nil
+		}
+		d.zones[zone] = location
+	}
+	s, err := newSchedule(location, windows)
 	if err != nil {
 		d.refuse("%v", err)
 		return nil
@@ -367,7 +395,7 @@ func (d *decoder) time() time.Time {
 }
 
 func (d *decoder) labels() ident.LabelSet {
-	n := d.count(labelSize, MaxEncodedSize)
+	n := d.count(labelItem, MaxEncodedSize)
 	if n == 0 {
 		return ident.LabelSet{}
 	}
@@ -382,7 +410,7 @@ func (d *decoder) labels() ident.LabelSet {
 }
 
 func (d *decoder) prefixes() []netip.Prefix {
-	n := d.count(minPrefixSize, MaxEncodedSize)
+	n := d.count(prefixItem, MaxEncodedSize)
 	if n == 0 {
 		return nil
 	}

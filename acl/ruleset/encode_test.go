@@ -170,6 +170,42 @@ func TestEveryFieldIsEncoded(t *testing.T) {
 	}
 }
 
+func TestTheShortestRulesAreDecoded(t *testing.T) {
+	s := &RuleSet{In: []Rule{{}, {}}}
+	b := s.AppendBinary(nil)
+	if want := len((&RuleSet{}).AppendBinary(nil)) + 2*ruleItem.encoded; len(b) != want {
+		t.Errorf("%d bytes, want %d", len(b), want)
+	}
+	if got, err := Decode(b); err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("Decode = %+v, %v", got, err)
+	}
+}
+
+// TestDecodedSizeIsBounded: five megabytes that would become 160 are refused.
+func TestDecodedSizeIsBounded(t *testing.T) {
+	s := &RuleSet{In: []Rule{{Own: make([]netip.Prefix, 5_000_000)}}}
+	if _, err := Decode(s.AppendBinary(nil)); !errors.Is(err, ErrMalformedRuleSet) || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("Decode = %v", err)
+	}
+	for _, c := range []struct {
+		of   reflect.Type
+		item item
+	}{
+		{reflect.TypeFor[Rule](), ruleItem},
+		{reflect.TypeFor[Selector](), selectorItem},
+		{reflect.TypeFor[netip.Prefix](), prefixItem},
+		{reflect.TypeFor[Capability](), capabilityItem},
+		{reflect.TypeFor[string](), textItem},
+		{reflect.TypeFor[ident.Label](), labelItem},
+		{reflect.TypeFor[Service](), serviceItem},
+		{reflect.TypeFor[Window](), windowItem},
+	} {
+		if got := int(c.of.Size()); got > c.item.memory {
+			t.Errorf("%v takes %d bytes, the decoder counts %d", c.of, got, c.item.memory)
+		}
+	}
+}
+
 func TestRandomSetsRoundTrip(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))

@@ -108,31 +108,34 @@ func (r *Rule) peerCondition(peer *ident.Identity) (c condition, ok bool) {
 	return c, ok
 }
 
-// tally collects what the index knows of a flow: of its protocol and port, or,
-// where any is set, of whether anything at all may be opened there.
-func (x *index) tally(dir Direction, f Flow, now time.Time, any bool) tally {
-	t := tally{rules: x.rules, accept: none, deny: none, auditAccept: none, auditDeny: none}
+// matches returns two ascending lists; the scopes that are in both speak of the
+// flow's addresses. The first list is not the longer one.
+func (x *index) matches(dir Direction, f Flow) (few, many []int32) {
 	if len(x.scopes) == 0 {
-		return t
+		return nil, nil
 	}
 	theirs, ours := f.Source, f.Destination
 	if dir == Out {
 		theirs, ours = ours, theirs
 	}
-	few, many := x.theirs.of(theirs), x.ours.of(ours)
+	few, many = x.theirs.of(theirs), x.ours.of(ours)
 	if len(few) > len(many) {
 		few, many = many, few
 	}
+	return few, many
+}
+
+// tally collects what the index knows of a flow.
+func (x *index) tally(dir Direction, f Flow, now time.Time) tally {
+	t := newTally(x.rules)
+	few, many := x.matches(dir, f)
 	for _, n := range few {
 		if !contains(many, n) {
 			continue
 		}
-		s := &x.scopes[n].services
-		c := &s.reach
-		if !any {
-			if c = s.find(f.Protocol, f.Port); c == nil {
-				continue
-			}
+		c := x.scopes[n].services.find(f.Protocol, f.Port)
+		if c == nil {
+			continue
 		}
 		t.merge(c.always)
 		for _, at := range c.timed {

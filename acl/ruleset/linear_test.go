@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -56,24 +57,69 @@ func (p *linearRules) collect(dir Direction, f Flow, now time.Time) (t linearTal
 	return t
 }
 
-// DecideEcho answers whether an echo request, of which f has the addresses, may
-// be sent in the given direction at the given time. What a rule says of ICMP
-// holds; where none does, a device that may open any flow to the destination
-// may ask whether it is there.
+// DecideEcho asks, where no rule says anything of the echo itself, of every
+// protocol and every port at which a rule begins or ends, whether a flow may be
+// opened; the first one that may is the answer.
 func (p *linearRules) DecideEcho(dir Direction, f Flow, now time.Time) Verdict {
 	f = f.echo()
 	icmp := p.collect(dir, f, now)
 	if icmp.decided() {
 		return icmp.verdict()
 	}
-	var t linearTally
+	var until time.Time
+	listed := map[int]bool{}
+	ports := []int{0}
 	for i := range p.rules[dir] {
-		if r := &p.rules[dir][i]; r.Action == Accept && r.Mode == Enforce && len(r.Services) > 0 && p.spans(r, dir, f) {
-			t.add(r, now)
+		r := &p.rules[dir][i]
+		if !p.spans(r, dir, f) {
+			continue
+		}
+		echoesOnly := true
+		for _, s := range r.Services {
+			if s.First > s.Last {
+				continue
+			}
+			ports = append(ports, int(s.First), int(s.Last)+1)
+			listed[int(s.Protocol)] = true
+			echoesOnly = echoesOnly && (s.Protocol == protocolICMP || s.Protocol == protocolICMPv6)
+		}
+		if r.Mode == Enforce && !echoesOnly {
+			until = earlier(until, r.Boundary(now))
 		}
 	}
+	slices.Sort(ports)
+	protocols := []int{}
+	others := 0
+	for n := 1; n <= 255; n++ {
+		switch {
+		case n == protocolICMP || n == protocolICMPv6:
+		case listed[n]:
+			protocols = append(protocols, n)
+		default:
+			others = n
+		}
+	}
+	if others != 0 {
+		protocols = append(protocols, others)
+	}
+	verdict := Verdict{}
+search:
+	for _, protocol := range protocols {
+		for _, port := range ports {
+			if port > 65535 {
+				continue
+			}
+			f.Protocol, f.Port = uint8(protocol), uint16(port)
+			t := p.collect(dir, f, now)
+			if v := t.verdict(); v.Allowed {
+				verdict = v
+				break search
+			}
+		}
+	}
+	verdict.Until = until
 	icmpVerdict := icmp.verdict()
-	return icmpVerdict.or(t.verdict())
+	return icmpVerdict.or(verdict)
 }
 
 func (f Flow) echo() Flow {

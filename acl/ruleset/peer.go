@@ -38,43 +38,8 @@ func (p *PeerRules) Timed() bool { return p.index[In].timed || p.index[Out].time
 // Decide answers whether a flow may be opened in the given direction at the
 // given time. Without a matching rule the answer is no.
 func (p *PeerRules) Decide(dir Direction, f Flow, now time.Time) Verdict {
-	t := p.index[dir].tally(dir, f, now, false)
+	t := p.index[dir].tally(dir, f, now)
 	return t.verdict()
-}
-
-// DecideEcho answers whether an echo request, of which f has the addresses, may
-// be sent in the given direction at the given time. What a rule says of ICMP
-// holds; where none does, a device that may open any flow to the destination
-// may ask whether it is there.
-func (p *PeerRules) DecideEcho(dir Direction, f Flow, now time.Time) Verdict {
-	f.Protocol, f.Port = protocolICMP, 0
-	if f.Destination.Is6() {
-		f.Protocol = protocolICMPv6
-	}
-	icmp := p.index[dir].tally(dir, f, now, false)
-	verdict := icmp.verdict()
-	if icmp.decided() {
-		return verdict
-	}
-	any := p.index[dir].tally(dir, f, now, true)
-	return verdict.or(any.verdict())
-}
-
-// Protocol numbers of ICMP, for echoes.
-const (
-	protocolICMP   = 1
-	protocolICMPv6 = 58
-)
-
-// or returns the verdict of a second question, which was asked because no rule
-// answered the first; what audit rules would do is the first one's.
-func (v Verdict) or(second Verdict) Verdict {
-	second.Until = earlier(v.Until, second.Until)
-	second.Would, second.WouldRule = v.Would, v.WouldRule
-	if second.Allowed && second.Would == WouldAllow {
-		second.Would, second.WouldRule = WouldChangeNothing, ""
-	}
-	return second
 }
 
 // place is where a rule stands in its list. The order of a list carries no
@@ -91,6 +56,10 @@ type tally struct {
 	accept, deny           place
 	auditAccept, auditDeny place
 	until                  time.Time
+}
+
+func newTally(rules []Rule) tally {
+	return tally{rules: rules, accept: none, deny: none, auditAccept: none, auditDeny: none}
 }
 
 // add takes a rule into account that may not hold at all times.

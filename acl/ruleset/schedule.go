@@ -36,17 +36,26 @@ type Schedule struct {
 
 // NewSchedule returns the schedule of the windows in the zone of that name of
 // the IANA time zone database, as package zone has it on every device; "" stands
-// for UTC, "Local" is refused. The
-// windows are copied; their order carries no meaning. The error wraps
+// for UTC, "Local" is none of
+// them. The windows are copied; their order carries no meaning. The error wraps
 // ErrSchedule.
 func NewSchedule(name string, windows []Window) (*Schedule, error) {
-	if name == "Local" {
-		return nil, fmt.Errorf("%w: the zone must be the same on every device, \"Local\" is not", ErrSchedule)
+	location, err := loadZone(name)
+	if err != nil {
+		return nil, err
 	}
+	return newSchedule(location, windows)
+}
+
+func loadZone(name string) (*time.Location, error) {
 	location, err := zone.Load(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: unknown time zone %q", ErrSchedule, name)
+		return nil, fmt.Errorf("%w: %w", ErrSchedule, err)
 	}
+	return location, nil
+}
+
+func newSchedule(location *time.Location, windows []Window) (*Schedule, error) {
 	if len(windows) == 0 || len(windows) > MaxWindows {
 		return nil, fmt.Errorf("%w: %d windows, want 1 to %d", ErrSchedule, len(windows), MaxWindows)
 	}

@@ -28,8 +28,9 @@ type services struct {
 	// and a last one for all the others.
 	protocols []byte
 	tables    []ports
-	// reach is what the accepting rules say together, whatever they admit.
-	reach cell
+	// timed are the enforced rules that do not hold at all times and speak of
+	// more than echoes, in the order of the list.
+	timed []place
 }
 
 // ports maps every port to a cell.
@@ -37,6 +38,9 @@ type ports struct {
 	// starts are the first ports of the ranges, ascending, the first 0.
 	starts []uint16
 	cells  []cell
+	// last has, for each range, the last one up to which the same may be opened;
+	// nil where that is always the range itself.
+	last []uint16
 	// pages has, for each value of a port's high byte, the range in which the
 	// first port with it lies; it is there where there are many ranges.
 	pages []uint16
@@ -46,17 +50,28 @@ type ports struct {
 // at most as many steps as it does within a page.
 const manyRanges = 32
 
-// find returns the cell for a protocol and port, nil where no rule speaks of
-// the protocol.
-func (s *services) find(protocol uint8, port uint16) *cell {
+// table returns the table for a protocol, which is empty where no rule speaks
+// of it.
+func (s *services) table(protocol uint8) *ports {
 	n := bytes.IndexByte(s.protocols, protocol)
 	if n < 0 {
 		n = len(s.protocols)
 	}
-	t := &s.tables[n]
+	return &s.tables[n]
+}
+
+// find returns the cell for a protocol and port, nil where no rule speaks of
+// the protocol.
+func (s *services) find(protocol uint8, port uint16) *cell {
+	t := s.table(protocol)
 	if len(t.starts) == 0 {
 		return nil
 	}
+	return &t.cells[t.find(port)]
+}
+
+// find returns the range in which the port lies. The table must not be empty.
+func (t *ports) find(port uint16) int {
 	low, high := 0, len(t.starts)
 	if t.pages != nil {
 		page := port >> 8
@@ -73,13 +88,11 @@ func (s *services) find(protocol uint8, port uint16) *cell {
 			high = middle
 		}
 	}
-	return &t.cells[low]
+	return low
 }
 
 func newServices(rules []Rule, members []place) services {
 	var s services
-	s.reach.always = nothing
-	reach := tally{rules: rules, accept: none, deny: none, auditAccept: none, auditDeny: none}
 	for _, at := range members {
 		r := &rules[at]
 		for _, svc := range r.Services {
@@ -87,16 +100,10 @@ func newServices(rules []Rule, members []place) services {
 				s.protocols = append(s.protocols, svc.Protocol)
 			}
 		}
-		if r.Action != Accept || r.Mode != Enforce {
-			continue
-		}
-		if r.timed() {
-			s.reach.timed = append(s.reach.timed, at)
-		} else {
-			reach.merge(r.only(at))
+		if r.Mode == Enforce && r.timed() && r.reaches() {
+			s.timed = append(s.timed, at)
 		}
 	}
-	s.reach.always.accept = reach.accept
 	slices.Sort(s.protocols)
 	s.protocols = slices.Clip(slices.Compact(s.protocols))
 	s.tables = make([]ports, 0, len(s.protocols)+1)
@@ -180,6 +187,7 @@ func newPorts(rules []Rule, members []place, protocol uint8) ports {
 		t.cells = append(t.cells, c)
 	}
 	t.starts, t.cells = slices.Clip(t.starts), slices.Clip(t.cells)
+	t.last = stretches(t.cells)
 	if len(t.starts) >= manyRanges {
 		t.pages = make([]uint16, 256)
 		for page := range t.pages {
