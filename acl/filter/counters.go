@@ -26,6 +26,11 @@ func (c *Counters) Count(d Direction, version uint8, r Reason) {
 	c.packets[d&1][family(version)][r]++
 }
 
+// CountMany is Count for n packets.
+func (c *Counters) CountMany(d Direction, version uint8, r Reason, n uint64) {
+	c.packets[d&1][family(version)][r] += n
+}
+
 // Packets returns how many packets were counted.
 func (c *Counters) Packets(d Direction, version uint8, r Reason) uint64 {
 	return c.packets[d&1][family(version)][r]

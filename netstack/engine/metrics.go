@@ -81,7 +81,7 @@ func (c *control) metrics() []prometheus.Metric {
 				counter(bytesDesc[d], t.Bytes, wg.Link(link).String()))
 		}
 	}
-	counters, _ := c.e.host.totals(c.peers)
+	counters := c.filtered(tunnel)
 	for _, d := range []filter.Direction{filter.Inbound, filter.Outbound} {
 		for version, family := range map[uint8]string{4: "ipv4", 6: "ipv6"} {
 			out = append(out, counter(passedDesc[d], counters.Packets(d, version, filter.Passed), family))

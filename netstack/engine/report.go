@@ -51,7 +51,7 @@ func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
 // drops returns all counters of dropped packets that are not zero.
 func (c *control) drops() map[string]uint64 {
 	out := c.losses()
-	counters, _ := c.e.host.totals(c.peers)
+	counters := c.filtered(c.device.Counters())
 	for r := filter.Passed + 1; int(r) < filter.NumReasons; r++ {
 		for _, d := range []filter.Direction{filter.Inbound, filter.Outbound} {
 			out[r.String()] += counters.Packets(d, 4, r) + counters.Packets(d, 6, r)
@@ -63,6 +63,16 @@ func (c *control) drops() map[string]uint64 {
 		}
 	}
 	return out
+}
+
+// filtered returns what the filters have counted. WireGuard looks at the source
+// of a packet before they can, with the same prefixes.
+func (c *control) filtered(tunnel wg.Counters) filter.Counters {
+	counters, _ := c.e.host.totals(c.peers)
+	counters.CountMany(filter.Inbound, 4, filter.DropSpoof, tunnel.Spoofed4)
+	counters.CountMany(filter.Inbound, 6, filter.DropSpoof, tunnel.Spoofed6)
+	counters.CountMany(filter.Inbound, 4, filter.DropVersion, tunnel.NotIP)
+	return counters
 }
 
 // losses returns the counters of packets that were lost outside the filter, by

@@ -98,7 +98,7 @@ func New(cfg Config) (*Device, error) {
 		peers: make(map[ident.NodeKey][]netip.Prefix),
 	}
 	d.device = device.NewDevice(d.tun, d.bind, &device.Logger{
-		Verbosef: device.DiscardLogf,
+		Verbosef: d.bind.counters.verbosef,
 		Errorf:   d.logf,
 	})
 	if d.retain != nil {

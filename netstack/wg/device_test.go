@@ -495,3 +495,24 @@ func TestUAPILists(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestSpoofedSourcesAreCounted: the counters depend on the words in which
+// WireGuard says what it drops.
+func TestSpoofedSourcesAreCounted(t *testing.T) {
+	a, b, _, _ := connected(t)
+	everything := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	if err := a.device.SetPeers([]PeerConfig{{Key: b.key, AllowedIPs: everything}}); err != nil {
+		t.Fatal(err)
+	}
+	six := make([]byte, 40)
+	six[0], six[23], six[39] = 0x60, 9, 1
+	for range 3 {
+		a.tun.out <- packet(netip.MustParseAddr("100.64.0.9"), b.addr, 3)
+		a.tun.out <- six
+		a.tun.out <- six
+	}
+	pass(t, a, b, 4) // nothing else has arrived
+	if c := b.device.Counters(); c.Spoofed4 != 3 || c.Spoofed6 != 6 {
+		t.Fatalf("counted %d and %d, want 3 and 6", c.Spoofed4, c.Spoofed6)
+	}
+}

@@ -2,72 +2,24 @@ package sim
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/binary"
-	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/packet"
-	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
 	"github.com/warren-overlay/warren/netstack/sock"
-	"github.com/warren-overlay/warren/netstack/wg"
 )
 
-// rogue is a member that does not play by the rules: WireGuard without a
-// filter. It answers probes, so that packets have a way to it.
-type rogue struct {
-	*enginetest.Member
-	sim    *sim
-	tun    *simnet.TUN
-	device *wg.Device
-	sealer *disco.Sealer
-	opener *disco.Opener
-}
-
-func (s *sim) rogue(host *simnet.Host, victim *node) *rogue {
+// rogue starts a rogue on a host.
+func (s *sim) rogue(host *simnet.Host, victim *node) *enginetest.Rogue {
 	s.Helper()
-	r := &rogue{Member: s.Join("rogue", nil), sim: s, tun: simnet.NewTUN(0)}
-	var err error
-	if r.sealer, r.opener, err = disco.NewPair(r.Private, victim.Key); err != nil {
-		s.Fatal(err)
-	}
-	ready := make(chan struct{})
-	r.device, err = wg.New(wg.Config{
-		TUN: r.tun, Port: 41641, Logger: slog.New(slog.DiscardHandler), Retain: retain,
+	return s.Join("rogue", nil).Rogue(s, victim.Member, enginetest.RogueConfig{
+		Address: host.Addrs()[0], Port: 41641, Retain: retain,
 		Listen: func(port uint16) (sock.Conn, error) { return s.world.ListenUDP(host, port) },
-		Control: func(b []byte, from netip.AddrPort) {
-			<-ready
-			message, err := r.opener.Open(b)
-			if ping, ok := message.(disco.Ping); err == nil && ok {
-				pong, err := r.sealer.Seal(nil, disco.Pong{TxID: ping.TxID, Observed: from}, rand.Reader)
-				if err == nil {
-					err = r.device.SendControl(pong, from)
-				}
-				if err != nil {
-					s.Error(err)
-				}
-			}
-		},
 	})
-	if err != nil {
-		s.Fatal(err)
-	}
-	close(ready)
-	if err := r.device.SetPrivateKey(r.Private); err != nil {
-		s.Fatal(err)
-	}
-	err = r.device.SetPeers([]wg.PeerConfig{{Key: victim.Key, AllowedIPs: []netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"),
-	}}})
-	if err != nil {
-		s.Fatal(err)
-	}
-	r.Endpoints = []netip.AddrPort{netip.AddrPortFrom(host.Addrs()[0], 41641)}
-	return r
 }
 
 func TestRogueMemberGetsNothingThrough(t *testing.T) {
@@ -75,7 +27,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 		victim, third := s.start("victim", s.public("victim", 1), nil), s.start("third", s.public("third", 2), nil)
 		s.know(victim, third)
 		r := s.rogue(s.public("rogue", 3), victim)
-		defer r.device.Close()
+		defer r.Close()
 		// A filter that has just begun takes up connections in their middle (P9).
 		time.Sleep(3 * time.Minute)
 		// The rogue may open TCP port 80 and nothing else.
@@ -85,7 +37,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 		if err := victim.engine.Apply(c); err != nil {
 			s.Fatal(err)
 		}
-		r.device.Peer(victim.Key).SetPath(wg.Path{Direct: victim.Endpoints[0]})
+		r.SendTo(victim.Member, victim.Endpoints[0])
 
 		mine, theirs := r.Addr4(), victim.Addr4()
 		at := netip.AddrPortFrom
@@ -93,7 +45,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 			return enginetest.TCP(at(mine, port), at(theirs, 80), packet.SYN, 1, 0, "")
 		}
 		// The victim finds a path to the rogue by its probes, and answers.
-		r.tun.Send(allowed(1000))
+		r.TUN.Send(allowed(1000))
 		select {
 		case got := <-victim.tun.Received():
 			if !bytes.Equal(got, allowed(1000)) {
@@ -128,10 +80,10 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 			{"cut short", allowed(9)[:30]},
 		}
 		for i, test := range tests {
-			r.tun.Send(test.b)
+			r.TUN.Send(test.b)
 			// What is allowed and comes after it shows that it was looked at.
 			marker := allowed(uint16(2000 + i))
-			r.tun.Send(marker)
+			r.TUN.Send(marker)
 			select {
 			case got := <-victim.tun.Received():
 				if !bytes.Equal(got, marker) {
@@ -145,7 +97,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 			s.Errorf("%d packets reached the third member", n)
 		}
 		drops := victim.engine.Status().Drops
-		for _, reason := range []string{"drop_no_rule", "drop_destination", "drop_no_flow", "drop_tcp_flags", "drop_ipopt", "drop_frag"} {
+		for _, reason := range []string{"drop_spoof", "drop_no_rule", "drop_destination", "drop_no_flow", "drop_tcp_flags", "drop_ipopt", "drop_frag"} {
 			if drops[reason] == 0 {
 				s.Errorf("no %s among %v", reason, drops)
 			}
