@@ -20,6 +20,9 @@ import (
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/proxy"
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/router"
+	"github.com/warren-overlay/warren/netstack/sock"
 	"github.com/warren-overlay/warren/netstack/tun"
 	"github.com/warren-overlay/warren/netstack/userstack"
 )
@@ -61,6 +64,7 @@ type Daemon struct {
 	log     *slog.Logger
 	state   *statefile.Directory
 	device  tun.Device
+	router  router.Router
 	engine  *engine.Engine
 	agent   *Agent
 	monitor *osconf.Monitor
@@ -107,6 +111,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	if d.engine, err = engine.New(engine.Config{
 		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"),
+		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: transport()}}.Dial,
+		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return underlay().Resolver.LookupNetIP(ctx, "ip", host)
+		},
 	}); err != nil {
 		return err
 	}
@@ -125,12 +133,42 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	return err
 }
 
+// underlay returns what dials, and looks names up, past the overlay: what the
+// overlay needs must not go through it.
+func underlay() *net.Dialer {
+	return &net.Dialer{
+		Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: router.Control,
+		Resolver: &net.Resolver{
+			PreferGo: true,
+			Dial:     (&net.Dialer{Timeout: 5 * time.Second, Control: router.Control}).DialContext,
+		},
+	}
+}
+
+// openPort opens the UDP port past the overlay, and another where the wanted
+// one is taken: peers learn the port with the endpoints, so none is worth
+// failing for.
+func (d *Daemon) openPort(port uint16) (sock.Conn, error) {
+	conn, err := sock.Listen(sock.Config{Port: port})
+	if port != 0 && errors.Is(err, sock.ErrPortInUse) {
+		d.log.Warn("the UDP port is taken; using another", "port", port)
+		conn, err = sock.Listen(sock.Config{})
+	}
+	if err != nil || d.options.Device == Userspace {
+		return conn, err
+	}
+	if err := conn.SetMark(router.Mark); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		d.log.Warn("the port cannot be marked, so an exit node would take it in", "error", err)
+	}
+	return conn, nil
+}
+
 // transport is that of the control channel: proxies of the environment are
 // honoured, connections are not kept for later, because there is only one.
 func transport() *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           underlay().DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 15 * time.Second,
 		MaxIdleConns:          1,
@@ -145,7 +183,7 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 		if err != nil {
 			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
-		d.device, d.dialer = stack, stack
+		d.device, d.dialer, d.router = stack, stack, router.Unavailable(router.ErrUserspace)
 		return nil
 	}
 	device, err := tun.Open(tun.Config{Name: d.options.Device})
@@ -153,6 +191,14 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 		return fmt.Errorf("agent: opening the network device %s: %w", d.options.Device, err)
 	}
 	d.device, d.dialer = device, &net.Dialer{}
+	name, err := device.Name()
+	if err == nil {
+		d.router, err = router.Open(name)
+	}
+	if err != nil {
+		d.log.Warn("no routing between networks", "error", err)
+		d.router = router.Unavailable(err)
+	}
 	return nil
 }
 
@@ -249,6 +295,11 @@ func (d *Daemon) close() {
 	}
 	if d.device != nil {
 		d.device.Close()
+	}
+	if d.router != nil {
+		if err := d.router.Close(); err != nil {
+			d.log.Warn("ending routing", "error", err)
+		}
 	}
 	if d.state != nil {
 		d.state.Close()

@@ -38,14 +38,11 @@ func find(v *control.View, target string) *control.Peer {
 	}
 	name := strings.ToLower(strings.TrimSuffix(target, "."))
 	name = strings.TrimSuffix(name, "."+Domain)
+	// What reads as an id is one: a device must not be able to stand for
+	// another by its name. The coordinator gives no such names.
 	id, err := ident.ParseNodeID(name)
 	for i := range all {
-		if all[i].Member.Name() == name {
-			return &all[i]
-		}
-	}
-	for i := range all {
-		if err == nil && all[i].Member.Node() == id {
+		if err == nil && all[i].Member.Node() == id || err != nil && all[i].Member.Name() == name {
 			return &all[i]
 		}
 	}

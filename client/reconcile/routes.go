@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/health"
@@ -42,6 +43,7 @@ func routes(c *config.Config, view *control.View, p Preferences, now time.Time) 
 			Text: fmt.Sprintf("This device offers to route %v, which nobody has approved. An administrator can: warren-coordinator devices approve-routes %s %v", r, view.Self.Name(), r),
 		})
 	}
+	c.Forward = authority.SortRoutes(c.Forward)
 	for i := range c.Peers {
 		peer := &c.Peers[i]
 		for _, r := range peer.Member.Identity().Routes {

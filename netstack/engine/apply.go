@@ -16,7 +16,6 @@ import (
 	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/path"
 	"github.com/warren-overlay/warren/netstack/route"
-	"github.com/warren-overlay/warren/netstack/tun"
 	"github.com/warren-overlay/warren/netstack/wg"
 )
 
@@ -42,6 +41,9 @@ func (c *control) apply(cfg *config.Config) error {
 	c.retreat(claims)
 	before := c.cfg
 	c.cfg = cfg
+	if cfg == nil || before == nil || !sameFilterDevice(before, cfg) {
+		c.setFilterDevice(now)
+	}
 	if cfg == nil {
 		c.publishTable(nil)
 		c.e.relay.set(nil)
@@ -89,6 +91,7 @@ func (c *control) apply(cfg *config.Config) error {
 	c.bringUp(now)
 	c.e.relay.set(relayTargetOf(cfg))
 	c.resolve.set(cfg.STUN)
+	c.underlay.set(cfg.Underlay)
 	if err := c.configureDevice(cfg); err != nil {
 		errs = append(errs, err)
 	}
@@ -97,7 +100,7 @@ func (c *control) apply(cfg *config.Config) error {
 
 // wanted returns the peers of a configuration that are members now, and which
 // prefixes each of them gets. A prefix has one owner: a device's own addresses
-// go before routes, else the older device has it.
+// go before routes, and of several routers one has the route (assign).
 func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]config.Peer, map[ident.NodeKey][]netip.Prefix) {
 	peers := make(map[ident.NodeKey]config.Peer)
 	claims := make(map[ident.NodeKey][]netip.Prefix)
@@ -127,16 +130,14 @@ func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]c
 			claim(key, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	for _, p := range inOrder {
-		key := p.Member.NodeKey()
-		if _, member := peers[key]; !member {
-			continue
-		}
-		for _, r := range p.Member.Identity().Routes {
-			// A default route would take all of the host's traffic, the tunnel's
-			// own included. It is for an exit that was chosen, which a
-			// configuration does not say.
-			if r.Bits() > 0 {
+	members := slices.DeleteFunc(slices.Clone(inOrder), func(p config.Peer) bool {
+		_, member := peers[p.Member.NodeKey()]
+		return !member
+	})
+	holders := c.assign(members)
+	for _, p := range members {
+		for _, r := range p.Routes {
+			if key := p.Member.NodeKey(); holders[r] == key {
 				claim(key, r)
 			}
 		}
@@ -230,9 +231,18 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 }
 
 // refuses reports whether an address must not be probed: one inside the overlay.
+// One that is only routed there may be: what carries the tunnel never goes into
+// it.
 func (c *control) refuses(a netip.Addr) bool {
 	f := c.e.host.forwarding.Load()
-	return f != nil && (slices.Contains(f.self, a) || f.lookup(a) != nil)
+	if f == nil {
+		return false
+	}
+	if slices.Contains(f.self, a) || c.cfg != nil && slices.ContainsFunc(c.cfg.Overlay, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return true
+	}
+	p := f.lookup(a)
+	return p != nil && p.member.Identity().OwnsAddress(a)
 }
 
 // publishTable gives the data path the peers of a configuration. Where the table
@@ -296,27 +306,6 @@ func (c *control) bringUp(now time.Time) {
 		p.agent.SetRemoteCandidates(p.endpoints, now)
 		c.drain(p)
 	}
-}
-
-// configureDevice sets addresses and routes of the TUN device.
-func (c *control) configureDevice(cfg *config.Config) error {
-	if !c.e.cfg.ManageDevice {
-		return nil
-	}
-	settings := tun.Settings{MTU: c.e.cfg.MTU}
-	if cfg != nil {
-		for _, a := range cfg.Self.Identity().Addresses {
-			settings.Addresses = append(settings.Addresses, netip.PrefixFrom(a, a.BitLen()))
-		}
-		for _, p := range c.sorted() {
-			settings.Routes = append(settings.Routes, p.allowed...)
-		}
-	}
-	if err := c.e.cfg.TUN.Configure(settings); err != nil {
-		return fmt.Errorf("engine: configuring the TUN device: %w", err)
-	}
-	c.device.NotifyMTU()
-	return nil
 }
 
 // sorted returns the peers in the order of their ids.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/router"
 	"github.com/warren-overlay/warren/netstack/sock"
 	"github.com/warren-overlay/warren/netstack/tun"
 )
@@ -26,7 +27,8 @@ type Config struct {
 	// MTU is the MTU that is configured; zero leaves the device's.
 	MTU int
 	// Listen opens the UDP port; zero lets the system choose. Nil means
-	// sock.Listen on all addresses.
+	// sock.Listen on all addresses, and any port where the wanted one is taken:
+	// peers learn the port with the endpoints, so none is worth failing for.
 	Listen func(port uint16) (sock.Conn, error)
 	// Port is the UDP port that is asked for first; zero means any.
 	Port uint16
@@ -37,6 +39,15 @@ type Config struct {
 	// may return loopback addresses for nodes that share one machine; only then
 	// are peers probed there.
 	LocalAddresses func() ([]netip.Addr, error)
+	// Router has the kernel route between the overlay and this machine's
+	// networks. Nil leaves that to TUN, which is then given all routes. The
+	// engine owns it and closes it when Run returns.
+	Router router.Router
+	// ConnectedPrefixes returns the networks that this machine is connected
+	// to, its own addresses in them included: what lies in them is never
+	// reached through a route, and never comes from one. Nil means
+	// sock.ConnectedPrefixes, or none where LocalAddresses is given.
+	ConnectedPrefixes func() ([]netip.Prefix, error)
 	// LookupHost finds the addresses of a STUN server's name. Nil means the
 	// system's resolver.
 	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -60,7 +71,15 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("%w: a TUN device and a logger are needed", ErrConfig)
 	}
 	if c.Listen == nil {
-		c.Listen = func(port uint16) (sock.Conn, error) { return sock.Listen(sock.Config{Port: port}) }
+		log := c.Logger
+		c.Listen = func(port uint16) (sock.Conn, error) {
+			conn, err := sock.Listen(sock.Config{Port: port})
+			if port != 0 && errors.Is(err, sock.ErrPortInUse) {
+				log.Warn("the UDP port is taken; using another", "port", port)
+				return sock.Listen(sock.Config{})
+			}
+			return conn, err
+		}
 	}
 	if c.DialRelay == nil {
 		c.DialRelay = relayhttp.Dial

@@ -54,6 +54,11 @@ type control struct {
 	local     []netip.AddrPort
 	nextLocal time.Time
 	resolve   *resolver
+	standby   standby
+	underlay  *resolver    // finds the addresses of Config.Underlay
+	except    []netip.Addr // of the underlay, as far as they are known
+	connected []netip.Prefix
+	unguarded bool // whether it was said that the router cannot guard
 	stats     controlStats
 	events    []filter.Event // of collect, kept for the next one
 }
@@ -79,7 +84,7 @@ func newControl(e *Engine) (*control, error) {
 		nat:     nat.New(nat.Config{Rand: e.cfg.Rand}, now),
 		peers:   make(map[ident.NodeKey]*peer),
 		byTag:   make(map[disco.Tag]*peer),
-		resolve: newResolver(e),
+		resolve: newResolver(e), underlay: newResolver(e),
 	}
 	c.filter = c.newFilterDevice()
 	return c, nil
@@ -103,6 +108,10 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.handleDatagram(d)
 		case p := <-c.e.touched:
 			c.handleTouch(p)
+		case a := <-c.e.answers:
+			c.handleAnswer(a)
+		case hosts := <-c.underlay.found:
+			c.setUnderlay(hosts)
 		case p := <-c.e.noted:
 			c.handleNote(p)
 		case up := <-c.e.relay.states:
@@ -113,6 +122,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.handleTimeout()
 		}
 		c.resolve.start(ctx, running)
+		c.underlay.start(ctx, running)
 		c.drainNAT()
 		if next := c.nextTimeout(); next.IsZero() {
 			timer.Stop()
@@ -132,7 +142,7 @@ func (c *control) end() {
 }
 
 func (c *control) nextTimeout() time.Time {
-	next := earlier(c.nextLocal, c.e.flows.nextTimeout())
+	next := earlier(earlier(c.nextLocal, c.standby.next), c.e.flows.nextTimeout())
 	if t, ok := c.nat.NextTimeout(); ok {
 		next = earlier(next, t)
 	}
@@ -158,6 +168,9 @@ func (c *control) handleTimeout() {
 		c.refreshLocal(now)
 	}
 	c.e.flows.update(func(l *flowlog.Log) { l.HandleTimeout(now) })
+	if !c.standby.next.IsZero() && !now.Before(c.standby.next) {
+		c.ask(now)
+	}
 	c.nat.HandleTimeout(now)
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
@@ -195,6 +208,7 @@ func (c *control) handleTouch(p *peer) {
 	}
 	now := c.now()
 	p.agent.HandleOutboundUse(now)
+	c.handleUse(p, now)
 	if p.rearm.IsZero() {
 		p.rearm = now.Add(touchInterval)
 	}
@@ -345,6 +359,8 @@ func (c *control) handleNetworkChange() {
 func (c *control) refreshLocal(now time.Time) {
 	c.nextLocal = now.Add(localInterval)
 	c.resolve.retry()
+	c.underlay.retry()
+	c.refreshConnected(now)
 	addrs, err := c.localAddresses()
 	if err != nil {
 		c.e.log.Warn("listing local addresses", "error", err)

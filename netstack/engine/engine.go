@@ -43,6 +43,7 @@ type Engine struct {
 	requests  chan func(*control) // run by the control goroutine
 	datagrams chan datagram
 	touched   chan *peer
+	answers   chan answer
 	noted     chan *peer // with events of the filter
 	failed    chan error // from the reader of the TUN device
 	started   atomic.Bool
@@ -74,6 +75,7 @@ func New(cfg Config) (*Engine, error) {
 		requests:  make(chan func(*control)),
 		datagrams: make(chan datagram, maxDatagrams),
 		touched:   make(chan *peer, maxTouches),
+		answers:   make(chan answer, maxAnswers),
 		noted:     make(chan *peer, maxTouches),
 		failed:    make(chan error, 1),
 		stopped:   make(chan struct{}),
@@ -98,6 +100,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer running.Wait()
 	defer cancel()
 
+	if e.cfg.Router != nil {
+		defer e.cfg.Router.Close()
+	}
 	c, err := newControl(e)
 	if err != nil {
 		e.cfg.TUN.Close()

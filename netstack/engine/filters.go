@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -34,16 +33,13 @@ func take(n *atomic.Int64, limit int64) bool {
 }
 
 func (c *control) newFilterDevice() *filter.Device {
-	protected := make([]netip.Prefix, 0, len(c.local))
-	for _, a := range c.local {
-		protected = append(protected, netip.PrefixFrom(a.Addr(), a.Addr().BitLen()))
-	}
 	mtu, err := c.e.cfg.TUN.MTU()
 	if err != nil || mtu < 0 || mtu > 1<<16-1 {
 		mtu = 0 // the filter's default
 	}
 	return filter.NewDevice(filter.Config{
-		Seed: c.seed, Quota: c.quota, Started: c.began, Protected: protected, MTU: uint16(mtu), Events: true,
+		Seed: c.seed, Quota: c.quota, Started: c.began, MTU: uint16(mtu),
+		Overlay: c.overlay(), Protected: c.protected(), ControlProtocol: inbandProtocol, Events: true,
 	})
 }
 

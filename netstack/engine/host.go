@@ -22,6 +22,8 @@ type hostDevice struct {
 	reader *hostReader
 	pings  pings
 	device atomic.Pointer[wg.Device]
+	// serving says that all routes of this device are served.
+	serving atomic.Bool
 
 	// forwarding is replaced by the control goroutine.
 	forwarding atomic.Pointer[forwarding]
@@ -182,6 +184,9 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 		}
 		h.hold(p)
 		decision := p.filter.CheckInbound(&info, now)
+		if decision.Verdict == filter.Control {
+			d.handleInband(p, b[:info.Length], &info)
+		}
 		if decision.Verdict != filter.Pass {
 			continue
 		}

@@ -26,9 +26,10 @@ type peer struct {
 	// noted is the same for events of the filter.
 	noted atomic.Bool
 
-	mu     sync.Mutex // protects filter and name
-	filter *filter.Peer
-	name   string
+	mu       sync.Mutex // protects filter, name and answered
+	filter   *filter.Peer
+	name     string
+	answered time.Time // when it was last answered in band
 
 	// What follows belongs to the control goroutine. Before the peer is in a
 	// table of the data path it is in none.

@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,7 +82,10 @@ func (m *Member) Config(now time.Time, set *ruleset.RuleSet, peers ...*Member) *
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Peers = append(c.Peers, config.Peer{Member: member, Endpoints: p.Endpoints})
+		c.Peers = append(c.Peers, config.Peer{
+			Member: member, Endpoints: p.Endpoints,
+			Routes: slices.DeleteFunc(slices.Clone(member.Identity().Routes), func(r netip.Prefix) bool { return r.Bits() == 0 }),
+		})
 	}
 	return c
 }

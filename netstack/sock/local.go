@@ -82,3 +82,38 @@ func (cfg LocalConfig) wantAddr(addr netip.Addr) bool {
 	}
 	return !slices.ContainsFunc(cfg.Overlay, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
+
+// ConnectedPrefixes returns the networks that this host's interfaces are in,
+// each as the host's own address with the network's length, sorted, without
+// repetition: of interfaces that are up, without loopback and link-local ones,
+// and without those whose address is in own.
+func ConnectedPrefixes(own []netip.Prefix) ([]netip.Prefix, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
+	}
+	cfg := LocalConfig{Overlay: own, Containers: true}
+	var found []netip.Prefix
+	for _, ifi := range interfaces {
+		if !cfg.wantInterface(ifi.Name, ifi.Flags) {
+			continue
+		}
+		addrs, err := ifi.Addrs()
+		if err != nil {
+			continue // it vanished meanwhile
+		}
+		for _, a := range addrs {
+			ipNet, ok := a.(*net.IPNet)
+			if !ok {
+				continue
+			}
+			addr, ok := netip.AddrFromSlice(ipNet.IP)
+			ones, bits := ipNet.Mask.Size()
+			if addr = addr.Unmap(); ok && bits == addr.BitLen() && cfg.wantAddr(addr) {
+				found = append(found, netip.PrefixFrom(addr, ones))
+			}
+		}
+	}
+	slices.SortFunc(found, netip.Prefix.Compare)
+	return slices.Compact(found), nil
+}

@@ -42,6 +42,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/google/nftables", why: "NATs and firewalls of the kernel without running other programs",
+		importers: []string{"netstack/router"},
 	},
 	{
 		path: "github.com/mattn/go-sqlite3", why: "the coordinator's database, in the process",
@@ -64,7 +65,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/vishvananda/netlink", why: "devices, addresses and routes of the kernel without running other programs",
-		importers: []string{"netstack/tun"},
+		importers: []string{"netstack/router", "netstack/tun"},
 	},
 	{
 		path: "github.com/vishvananda/netns", why: "network namespaces for tests with real sockets",
@@ -78,7 +79,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"client/localapi", "client/osconf", "client/statefile", "netstack/sock", "netstack/tun"},
+		importers: []string{"client/localapi", "client/osconf", "client/statefile", "netstack/router", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.org/x/time", why: "rate limits",

@@ -52,6 +52,7 @@ var table = []pkg{
 	{"netstack/route", pure, "overlay address to peer", []string{"acl/ident"}},
 	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
 	{"netstack/tun", shell, "the system's TUN device, addresses, routes", nil},
+	{"netstack/router", shell, "the kernel between the overlay and the machine's networks", nil},
 
 	{"netstack/config", pure, "the desired data plane, shared by client and engine", []string{"acl/ident", "acl/ruleset", "acl/authority"}},
 	{"netstack/nat", pure, "a node's own public endpoints", []string{"netstack/stun", "acl/ident"}},
@@ -90,7 +91,7 @@ var table = []pkg{
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
-	{"tests/netns", support, "ring 3: the programs on a real kernel", []string{"tests/lab"}},
+	{"tests/netns", support, "ring 3: the programs and the filter on a real kernel", []string{"tests/lab", "acl/...", "netstack/..."}},
 	{"tests/lab", support, "network namespaces, links and NATs for ring 3", nil},
 	{"tests/sim", support, "ring 2: whole nodes over a simulated internet", []string{"acl/...", "client/...", "coordinator/...", "netstack/..."}},
 	{"tests/cli", support, "the programs driven by script", nil},
