@@ -16,7 +16,7 @@ type Network struct {
 	Genesis *authority.Genesis
 	Signer  ident.SignerPrivate
 	Channel ident.ChannelPrivate
-	// Serial is the serial of the last certificate that Certificate made.
+	// Serial is the serial of the last certificate or rules that were made.
 	Serial uint64
 
 	random *rand.ChaCha8
@@ -81,9 +81,10 @@ func (n *Network) Issue(c *authority.Certificate) []byte {
 	return signed
 }
 
-// IssueRules signs the rules of a node.
+// IssueRules signs the rules of a node, with the next serial.
 func (n *Network) IssueRules(node ident.NodeID, set *ruleset.RuleSet) []byte {
-	signed, err := authority.IssueRules(n.Genesis, node, set, n.Signer)
+	n.Serial++
+	signed, err := authority.IssueRules(n.Genesis, node, n.Serial, set, n.Signer)
 	if err != nil {
 		panic(err)
 	}

@@ -57,16 +57,35 @@ func (p *Peer) AllowedIPs() []netip.Prefix {
 // State is what an Authority has to remember across restarts so that nobody
 // can take it back to the past. The zero value is that of a new device.
 type State struct {
-	// Epoch is the highest policy epoch admitted.
+	// Epoch is the highest policy epoch admitted, Rules the highest serial of
+	// rules.
 	Epoch ruleset.Epoch `json:"epoch"`
-	// Serials holds, for every device ever admitted, the highest serial.
-	Serials map[ident.NodeID]uint64 `json:"serials,omitempty"`
+	Rules uint64        `json:"rules,omitempty"`
+	// Devices holds what is known of every device whose certificates may still
+	// be used against this one.
+	Devices map[ident.NodeID]Seen `json:"devices,omitempty"`
 }
 
-// maxSerials bounds State.Serials at twice the 65,536 peers that a WireGuard
-// device can have. Beyond it devices that were never seen before are refused,
-// which is the safe direction.
-const maxSerials = 1 << 17
+// Seen is what is remembered of a device's certificates: the highest serial,
+// and when the last of them ends. After that nothing needs to be remembered: a
+// certificate that comes back has ended as well.
+type Seen struct {
+	Serial   uint64    `json:"serial"`
+	NotAfter time.Time `json:"not_after"`
+}
+
+const (
+	// maxDevices bounds State.Devices at twice the 65,536 peers that a
+	// WireGuard device can have. Beyond it devices that were never seen before
+	// are refused, which is the safe direction.
+	maxDevices = 1 << 17
+	// forgetAfter is how long after the end of its last certificate a device is
+	// remembered: certificates that were never shown to this device may end
+	// later than those that were, where a coordinator shortened their life.
+	forgetAfter = 30 * 24 * time.Hour
+	// forgetWhenFull is how long where there is no room.
+	forgetWhenFull = 24 * time.Hour
+)
 
 // Authority verifies on behalf of one device.
 type Authority struct {
@@ -74,7 +93,13 @@ type Authority struct {
 	network ident.Fingerprint
 	self    ident.NodeKey
 	state   State
+	// crowded is how many devices State.Devices may hold before it is looked
+	// through for those to forget, so that looking costs little for each.
+	crowded int
 }
+
+// leastCrowded keeps small networks from looking at all.
+const leastCrowded = 1024
 
 // New returns an Authority for the device whose node key is self. It takes
 // over a copy of state. The error wraps ErrMalformed for a genesis record that
@@ -83,13 +108,13 @@ func New(g *Genesis, self ident.NodeKey, state State) (*Authority, error) {
 	if err := g.Validate(); err != nil {
 		return nil, err
 	}
-	state.Serials = maps.Clone(state.Serials)
-	if state.Serials == nil {
-		state.Serials = make(map[ident.NodeID]uint64)
+	state.Devices = maps.Clone(state.Devices)
+	if state.Devices == nil {
+		state.Devices = make(map[ident.NodeID]Seen)
 	}
 	genesis := *g
 	genesis.Signers = slices.Clone(g.Signers)
-	return &Authority{genesis: genesis, network: g.Fingerprint(), self: self, state: state}, nil
+	return &Authority{genesis: genesis, network: g.Fingerprint(), self: self, state: state, crowded: leastCrowded}, nil
 }
 
 // Network returns the fingerprint of the network.
@@ -104,13 +129,33 @@ func (a *Authority) SetSelf(key ident.NodeKey) { a.self = key }
 
 // State returns a copy of what must be remembered.
 func (a *Authority) State() State {
-	return State{Epoch: a.state.Epoch, Serials: maps.Clone(a.state.Serials)}
+	state := a.state
+	state.Devices = maps.Clone(state.Devices)
+	return state
 }
+
+// ValidityError is why a certificate does not hold at present. It is
+// ErrExpired, before its beginning too.
+type ValidityError struct {
+	// Name is the device's.
+	Name string
+	// Begin is when the certificate is first admitted, End when it no longer is.
+	Begin, End time.Time
+}
+
+// Error says from when to when the certificate holds.
+func (e *ValidityError) Error() string {
+	return fmt.Sprintf("%v: the certificate of %s holds from %v to %v", ErrExpired, e.Name,
+		e.Begin.Add(clockSkew).Format(time.RFC3339), e.End.Format(time.RFC3339))
+}
+
+// Unwrap returns ErrExpired.
+func (e *ValidityError) Unwrap() error { return ErrExpired }
 
 // Admit verifies the signed certificate of another device and makes it a Peer.
 // Nothing changes where it returns an error, which wraps ErrMalformed,
-// ErrSigner, ErrSignature, ErrOutOfBounds, ErrExpired, ErrRollback, or
-// ErrNotOurs for this device's own certificate. The slice is not kept.
+// ErrSigner, ErrSignature, ErrOutOfBounds, ErrExpired (as a *ValidityError),
+// ErrRollback, or ErrNotOurs for this device's own certificate. The slice is not kept.
 func (a *Authority) Admit(signed []byte, now time.Time) (*Peer, error) {
 	p, err := a.verify(signed, now)
 	if err != nil {
@@ -118,6 +163,9 @@ func (a *Authority) Admit(signed []byte, now time.Time) (*Peer, error) {
 	}
 	if p.NodeKey() == a.self {
 		return nil, fmt.Errorf("%w: a device is not its own peer", ErrNotOurs)
+	}
+	if _, known := a.state.Devices[p.Node()]; !known && !a.room(now) {
+		return nil, fmt.Errorf("%w: more than %d devices", ErrOutOfBounds, maxDevices)
 	}
 	a.remember(p)
 	return p, nil
@@ -138,9 +186,30 @@ func (a *Authority) AdmitSelf(signed []byte, now time.Time) (*Peer, error) {
 }
 
 func (a *Authority) remember(p *Peer) {
-	if a.state.Serials[p.Node()] < p.Serial() {
-		a.state.Serials[p.Node()] = p.Serial()
+	seen := a.state.Devices[p.Node()]
+	seen.Serial = max(seen.Serial, p.Serial())
+	if seen.NotAfter.Before(p.NotAfter()) {
+		seen.NotAfter = p.NotAfter()
 	}
+	a.state.Devices[p.Node()] = seen
+}
+
+// room forgets devices that need not be remembered, now and then, and reports
+// whether there is room for another.
+func (a *Authority) room(now time.Time) bool {
+	if len(a.state.Devices) >= a.crowded {
+		a.forget(now.Add(-forgetAfter))
+		a.crowded = min(max(leastCrowded, 2*len(a.state.Devices)), maxDevices)
+	}
+	if len(a.state.Devices) >= maxDevices {
+		a.forget(now.Add(-forgetWhenFull))
+	}
+	return len(a.state.Devices) < maxDevices
+}
+
+// forget drops the devices whose last certificate ended before a time.
+func (a *Authority) forget(before time.Time) {
+	maps.DeleteFunc(a.state.Devices, func(_ ident.NodeID, s Seen) bool { return s.NotAfter.Before(before) })
 }
 
 func (a *Authority) verify(signed []byte, now time.Time) (*Peer, error) {
@@ -155,16 +224,11 @@ func (a *Authority) verify(signed []byte, now time.Time) (*Peer, error) {
 	if err := c.check(&a.genesis); err != nil {
 		return nil, err
 	}
-	if now.Add(clockSkew).Before(c.NotBefore) || !now.Before(c.NotAfter) {
-		return nil, fmt.Errorf("%w: the certificate of %s holds from %v to %v", ErrExpired, c.Name,
-			c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339))
+	if begin := c.NotBefore.Add(-clockSkew); now.Before(begin) || !now.Before(c.NotAfter) {
+		return nil, &ValidityError{Name: c.Name, Begin: begin, End: c.NotAfter}
 	}
-	seen, known := a.state.Serials[c.Node]
-	if c.Serial < seen {
+	if seen := a.state.Devices[c.Node].Serial; c.Serial < seen {
 		return nil, fmt.Errorf("%w: certificate %d of %s, after %d", ErrRollback, c.Serial, c.Name, seen)
-	}
-	if !known && len(a.state.Serials) >= maxSerials {
-		return nil, fmt.Errorf("%w: more than %d devices", ErrOutOfBounds, maxSerials)
 	}
 	return &Peer{
 		certificate: *c,
@@ -176,9 +240,12 @@ func (a *Authority) verify(signed []byte, now time.Time) (*Peer, error) {
 }
 
 // AdmitRules verifies rules that were made for the device named node, which is
-// the one in this device's own certificate. Rules of a lower epoch than was
-// ever admitted are a rollback. Nothing changes where it returns an error,
-// which wraps ErrMalformed, ErrSigner, ErrSignature, ErrNotOurs or ErrRollback.
+// the one in this device's own certificate. Rules of a lower epoch or serial
+// than was ever admitted are a rollback. Nothing changes where it returns an
+// error, which wraps ErrMalformed, ErrSigner, ErrSignature, ErrNotOurs or
+// ErrRollback; or ErrUnreadable, for rules that are sound and newer and that
+// this program cannot read. Then older ones must not stay in force, because the
+// new ones may take access away, and they are refused from then on.
 func (a *Authority) AdmitRules(signed []byte, node ident.NodeID) (*Rules, error) {
 	body, err := a.genesis.open(kindRules, a.network, signed)
 	if err != nil {
@@ -191,9 +258,20 @@ func (a *Authority) AdmitRules(signed []byte, node ident.NodeID) (*Rules, error)
 	if r.node != node {
 		return nil, fmt.Errorf("%w: rules for %v", ErrNotOurs, r.node)
 	}
-	if r.set.Epoch < a.state.Epoch {
-		return nil, fmt.Errorf("%w: policy epoch %d, after %d", ErrRollback, r.set.Epoch, a.state.Epoch)
+	if r.epoch < a.state.Epoch {
+		return nil, fmt.Errorf("%w: policy epoch %d, after %d", ErrRollback, r.epoch, a.state.Epoch)
 	}
-	a.state.Epoch = r.set.Epoch
-	return r, nil
+	if r.serial < a.state.Rules {
+		return nil, fmt.Errorf("%w: rules %d, after %d", ErrRollback, r.serial, a.state.Rules)
+	}
+	set, err := r.read()
+	if err != nil && r.epoch == a.state.Epoch && r.serial == a.state.Rules {
+		// Nothing says that these are newer.
+		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	a.state.Epoch, a.state.Rules = r.epoch, r.serial
+	if err != nil {
+		return nil, err
+	}
+	return &Rules{set: set, node: r.node, serial: r.serial}, nil
 }

@@ -182,7 +182,7 @@ func TestSigningRoles(t *testing.T) {
 	if _, err := authority.IssueCertificate(n.Genesis, c, n.Signer); !errors.Is(err, authority.ErrSigner) {
 		t.Errorf("issuing by the key for rules: %v", err)
 	}
-	if _, err := authority.IssueRules(n.Genesis, 7, &ruleset.RuleSet{}, devices); !errors.Is(err, authority.ErrSigner) {
+	if _, err := authority.IssueRules(n.Genesis, 7, 1, &ruleset.RuleSet{}, devices); !errors.Is(err, authority.ErrSigner) {
 		t.Errorf("issuing rules by the key for devices: %v", err)
 	}
 	if _, err := a.Admit(authority.ForgeCertificate(n.Genesis, c, devices), start); err != nil {

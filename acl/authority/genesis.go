@@ -55,6 +55,9 @@ const (
 var (
 	// ErrMalformed means that a record is not one that this version reads.
 	ErrMalformed = errors.New("authority: malformed record")
+	// ErrUnreadable means that rules are signed, newer than those before, and
+	// not ones that this version reads.
+	ErrUnreadable = errors.New("authority: newer rules that cannot be read")
 	// ErrFingerprint means that a genesis record is not the one that the
 	// fingerprint names: another network, or somebody in between.
 	ErrFingerprint = errors.New("authority: the network's fingerprint does not match")

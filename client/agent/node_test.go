@@ -200,7 +200,7 @@ func (c *coordinator) fullMap(self ident.NodeKey, sequence uint64, peers ...iden
 		Sequence: sequence, Self: c.certificate(1, self), Peers: map[ident.NodeID]wire.Peer{},
 		Settings: wire.Settings{Users: []wire.User{{ID: 7, Login: "alice@example.com"}}, Relays: []wire.Relay{{Name: "default", URL: "/relay"}}},
 	}
-	rules, err := authority.IssueRules(c.genesis, 1, someRules(), c.signer)
+	rules, err := authority.IssueRules(c.genesis, 1, 1, someRules(), c.signer)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ var paths = []struct {
 	}},
 	{"first full map", victim, func(t *testing.T, n *network, lie []byte) *node {
 		cfg := n.config()
-		cfg.Saved.Authority.Serials = map[ident.NodeID]uint64{victim: 30}
+		cfg.Saved.Authority.Devices = map[ident.NodeID]authority.Seen{victim: {Serial: 30, NotAfter: start.Add(time.Hour)}}
 		c := newNode(t, cfg, start)
 		c.stream()
 		c.receive(lyingMap(n, lie))
@@ -221,7 +221,7 @@ func (n *node) hasFact(code health.Code) bool {
 // for, not for a mistake in the test.
 func checkLie(t *testing.T, n *network, id ident.NodeID, forged []byte, want error) {
 	t.Helper()
-	a, err := authority.New(n.genesis, n.key(selfID).Public(), authority.State{Serials: map[ident.NodeID]uint64{id: uint64(id) * 10}})
+	a, err := authority.New(n.genesis, n.key(selfID).Public(), authority.State{Devices: map[ident.NodeID]authority.Seen{id: {Serial: uint64(id) * 10, NotAfter: start.Add(time.Hour)}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func (n *network) signWith(c *authority.Certificate, signer ident.SignerPrivate,
 
 func (n *network) rules(node ident.NodeID, epoch ruleset.Epoch, signer ident.SignerPrivate) []byte {
 	n.t.Helper()
-	signed, err := authority.IssueRules(n.genesis, node, &ruleset.RuleSet{Epoch: epoch}, signer)
+	signed, err := authority.IssueRules(n.genesis, node, uint64(epoch), &ruleset.RuleSet{Epoch: epoch}, signer)
 	n.must(err)
 	return signed
 }

@@ -113,7 +113,7 @@ func view(t *testing.T) (*control.View, ident.NodePrivate) {
 			t.Fatal(err)
 		}
 	}
-	signed, err := authority.IssueRules(g, 1, &ruleset.RuleSet{Epoch: 3}, signer)
+	signed, err := authority.IssueRules(g, 1, 1, &ruleset.RuleSet{Epoch: 3}, signer)
 	if err != nil {
 		t.Fatal(err)
 	}

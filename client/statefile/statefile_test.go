@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -43,7 +44,7 @@ func TestRoundTrip(t *testing.T) {
 	preferences := statefile.Preferences{LoginServer: "http://c:8080", Network: ident.Fingerprint{1}, Hostname: "h", WantRunning: true}
 	saved := control.Saved{
 		Genesis: []byte("g"), Map: []byte("m"), Revoked: true,
-		Authority: authority.State{Epoch: 4, Serials: map[ident.NodeID]uint64{3: 9}},
+		Authority: authority.State{Epoch: 4, Rules: 5, Devices: map[ident.NodeID]authority.Seen{3: {Serial: 9, NotAfter: time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)}}},
 	}
 	must(t, d.SaveKeys(keys))
 	must(t, d.SavePreferences(preferences))

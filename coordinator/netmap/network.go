@@ -68,6 +68,9 @@ type Network struct {
 	rules map[ident.NodeID][]byte
 	// stale are the devices whose certificate may say what is no longer so.
 	stale map[ident.NodeID]bool
+	// excessive are those whose certificate claims more than is so, as long as
+	// nobody was told; withheld those of which nobody is told.
+	excessive, withheld map[ident.NodeID]bool
 }
 
 // ErrPolicy is wrapped by every PolicyError.
@@ -87,6 +90,7 @@ func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
 	n := &Network{
 		cfg: cfg, state: state, presence: make(map[ident.NodeID]Presence),
 		issued: make(map[ident.NodeID]*authority.Peer), rules: make(map[ident.NodeID][]byte), stale: make(map[ident.NodeID]bool),
+		excessive: make(map[ident.NodeID]bool), withheld: make(map[ident.NodeID]bool),
 	}
 	doc, err := parse(state.Policy().Text)
 	if err != nil {
@@ -234,6 +238,8 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 		delete(n.issued, id)
 		delete(n.rules, id)
 		delete(n.stale, id)
+		delete(n.excessive, id)
+		delete(n.withheld, id)
 	}
 	for _, d := range c.Devices {
 		n.stale[d.ID] = true
@@ -305,11 +311,16 @@ func (n *Network) handleCertificate(cert *registry.Certificate, t *toucher) erro
 	}
 	before := n.issued[cert.Node]
 	n.issued[cert.Node] = peer
+	delete(n.stale, cert.Node)
+	delete(n.excessive, cert.Node)
+	shown := !n.withheld[cert.Node]
+	delete(n.withheld, cert.Node)
+	delete(n.rules, cert.Node) // they carry its serial
 	t.list = append(t.list, Touch{Viewer: cert.Node})
 	for _, viewer := range n.policy.Peers(cert.Node) {
 		touch := Touch{Viewer: viewer, Subject: cert.Node}
-		if before == nil || before.Identity().Owner != peer.Identity().Owner {
-			touch.Subject = 0 // the viewer's list of users changes as well
+		if !shown || before == nil || before.Identity().Owner != peer.Identity().Owner {
+			touch.Subject = 0 // who is there, or the viewer's list of users, changes as well
 		}
 		t.list = append(t.list, touch)
 	}

@@ -18,7 +18,7 @@ func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 	if own == nil || n.state.Device(id) == nil {
 		return nil, fmt.Errorf("%w: %v has no certificate", ErrNoView, id)
 	}
-	rules, err := n.signedRules(id)
+	rules, err := n.signedRules(id, own.Serial())
 	if err != nil {
 		return nil, err
 	}
@@ -45,10 +45,13 @@ func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 }
 
 // Peer returns what is told of a device to those that may see it, and whether
-// there is anything. It does not say who may.
+// there is anything. It does not say who may. A certificate that claims more
+// than is so, because the one that replaces it could not be recorded yet, is
+// told to nobody: without it there is one peer less, with it a peer may do what
+// it was forbidden.
 func (n *Network) Peer(id ident.NodeID) (wire.Peer, bool) {
 	cert := n.issued[id]
-	if cert == nil {
+	if cert == nil || n.claimsTooMuch(id) {
 		return wire.Peer{}, false
 	}
 	p := n.presence[id]
@@ -58,7 +61,10 @@ func (n *Network) Peer(id ident.NodeID) (wire.Peer, bool) {
 	}, true
 }
 
-func (n *Network) signedRules(id ident.NodeID) ([]byte, error) {
+// signedRules returns the rules of a device under a serial. At one epoch they
+// change only with what the device's certificate says, so that its serial makes
+// rules of before recognisable, and is the same after a restart.
+func (n *Network) signedRules(id ident.NodeID, serial uint64) ([]byte, error) {
 	if signed := n.rules[id]; signed != nil {
 		return signed, nil
 	}
@@ -66,7 +72,7 @@ func (n *Network) signedRules(id ident.NodeID) ([]byte, error) {
 	if set == nil {
 		return nil, fmt.Errorf("%w: the policy does not know %v", ErrNoView, id)
 	}
-	signed, err := authority.IssueRules(n.cfg.Genesis, id, set, n.cfg.Signer)
+	signed, err := authority.IssueRules(n.cfg.Genesis, id, serial, set, n.cfg.Signer)
 	if err != nil {
 		return nil, fmt.Errorf("%w: rules of %v: %w", ErrNoView, id, err)
 	}
