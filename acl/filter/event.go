@@ -87,11 +87,7 @@ func tupleOf(k *key) packet.Tuple {
 
 // event begins an Event about something that happened at a tick.
 func (p *Peer) event(kind EventKind, flow packet.Tuple, opener Direction, tick int64) Event {
-	e := Event{Kind: kind, Flow: flow, Opener: opener, At: p.base.Add(time.Duration(tick))}
-	if p.rules != nil {
-		e.Epoch = p.rules.Epoch()
-	}
-	return e
+	return Event{Kind: kind, Flow: flow, Opener: opener, At: p.base.Add(time.Duration(tick)), Epoch: p.Epoch()}
 }
 
 func (p *Peer) noteOpened(e *entry, d *Decision) {

@@ -35,6 +35,14 @@ type Answer struct {
 	Services []ruleset.Service
 }
 
+// Epoch returns that of the rules in force, 0 where there are none.
+func (p *Peer) Epoch() ruleset.Epoch {
+	if p.rules == nil {
+		return 0
+	}
+	return p.rules.Epoch()
+}
+
 // Why says whether a flow could be opened now, and by which rule or why not. It
 // asks what CheckInbound and CheckOutbound ask, and changes nothing. What only
 // packets decide is left out: fragments, quotas, and that some protocols begin
@@ -45,8 +53,8 @@ func (p *Peer) Why(q Question, now time.Time) Answer {
 		return a
 	}
 	local, remote := packet.AddressOf(q.Local), packet.AddressOf(q.Remote)
+	a.Epoch = p.Epoch()
 	if p.rules != nil {
-		a.Epoch = p.rules.Epoch()
 		a.Services = p.services(q, now)
 	}
 	i := packet.Info{Source: local, Destination: remote}

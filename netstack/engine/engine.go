@@ -53,6 +53,7 @@ type Engine struct {
 	overflow atomic.Uint64 // datagrams that did not fit
 	relay    *relayClient
 	flows    *flowLog
+	captures captures
 }
 
 // datagram is a packet of the control protocols of the data plane.

@@ -107,13 +107,14 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 	var last packet.Address
 	var p *peer
 	var rejects [][]byte
-	f, now := d.forwarding.Load(), d.now()
+	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
 	h := holder{e: d.e}
 	for i := range bufs {
 		b := bufs[i][offset : offset+sizes[i]]
 		sizes[i] = 0
 		if fault := packet.Parse(b, &info); fault != packet.None {
 			d.count(filter.Outbound, &info, filter.FaultReason(fault))
+			captureFault(captures, filter.Outbound, b, filter.FaultReason(fault).String(), now)
 			continue
 		}
 		if p == nil || info.Destination != last {
@@ -121,10 +122,14 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 		}
 		if p == nil {
 			d.countNoPeer(filter.Outbound, &info, last.Addr())
+			captureFault(captures, filter.Outbound, b, "no_peer", now)
 			continue
 		}
 		h.hold(p)
 		decision := p.filter.CheckOutbound(&info, now)
+		if captures != nil {
+			captureDecided(*captures, filter.Outbound, b, p, decision, &info, now)
+		}
 		switch decision.Verdict {
 		case filter.Pass:
 			if decision.MTU != 0 {
@@ -167,12 +172,13 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	var last packet.Address
 	var p *peer
 	kept := 0
-	f, now := d.forwarding.Load(), d.now()
+	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
 	h := holder{e: d.e}
 	for _, buf := range bufs {
 		b := buf[offset:]
 		if fault := packet.Parse(b, &info); fault != packet.None {
 			d.count(filter.Inbound, &info, filter.FaultReason(fault))
+			captureFault(captures, filter.Inbound, b, filter.FaultReason(fault).String(), now)
 			continue
 		}
 		if p == nil || info.Source != last {
@@ -180,10 +186,14 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 		}
 		if p == nil {
 			d.countNoPeer(filter.Inbound, &info, last.Addr())
+			captureFault(captures, filter.Inbound, b, "no_peer", now)
 			continue
 		}
 		h.hold(p)
 		decision := p.filter.CheckInbound(&info, now)
+		if captures != nil {
+			captureDecided(*captures, filter.Inbound, b, p, decision, &info, now)
+		}
 		if decision.Verdict == filter.Control {
 			d.handleInband(p, b[:info.Length], &info)
 		}
