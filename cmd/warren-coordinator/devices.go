@@ -39,15 +39,24 @@ func (m *Main) devices() *cobra.Command {
 	revoke := &cobra.Command{
 		Use: "revoke NAME", Short: "End a device's membership for good",
 		Long: `End a device's membership for good: its peers drop it, its connections end, and
-neither its machine key nor its node key is ever admitted again. NAME is the
+neither its machine key nor its node key is ever admitted again. A reusable join
+key that it joined by is revoked too, or it could join again by it as a new
+device; --keep-key leaves the key to those that are yet to join. NAME is the
 device's name or id.`,
 	}
+	var keepKey bool
+	revoke.Flags().BoolVar(&keepKey, "keep-key", false, "leave the join key that the device joined by usable")
 	revoke.Args, revoke.RunE = run(1, func(c *cobra.Command, args []string) error {
-		d, err := m.client().RevokeDevice(c.Context(), args[0])
+		d, err := m.client().RevokeDevice(c.Context(), args[0], keepKey)
 		if err != nil {
 			return err
 		}
-		return m.print(d, func() { fmt.Fprintf(m.Stdout, "revoked %s (%s, %s)\n", d.Name, d.ID, d.Addresses[0]) })
+		return m.print(d, func() {
+			fmt.Fprintf(m.Stdout, "revoked %s (%s, %s)\n", d.Name, d.ID, d.Addresses[0])
+			if d.RevokedKey != "" {
+				fmt.Fprintf(m.Stdout, "revoked join key %s, by which it had joined; other devices that joined by it stay\n", d.RevokedKey)
+			}
+		})
 	})
 	devices.AddCommand(m.printable(list), m.printable(show), m.printable(revoke),
 		m.printable(m.listRoutes()), m.printable(m.approveRoutes()), m.printable(m.removeRoutes()))

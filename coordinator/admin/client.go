@@ -121,9 +121,10 @@ func (c *Client) Device(ctx context.Context, name string) (DeviceDetail, error) 
 	return ask[DeviceDetail](ctx, c, "GET", "/v1/devices/"+url.PathEscape(name), nil)
 }
 
-// RevokeDevice revokes the device of the name or id.
-func (c *Client) RevokeDevice(ctx context.Context, name string) (Device, error) {
-	return ask[Device](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/revoke", nil)
+// RevokeDevice revokes the device of the name or id, and, unless the join key is
+// to be kept, that with it.
+func (c *Client) RevokeDevice(ctx context.Context, name string, keepKey bool) (RevokedDevice, error) {
+	return ask[RevokedDevice](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/revoke", RevokeDevice{keepKey})
 }
 
 // ApproveRoutes lets the device of the name or id route the prefixes.

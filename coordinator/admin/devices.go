@@ -64,7 +64,11 @@ func (h *Handler) device(r *http.Request) (DeviceDetail, error) {
 	})
 }
 
-func (h *Handler) revokeDevice(r *http.Request) (Device, error) {
+func (h *Handler) revokeDevice(r *http.Request) (RevokedDevice, error) {
+	var body RevokeDevice
+	if err := decode(r, &body); err != nil {
+		return RevokedDevice{}, err
+	}
 	name := r.PathValue("name")
 	var id ident.NodeID // a name may go to another device before the command runs
 	device, err := look(h, r, func(v *View) (Device, error) {
@@ -76,11 +80,16 @@ func (h *Handler) revokeDevice(r *http.Request) (Device, error) {
 		return describeDevice(v, d), nil
 	})
 	if err != nil {
-		return Device{}, err
+		return RevokedDevice{}, err
 	}
-	if _, err := h.execute(r, registry.RevokeDevice{Node: id}); err != nil {
-		return Device{}, err
+	result, err := h.execute(r, registry.RevokeDevice{Node: id, KeepKey: body.KeepKey})
+	if err != nil {
+		return RevokedDevice{}, err
 	}
 	device.Online = false
-	return device, nil
+	out := RevokedDevice{Device: device}
+	if result.Key != nil {
+		out.RevokedKey = result.Key.ID
+	}
+	return out, nil
 }

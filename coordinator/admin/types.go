@@ -100,6 +100,19 @@ type ChangeRoutes struct {
 	Routes []netip.Prefix `json:"routes"`
 }
 
+// RevokeDevice is the body of POST /v1/devices/{name}/revoke.
+type RevokeDevice struct {
+	// KeepKey leaves the join key that the device joined by as it is.
+	KeepKey bool `json:"keep_key,omitempty"`
+}
+
+// RevokedDevice is the answer: the device as it was.
+type RevokedDevice struct {
+	Device
+	// RevokedKey is the id of the join key that was revoked with it, if any.
+	RevokedKey string `json:"revoked_join_key,omitempty"`
+}
+
 // DeviceDetail is a device with what it is told and what is known of it.
 type DeviceDetail struct {
 	Device

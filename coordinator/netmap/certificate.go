@@ -2,6 +2,7 @@ package netmap
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,16 +33,20 @@ func (n *Network) Renewals(now time.Time) ([]registry.Certificate, []Failure) {
 	var failures []Failure
 	serial := n.state.Counters().Serial
 	for _, id := range n.staleDevices() {
-		if len(out) == maxRenewals {
-			break
-		}
-		delete(n.stale, id)
 		d := n.state.Device(id)
 		if d == nil || n.upToDate(d, now) {
+			delete(n.stale, id)
+			continue
+		}
+		if n.claimsTooMuch(id) {
+			n.excessive[id] = true
+		}
+		if len(out) == maxRenewals {
 			continue
 		}
 		identity, ok := n.policy.Identity(id)
 		if !ok {
+			delete(n.stale, id) // HandleTimeout asks again
 			failures = append(failures, Failure{id, fmt.Errorf("%w: the policy does not know it", ErrNoView)})
 			continue
 		}
@@ -53,6 +58,7 @@ func (n *Network) Renewals(now time.Time) ([]registry.Certificate, []Failure) {
 		}
 		signed, err := authority.IssueCertificate(n.cfg.Genesis, &c, n.cfg.Signer)
 		if err != nil {
+			delete(n.stale, id)
 			failures = append(failures, Failure{id, fmt.Errorf("%w: %w", ErrNoView, err)})
 			continue
 		}
@@ -74,6 +80,49 @@ func (n *Network) upToDate(d *registry.Device, now time.Time) bool {
 	return ok && peer.NodeKey() == d.NodeKey && peer.Name() == d.Name && have.Owner == d.Owner &&
 		have.Labels.Equal(identity.Labels) && slices.Equal(have.Addresses, []netip.Addr{d.IPv4, d.IPv6}) &&
 		slices.Equal(have.Routes, n.routes(d))
+}
+
+// claimsTooMuch reports whether the device's certificate gives it an owner, a
+// node key, a label, an address or a route that is not its own at present.
+func (n *Network) claimsTooMuch(id ident.NodeID) bool {
+	peer, d := n.issued[id], n.state.Device(id)
+	if peer == nil || d == nil {
+		return false
+	}
+	identity, ok := n.policy.Identity(id)
+	have := peer.Identity()
+	within := func(claimed, own []netip.Prefix) bool {
+		return !slices.ContainsFunc(claimed, func(p netip.Prefix) bool { return !slices.Contains(own, p) })
+	}
+	return !ok || have.Owner != d.Owner || peer.NodeKey() != d.NodeKey || !identity.Labels.HasAll(have.Labels) ||
+		slices.ContainsFunc(have.Addresses, func(a netip.Addr) bool { return a != d.IPv4 && a != d.IPv6 }) ||
+		!within(have.Routes, n.routes(d))
+}
+
+// Withhold returns the views that change because a certificate that claims more
+// than is so could not be replaced, or because one is right again. It is to be
+// called when no more can be done, after Renewals and what comes of them.
+func (n *Network) Withhold() []Touch {
+	var out []Touch
+	tell := func(id ident.NodeID) {
+		for _, viewer := range n.policy.Peers(id) {
+			out = append(out, Touch{Viewer: viewer})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.withheld)) {
+		if !n.claimsTooMuch(id) {
+			delete(n.withheld, id)
+			tell(id)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.excessive)) {
+		if n.claimsTooMuch(id) && !n.withheld[id] {
+			n.withheld[id] = true
+			tell(id)
+		}
+	}
+	clear(n.excessive)
+	return out
 }
 
 // HandleTimeout looks for certificates of which half the life is over, so that

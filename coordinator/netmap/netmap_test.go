@@ -33,6 +33,8 @@ type org struct {
 	nodes   map[ident.NodeID]*wire.Map // what the node made of the deltas
 	now     time.Time
 	deltas  int
+	// full means that certificates find no space on the disk.
+	full bool
 }
 
 type seeded struct{ r *rand.Rand }
@@ -121,13 +123,19 @@ func (o *org) mustRun(cmd registry.Command) registry.Result {
 
 func (o *org) renew() []Touch {
 	o.t.Helper()
+	out := o.issue()
+	return append(out, o.net.Withhold()...)
+}
+
+func (o *org) issue() []Touch {
+	o.t.Helper()
 	var out []Touch
 	for {
 		certs, failures := o.net.Renewals(o.now)
 		if len(failures) > 0 {
 			o.t.Fatal(failures)
 		}
-		if len(certs) == 0 {
+		if len(certs) == 0 || o.full {
 			return out
 		}
 		changes, _, err := registry.Decide(o.state, "coordinator", registry.RenewCertificates{Certificates: certs}, o.now)
@@ -369,7 +377,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 				if r.IntN(3) == 0 {
 					o.run(registry.Logout{Node: id})
 				} else if r.IntN(4) == 0 {
-					o.run(registry.RevokeDevice{Node: id})
+					o.run(registry.RevokeDevice{Node: id, KeepKey: true})
 				}
 			case 5:
 				o.mustRun(registry.SetPolicy{Text: []string{policyA, policyB, policyC, "{}", policyRoutes}[r.IntN(5)]})

@@ -56,8 +56,15 @@ type RotateNodeKey struct {
 }
 
 // RevokeDevice ends a membership for good: neither the machine key nor the node
-// key is ever admitted again.
-type RevokeDevice struct{ Node ident.NodeID }
+// key is ever admitted again. The join key of the last registration is revoked
+// with it where it could still be used, or who holds the device would be back
+// at once with new keys of its own.
+type RevokeDevice struct {
+	Node ident.NodeID
+	// KeepKey leaves the join key as it is: other devices are yet to join by
+	// it, and this one does not know it.
+	KeepKey bool
+}
 
 // Logout ends a membership at the device's own wish; it may join again with a
 // join key, as a new device.
@@ -117,7 +124,7 @@ func (RenewCertificates) command() {}
 // Result is what a command made, as far as its kind says so.
 type Result struct {
 	User   *User   // CreateUser
-	Key    *Key    // CreateKey, RevokeKey
+	Key    *Key    // CreateKey, RevokeKey, and RevokeDevice where it revoked one
 	Device *Device // RegisterDevice, RotateNodeKey, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
 	Policy *Policy // SetPolicy
 	// Revoked are the node keys that are no longer members': of devices

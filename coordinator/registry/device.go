@@ -173,6 +173,13 @@ func (d *decision) revokeDevice(c RevokeDevice) error {
 	d.detail("name", device.Name)
 	d.detail("machine", device.Machine.String())
 	d.detail("nodekey", device.NodeKey.String())
+	if key := d.state.Key(device.Key); key != nil && !c.KeepKey && key.Usable(d.now) == "" {
+		k := *key
+		k.Revoked = d.now
+		d.changes.Keys = []Key{k}
+		d.result.Key = &k
+		d.detail("key revoked", k.ID)
+	}
 	return nil
 }
 

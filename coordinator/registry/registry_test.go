@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/audit"
 )
 
 var (
@@ -136,10 +137,10 @@ func TestRegisterRefuses(t *testing.T) {
 		{name: "spent key, same device", prep: []Command{register(9, "once")}, cmd: register(9, "once"), want: ErrAuthKey},
 		{name: "expired key", cmd: register(9, "once"), late: time.Hour, want: ErrAuthKey},
 		{name: "revoked key", prep: []Command{RevokeKey{"many"}}, cmd: register(9, "many"), want: ErrAuthKey},
-		{name: "revoked device", prep: []Command{register(9, "once"), RevokeDevice{1}}, cmd: register(9, "many"), want: ErrRevoked},
-		{name: "revoked device, spent key", prep: []Command{register(9, "once"), RevokeDevice{1}}, cmd: register(9, "once"), want: ErrRevoked},
+		{name: "revoked device", prep: []Command{register(9, "once"), RevokeDevice{Node: 1}}, cmd: register(9, "many"), want: ErrRevoked},
+		{name: "revoked device, spent key", prep: []Command{register(9, "once"), RevokeDevice{Node: 1}}, cmd: register(9, "once"), want: ErrRevoked},
 		{
-			name: "node key of a revoked device", prep: []Command{register(9, "once"), RevokeDevice{1}},
+			name: "node key of a revoked device", prep: []Command{register(9, "once"), RevokeDevice{Node: 1}},
 			cmd: with(register(9, "many"), func(c *RegisterDevice) { c.Machine = ident.MachineKey{77} }), want: ErrRevoked,
 		},
 		{
@@ -171,6 +172,94 @@ func TestRegisterRefuses(t *testing.T) {
 				t.Errorf("nothing written down: %+v", refused)
 			}
 		})
+	}
+}
+
+// TestRevokedDeviceDoesNotComeBackByItsKey revokes a device that joined by a
+// reusable key: the key goes with it, unless it is to be kept.
+func TestRevokedDeviceDoesNotComeBackByItsKey(t *testing.T) {
+	for _, c := range []struct {
+		name, key string
+		prep      []Command
+		keep      bool
+		revoked   string
+	}{
+		{name: "a reusable key", key: "bobs", revoked: "bobs"},
+		{name: "a key to keep", key: "bobs", keep: true},
+		{name: "a spent key", key: "once"},
+		{name: "a key that was revoked before", key: "bobs", prep: []Command{RevokeKey{"bobs"}}},
+	} {
+		s := world(t, whole)
+		mustRun(t, s, register(1, c.key), begin)
+		for _, p := range c.prep {
+			mustRun(t, s, p, begin)
+		}
+		before := map[string]Key{}
+		for _, k := range s.Keys() {
+			before[k.ID] = *k
+		}
+		cmd := RevokeDevice{Node: 1, KeepKey: c.keep}
+		changes, _, err := Decide(s, "test", cmd, begin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := slices.Contains(changes.Audit.Details, audit.Detail{Key: "key revoked", Value: c.revoked})
+		result := mustRun(t, s, cmd, begin)
+		if c.revoked == "" && result.Key != nil || c.revoked != "" && (result.Key == nil || result.Key.ID != c.revoked || !named) {
+			t.Errorf("%s: it revoked %+v, named in the audit entry: %v", c.name, result.Key, named)
+		}
+		for _, k := range s.Keys() {
+			old := before[k.ID]
+			if k.ID == c.revoked {
+				old.Revoked = begin
+			}
+			if !reflect.DeepEqual(*k, old) {
+				t.Errorf("%s: the key %s is %+v", c.name, k.ID, k)
+			}
+		}
+		_, err = run(t, s, register(2, c.key), begin)
+		if back := err == nil; back != c.keep {
+			t.Errorf("%s: the device is back with new keys: %v", c.name, back)
+		}
+	}
+}
+
+// TestDeviceCannotBeCalledLikeAnother lets a device call itself by the id of
+// another: what names that one goes on naming it.
+func TestDeviceCannotBeCalledLikeAnother(t *testing.T) {
+	s := world(t, whole)
+	victim := mustRun(t, s, register(1, "bobs"), begin).Device
+	for i, hostname := range []string{victim.ID.String(), "N1", "n1.example.com", "n2", "n99", "n" + strings.Repeat("7", 80)} {
+		c := register(byte(2+i), "bobs")
+		c.Hostname = hostname
+		d := mustRun(t, s, c, begin).Device
+		if _, err := ident.ParseNodeID(d.Name); err == nil {
+			t.Errorf("the hostname %q gives the name %q", hostname, d.Name)
+		}
+		if len(d.Name) > 63 {
+			t.Errorf("the hostname %q gives the name %q", hostname, d.Name)
+		}
+		if got := s.DeviceByName(d.Name); got == nil || got.ID != d.ID {
+			t.Errorf("%q names %+v", d.Name, got)
+		}
+		if got := s.DeviceByName(d.ID.String()); got == nil || got.ID != d.ID {
+			t.Errorf("%v names %+v", d.ID, got)
+		}
+	}
+	if got := s.DeviceByName(victim.ID.String()); got.ID != victim.ID {
+		t.Errorf("%v names %v", victim.ID, got.ID)
+	}
+	// A name of before counts for less than an id, of this device or of none.
+	decoy := *s.Device(2)
+	decoy.Name = "n1"
+	s.Apply(&Changes{Devices: []Device{decoy}})
+	if got := s.DeviceByName("n1"); got.ID != victim.ID {
+		t.Errorf("n1 names %v", got.ID)
+	}
+	decoy.Name = "n500"
+	s.Apply(&Changes{Devices: []Device{decoy}})
+	if got := s.DeviceByName("n500"); got != nil {
+		t.Errorf("the id of nobody names %v", got.ID)
 	}
 }
 
@@ -264,7 +353,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{CreateKey{ID: "n", Login: "alice@example.com", Expires: hour}, ErrInvalid},
 		{CreateKey{ID: "once", Hash: secret("n"), Login: "alice@example.com", Expires: hour}, ErrExists},
 		{RevokeKey{"none"}, ErrNotFound},
-		{RevokeDevice{7}, ErrNotFound},
+		{RevokeDevice{Node: 7}, ErrNotFound},
 		{Logout{7}, ErrNotFound},
 		{RotateNodeKey{Node: 7, NodeKey: ident.NodeKey{1}}, ErrNotFound},
 		{RotateNodeKey{Node: 1, NodeKey: ident.NodeKey{}}, ErrInvalid},
@@ -279,7 +368,7 @@ func TestCommandsRefuse(t *testing.T) {
 		for n := range byte(3) {
 			mustRun(t, s, register(n+1, "many"), begin)
 		}
-		mustRun(t, s, RevokeDevice{3}, begin)
+		mustRun(t, s, RevokeDevice{Node: 3}, begin)
 		mustRun(t, s, SetPolicy{Text: "{}"}, begin)
 		if _, err := run(t, s, c.cmd, begin); !errors.Is(err, c.want) {
 			t.Errorf("%+v: %v, want %v", c.cmd, err, c.want)
@@ -357,7 +446,7 @@ func TestAddresses(t *testing.T) {
 
 // TestDeletesTouchOnlyTheirOwn counts the rows that each end takes.
 func TestDeletesTouchOnlyTheirOwn(t *testing.T) {
-	for _, cmd := range []Command{Logout{2}, RevokeDevice{2}, RevokeKey{"many"}} {
+	for _, cmd := range []Command{Logout{2}, RevokeDevice{Node: 2}, RevokeKey{"many"}} {
 		s := world(t, whole)
 		for n := range byte(4) {
 			mustRun(t, s, register(n+1, []string{"many", "db"}[n%2]), begin)
@@ -399,7 +488,7 @@ func TestRandomCommands(t *testing.T) {
 			case 2:
 				cmd = RotateNodeKey{Node: ident.NodeID(n), NodeKey: ident.NodeKey{byte(r.IntN(20)), 2}}
 			case 3:
-				cmd = RevokeDevice{ident.NodeID(n)}
+				cmd = RevokeDevice{Node: ident.NodeID(n), KeepKey: r.IntN(4) > 0}
 				if r.IntN(4) > 0 {
 					cmd = Logout{ident.NodeID(n)}
 				}

@@ -157,17 +157,14 @@ func (s *State) DeviceByMachine(k ident.MachineKey) *Device { return s.devices[s
 // none.
 func (s *State) DeviceByNodeKey(k ident.NodeKey) *Device { return s.devices[s.byKey[k]] }
 
-// DeviceByName returns the device that name names, by its name or its id such
-// as "n12"; nil where there is none. A name goes before an id.
+// DeviceByName returns the device that name names, by its id such as "n12" or
+// its name; nil where there is none. An id goes before a name: devices choose
+// their names.
 func (s *State) DeviceByName(name string) *Device {
-	if d := s.devices[s.byName[name]]; d != nil {
-		return d
+	if id, err := ident.ParseNodeID(name); err == nil {
+		return s.devices[id]
 	}
-	id, err := ident.ParseNodeID(name)
-	if err != nil {
-		return nil
-	}
-	return s.devices[id]
+	return s.devices[s.byName[name]]
 }
 
 // Devices returns all devices by ascending id.

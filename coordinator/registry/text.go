@@ -55,7 +55,8 @@ func cut(s string) string {
 
 // nameBase makes a DNS label of what a host calls itself: the first label,
 // lower-case, with everything else as dashes. It returns "device" where nothing
-// is left.
+// is left, and puts that in front of what would read as an id such as "n12": a
+// device must not be able to call itself like another one.
 func nameBase(hostname string) string {
 	first, _, _ := strings.Cut(hostname, ".")
 	var b strings.Builder
@@ -73,6 +74,9 @@ func nameBase(hostname string) string {
 	name := strings.Trim(b.String(), "-")
 	if !authority.ValidName(name) {
 		return "device"
+	}
+	if digits, ok := strings.CutPrefix(name, "n"); ok && digits != "" && strings.Trim(digits, "0123456789") == "" {
+		return strings.Trim(("device-" + name)[:min(len("device-"+name), maxNameBase)], "-")
 	}
 	return name
 }

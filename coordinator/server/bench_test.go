@@ -91,7 +91,7 @@ func BenchmarkRevoke(b *testing.B) {
 				if i == n-1 {
 					b.Skip("all are gone")
 				}
-				o.must(registry.RevokeDevice{Node: ident.NodeID(i + 1)})
+				o.must(registry.RevokeDevice{Node: ident.NodeID(i + 1), KeepKey: true})
 				until(b, devices[i+1:], func(d *device) bool { _, there := d.held().Peers[ident.NodeID(i+1)]; return !there })
 			}
 		})

@@ -82,8 +82,14 @@ func (s *Server) apply(changes *registry.Changes) {
 	s.touch(touched)
 }
 
-// renew signs and records the certificates that are due.
+// renew signs and records the certificates that are due, and withholds those
+// that say too much and could not be replaced.
 func (s *Server) renew(ctx context.Context) {
+	s.issue(ctx)
+	s.touch(s.network.Withhold())
+}
+
+func (s *Server) issue(ctx context.Context) {
 	for s.broken == nil {
 		certs, failures := s.network.Renewals(s.cfg.Now())
 		for _, f := range failures {

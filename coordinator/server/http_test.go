@@ -135,7 +135,7 @@ func TestOverTheNetwork(t *testing.T) {
 		!strings.Contains(metrics, `warren_coordinator_registrations_total{outcome="done"} 1`) {
 		t.Errorf("metrics: %s", metrics)
 	}
-	if _, err := s.admin.RevokeDevice(t.Context(), "laptop"); err != nil {
+	if _, err := s.admin.RevokeDevice(t.Context(), "laptop", false); err != nil {
 		t.Fatal(err)
 	}
 	<-d.gone
@@ -240,7 +240,7 @@ func TestAdministrator(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	for _, name := range []string{"none", "n9", "../users", "a b"} {
-		if _, err := c.RevokeDevice(ctx, name); code(err) != admin.CodeNotFound {
+		if _, err := c.RevokeDevice(ctx, name, false); code(err) != admin.CodeNotFound {
 			t.Errorf("revoking %q: %v", name, err)
 		}
 	}

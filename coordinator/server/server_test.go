@@ -135,8 +135,13 @@ func TestRevokedDeviceIsCutAndStaysOut(t *testing.T) {
 		thief := newDevice(t)
 		thief.node = b.node
 		thief.connect(o)
-		if _, refused := thief.register(key, "thief"); refused == nil || refused.Code != wire.CodeRevoked {
+		if _, refused := thief.register(o.alices(), "thief"); refused == nil || refused.Code != wire.CodeRevoked {
 			t.Errorf("its node key comes back: %+v", refused)
+		}
+		anew := newDevice(t)
+		anew.connect(o)
+		if _, refused := anew.register(key, "b"); refused == nil || refused.Code != wire.CodeAuthKey {
+			t.Errorf("it comes back by its join key with new keys: %+v", refused)
 		}
 		a.close()
 	})
@@ -377,7 +382,7 @@ func TestConvergence(t *testing.T) {
 					time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 					switch r.IntN(8) {
 					case 0:
-						o.Execute(context.Background(), "test", registry.RevokeDevice{Node: ident.NodeID(1 + r.IntN(12))})
+						o.Execute(context.Background(), "test", registry.RevokeDevice{Node: ident.NodeID(1 + r.IntN(12)), KeepKey: true})
 					case 1:
 						o.must(registry.CreateUser{Login: fmt.Sprint("u", r.Uint32(), "@example.com")})
 					default:

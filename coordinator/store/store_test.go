@@ -144,7 +144,7 @@ func TestDiskFollowsMemory(t *testing.T) {
 		case 4:
 			cmd = registry.Logout{Node: ident.NodeID(n)}
 			if r.IntN(3) == 0 {
-				cmd = registry.RevokeDevice{Node: ident.NodeID(n)}
+				cmd = registry.RevokeDevice{Node: ident.NodeID(n), KeepKey: true}
 			}
 		case 5:
 			cmd = registry.SetPolicy{Text: fmt.Sprint("{}", r.IntN(3))}
