@@ -137,7 +137,7 @@ func (m *Machine) HandleGenesis(g *authority.Genesis, now time.Time) {
 		m.fail(authority.ErrFingerprint)
 		return
 	}
-	a, err := authority.New(g, m.cfg.NodeKey, authority.State{})
+	a, err := authority.New(g, m.cfg.NodeKey, m.remembered)
 	if err != nil {
 		m.fail(err)
 		return
@@ -176,6 +176,11 @@ func (m *Machine) HandleClosed(err error, now time.Time) {
 func (m *Machine) HandleTimeout(now time.Time) {
 	m.tick(now)
 	if due(m.expiry, m.now) && m.member != nil {
+		before := m.member
+		m.member = before.readmit(m.authority, m.now)
+		if m.member != before || m.member.ended(m.now) != m.endedSaved {
+			m.save()
+		}
 		m.refreshView()
 	}
 	if due(m.saveDue, m.now) {

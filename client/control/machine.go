@@ -107,6 +107,11 @@ type Machine struct {
 	cfg       Config
 	now       time.Time
 	authority *authority.Authority // nil until the genesis record is known
+	// remembered is the authority's state until there is an authority.
+	remembered authority.State
+	// attested is the highest time that a coordinator gave whose map was
+	// believed.
+	attested time.Time
 
 	state    State
 	since    time.Time
@@ -119,6 +124,7 @@ type Machine struct {
 	routes       []netip.Prefix
 
 	// Of the present connection.
+	welcomed   time.Time // the time that the coordinator gave
 	synced     bool
 	streaming  time.Time // since when
 	resyncing  bool
@@ -129,7 +135,9 @@ type Machine struct {
 	member  *membership // nil for none
 	expiry  time.Time   // when the view changes by itself; zero for never
 	saveDue time.Time   // zero for nothing to save
-	revoked bool
+	// endedSaved is how many certificates had ended when the map was saved.
+	endedSaved int
+	revoked    bool
 
 	outputs       []Output
 	events        []Event
@@ -141,6 +149,10 @@ type Machine struct {
 // New returns a Machine in state Idle, or Revoked where Saved says so. What of
 // Saved verifies becomes a first NetMap event; what does not becomes a health
 // fact, and is not used. The error says which part of cfg is missing.
+//
+// All times that the Machine is given must be of one clock that never goes back
+// and counts the time of a suspended machine (package clock): the life of
+// certificates is measured by it. A monotonic reading in them is left out.
 func New(cfg Config, now time.Time) (*Machine, error) {
 	switch {
 	case cfg.Rand == nil:
@@ -150,7 +162,12 @@ func New(cfg Config, now time.Time) (*Machine, error) {
 	case cfg.NodeKey.IsZero():
 		return nil, errors.New("control: no node key")
 	}
-	m := &Machine{cfg: cfg, now: now, since: now, revoked: cfg.Saved.Revoked}
+	// What ended before the last time that was certain does not hold again
+	// because the clock was set back meanwhile.
+	if now = now.Round(0); now.Before(cfg.Saved.Time) {
+		now = cfg.Saved.Time
+	}
+	m := &Machine{cfg: cfg, now: now, since: now, revoked: cfg.Saved.Revoked, remembered: cfg.Saved.Authority, attested: cfg.Saved.Time}
 	m.cfg.Saved = Saved{}
 	if m.revoked {
 		m.state = Revoked
@@ -199,7 +216,7 @@ func (m *Machine) load(saved Saved) error {
 
 // tick clamps now to what was seen before.
 func (m *Machine) tick(now time.Time) {
-	if now.Before(m.now) {
+	if now = now.Round(0); now.Before(m.now) {
 		m.counters.ClockBackwards++
 		return
 	}
@@ -276,7 +293,7 @@ func (m *Machine) refreshView() {
 	if view.Self == nil {
 		m.put(health.Fact{
 			Code: health.CertificateExpired, Severity: health.Error, Since: m.now,
-			Text: fmt.Sprintf("The certificate of this device ended at %v, so no peer accepts it. It is renewed when the coordinator at %s answers; check the clock of this device, or ask your administrator.", m.member.self.NotAfter().Format(time.RFC3339), m.cfg.URL),
+			Text: fmt.Sprintf("The certificate of this device ended at %v, so no peer accepts it. It is renewed when the coordinator at %s answers; check the clock of this device (if it was ahead, restart the daemon after setting it), or ask your administrator.", m.member.self.NotAfter().Format(time.RFC3339), m.cfg.URL),
 		})
 	} else {
 		m.note(m.facts.Clear(health.CertificateExpired, ""))
@@ -345,13 +362,18 @@ func (m *Machine) leave() {
 // save tells the shell what to keep.
 func (m *Machine) save() {
 	m.saveDue = time.Time{}
-	saved := Saved{Revoked: m.revoked}
+	saved := Saved{Revoked: m.revoked, Time: m.attested}
 	if m.authority != nil {
 		saved.Genesis = m.authority.Genesis().AppendBinary(nil)
 		saved.Authority = m.authority.State()
+	} else {
+		saved.Authority = m.remembered
 	}
 	if m.member != nil {
-		saved.Map = wire.EncodeServer(m.member.verified())
+		if verified := m.member.verified(m.now); verified != nil {
+			saved.Map = wire.EncodeServer(verified)
+		}
+		m.endedSaved = m.member.ended(m.now)
 	}
 	m.events = append(m.events, Persist{Saved: saved})
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -81,6 +82,9 @@ type Saved struct {
 	// Map is the last verified map as it goes over the wire, with its
 	// signatures; empty for none. It is verified again when it is loaded.
 	Map []byte `json:"map,omitempty"`
+	// Time is the highest time that the coordinator gave with a map that was
+	// believed; zero for none. The device's clock has not been before it since.
+	Time time.Time `json:"time,omitzero"`
 	// Revoked keeps a revoked device from trying again by itself.
 	Revoked bool `json:"revoked,omitempty"`
 }

@@ -89,6 +89,7 @@ func (m *Machine) welcome(w wire.Welcome) {
 		m.violation(fmt.Errorf("%w: it wants protocol version %d, this device speaks %d to %d", wire.ErrMalformed, w.Version, wire.Oldest, wire.Newest))
 		return
 	}
+	m.welcomed = w.Time
 	m.clockFact(w.Time)
 	switch {
 	case w.Registered:
@@ -111,13 +112,13 @@ func (m *Machine) clockFact(theirs time.Time) {
 		m.note(m.facts.Clear(health.ClockSkew, ""))
 		return
 	}
-	direction := "ahead of"
+	direction, advice := "ahead of", "set the clock, and restart the daemon, which never goes back"
 	if skew < 0 {
-		direction = "behind"
+		direction, advice = "behind", "set the clock"
 	}
 	m.put(health.Fact{
 		Code: health.ClockSkew, Severity: health.Warning, Since: m.now,
-		Text: fmt.Sprintf("The clock of this device is %v %s the coordinator's. Certificates may seem to have ended or not to have begun: set the clock.", skew.Abs().Round(time.Second), direction),
+		Text: fmt.Sprintf("The clock of this device is %v %s the coordinator's. Certificates may seem to have ended or not to have begun: %s.", skew.Abs().Round(time.Second), direction, advice),
 	})
 }
 
@@ -134,7 +135,9 @@ func (m *Machine) registered() {
 // requestMap begins the stream with what is at hand.
 func (m *Machine) requestMap() {
 	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes}
-	if m.member != nil && !m.resyncing {
+	// Where a part of the map is not believed, the coordinator would leave it
+	// at that: a full map is looked at anew.
+	if m.member != nil && !m.resyncing && m.member.complete(m.now) {
 		request.HaveSequence, request.HaveHash = m.member.raw.Sequence, m.member.raw.Hash()
 	}
 	m.sentUpdate, m.updateDue = m.now, time.Time{}
@@ -186,6 +189,7 @@ func (m *Machine) confirm(member *membership, signed bool) {
 		m.note(m.facts.ClearCode(health.CoordinatorUnreachable))
 		m.note(m.facts.ClearCode(health.LoginNeeded))
 		signed = signed || m.member == nil
+		m.attest(member.self)
 	}
 	m.resyncing = false
 	m.deadline = m.now.Add(silenceLimit)
@@ -203,6 +207,19 @@ func (m *Machine) confirm(member *membership, signed bool) {
 		m.saveDue = m.now.Add(saveDelay)
 	}
 	m.adopt(member)
+}
+
+// attest takes the coordinator's time for certain, as far as the certificate
+// that it gave the device reaches, so that a coordinator's clock that was once
+// far ahead cannot lock its devices out for longer than that.
+func (m *Machine) attest(self *authority.Peer) {
+	at := m.welcomed
+	if self.NotAfter().Before(at) {
+		at = self.NotAfter()
+	}
+	if m.attested.Before(at) {
+		m.attested = at.Round(0).UTC()
+	}
 }
 
 // resync asks once for a full map, and gives up the connection where one was

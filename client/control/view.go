@@ -123,7 +123,8 @@ func admitDelta(a *authority.Authority, before *membership, d *wire.Delta, now t
 }
 
 // admitRules takes the rules, or those of before where they are refused and
-// were made for this device.
+// were made for this device. Newer ones that cannot be read may take away what
+// those of before give, so that there are none then.
 func (m *membership) admitRules(a *authority.Authority, signed []byte, before *membership) {
 	m.rules, m.rulesError = a.AdmitRules(signed, m.self.Node())
 	m.signedRules = signed
@@ -131,6 +132,9 @@ func (m *membership) admitRules(a *authority.Authority, signed []byte, before *m
 		return
 	}
 	m.rules, m.signedRules = nil, nil
+	if errors.Is(m.rulesError, authority.ErrUnreadable) {
+		return
+	}
 	if before != nil && before.rules != nil && before.rules.Node() == m.self.Node() {
 		m.rules, m.signedRules = before.rules, before.signedRules
 	}
@@ -152,8 +156,55 @@ func (m *membership) admitPeer(a *authority.Authority, id ident.NodeID, signed [
 	m.admitted[id] = peer
 }
 
+// complete reports whether all that the map says is believed at now.
+func (m *membership) complete(now time.Time) bool {
+	return len(m.refused) == 0 && m.rulesError == nil && now.Before(m.self.NotAfter())
+}
+
+// ended counts the certificates that were admitted and hold no longer.
+func (m *membership) ended(now time.Time) int {
+	n := 0
+	if !now.Before(m.self.NotAfter()) {
+		n++
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.admitted)) {
+		if !now.Before(m.admitted[id].NotAfter()) {
+			n++
+		}
+	}
+	return n
+}
+
+// begin returns when the certificate begins for which err refuses a peer, and
+// whether err is that it has not begun.
+func begin(err error, now time.Time) (time.Time, bool) {
+	var v *authority.ValidityError
+	if !errors.As(err, &v) || !now.Before(v.End) {
+		return time.Time{}, false
+	}
+	return v.Begin, true
+}
+
+// readmit verifies those again whose certificates had not begun, and returns
+// the membership with those that hold by now; the same where there are none.
+func (m *membership) readmit(a *authority.Authority, now time.Time) *membership {
+	again := m
+	for _, id := range slices.Sorted(maps.Keys(m.refused)) {
+		if at, ok := begin(m.refused[id], now); !ok || now.Before(at) {
+			continue
+		}
+		if again == m {
+			next := *m
+			next.admitted, next.refused = maps.Clone(m.admitted), maps.Clone(m.refused)
+			again = &next
+		}
+		again.admitPeer(a, id, m.raw.Peers[id].Certificate, now)
+	}
+	return again
+}
+
 // view returns what holds at now, the facts about what was left out, and when
-// the next certificate ends. Without a valid certificate of one's own the view
+// the next certificate ends, or begins. Without a valid certificate of one's own the view
 // is empty.
 func (m *membership) view(now time.Time) (*View, []health.Fact, time.Time) {
 	if !now.Before(m.self.NotAfter()) {
@@ -164,6 +215,11 @@ func (m *membership) view(now time.Time) (*View, []health.Fact, time.Time) {
 	v := &View{
 		Self: m.self, Rules: m.rules, Settings: m.raw.Settings, RelayToken: m.raw.RelayToken,
 		Sequence: m.raw.Sequence, Cached: m.cached,
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.refused)) {
+		if at, ok := begin(m.refused[id], now); ok && at.Before(end) {
+			end = at
+		}
 	}
 	claims := newClaims(m.self)
 	for _, peer := range m.newestFirst() {
@@ -198,14 +254,22 @@ func (m *membership) newestFirst() []*authority.Peer {
 	return peers
 }
 
-// verified returns the map without what was refused, to keep on disk: what a
-// coordinator once made up is not kept.
-func (m *membership) verified() *wire.Map {
+// verified returns the map without what is refused at now, to keep on disk:
+// what a coordinator once made up is not kept, and what has ended does not come
+// back when the clock is set back. It is nil where the device's own certificate
+// has ended.
+func (m *membership) verified(now time.Time) *wire.Map {
+	if !now.Before(m.self.NotAfter()) {
+		return nil
+	}
 	out := *m.raw
 	out.Rules = m.signedRules
-	if len(m.refused) > 0 {
-		out.Peers = maps.Clone(m.raw.Peers)
-		for _, id := range slices.Sorted(maps.Keys(m.refused)) {
+	if len(m.refused) == 0 && m.ended(now) == 0 {
+		return &out
+	}
+	out.Peers = maps.Clone(m.raw.Peers)
+	for _, id := range slices.Sorted(maps.Keys(m.raw.Peers)) {
+		if peer := m.admitted[id]; peer == nil || !now.Before(peer.NotAfter()) {
 			delete(out.Peers, id)
 		}
 	}
