@@ -32,6 +32,8 @@ type DataPlane interface {
 // Decisions tells of the packet filter's decisions. *engine.Engine is one.
 type Decisions interface {
 	Why(q engine.Question) (engine.Answer, error)
+	Flows(after uint64, limit int) engine.Flows
+	Capture(cfg engine.CaptureConfig) (*engine.Capture, error)
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -90,6 +91,28 @@ func (f *fake) ChangePreferences(_ context.Context, c localapi.PreferencesChange
 
 func (f *fake) Why(_ context.Context, r localapi.WhyRequest) (localapi.WhyReply, error) {
 	return localapi.WhyReply{Allowed: true, Text: fmt.Sprint(r.To, " ", r.Protocol, " ", r.Port)}, f.note("why")
+}
+
+// Flows has two pages of one record each, then nothing.
+func (f *fake) Flows(_ context.Context, after uint64) (localapi.FlowPage, error) {
+	page := localapi.FlowPage{Next: after, Lost: 2, Changed: make(chan struct{})}
+	if after < 2 {
+		page.Next++
+		page.Gap = after == 1
+		verdict := []string{"allowed", "denied"}[after]
+		page.Flows = []localapi.Flow{{ID: fmt.Sprint(page.Next), Verdict: verdict, Source: localapi.FlowParty{Name: "<a>"}}}
+	}
+	return page, f.err
+}
+
+func (f *fake) Capture(_ context.Context, r localapi.CaptureRequest) (localapi.Capture, error) {
+	return func(_ context.Context, w io.Writer) error {
+		_, err := fmt.Fprint(w, "capture of ", r.Peer, r.Denied, r.Packets, r.Duration)
+		if r.Peer == "broken" {
+			err = errors.New("the rest is missing")
+		}
+		return err
+	}, f.note("capture")
 }
 
 // both is all that a server serves.
@@ -271,6 +294,8 @@ func TestWithoutCredentials(t *testing.T) {
 		{"GET", "why?to=a&protocol=0&port=1", 400},
 		{"GET", "why?to=a&protocol=6&port=70000", 400},
 		{"GET", "why?to=a&protocol=6", 400},
+		{"GET", "flows", 403},
+		{"GET", "capture", 403},
 		{"PATCH", "prefs", 403},
 		{"POST", "up", 403},
 		{"POST", "down", 403},

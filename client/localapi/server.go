@@ -50,6 +50,12 @@ type Backend interface {
 type Decisions interface {
 	// Why says whether a flow may be opened, and by which rule or why not.
 	Why(ctx context.Context, r WhyRequest) (WhyReply, error)
+	// Flows returns, without waiting, the records after those that it returned
+	// with Next; 0 asks from the beginning.
+	Flows(ctx context.Context, after uint64) (FlowPage, error)
+	// Capture writes packets as pcapng until ctx or the capture ends. Nothing
+	// is written before an error that forbids the capture.
+	Capture(ctx context.Context, r CaptureRequest) (Capture, error)
 }
 
 // Server serves a Backend on a Unix socket.
@@ -139,9 +145,11 @@ type callerKey struct{}
 // verb is one method and path of the API.
 type verb struct {
 	method, path string
-	// changes says that only root and the daemon's user may call it.
-	changes bool
-	serve   func(s *Server, r *http.Request) (any, error)
+	// restricted says that only root and the daemon's user may call it, because
+	// it changes something or shows what others do.
+	restricted bool
+	// serve returns what to answer with: a stream, or what is written as JSON.
+	serve func(s *Server, r *http.Request) (any, error)
 }
 
 // verbs is the whole API. What is not in it does not exist.
@@ -155,6 +163,8 @@ var verbs = []verb{
 	{http.MethodPost, "logout", true, (*Server).logout},
 	{http.MethodPost, "ping", true, (*Server).ping},
 	{http.MethodGet, "why", false, (*Server).why},
+	{http.MethodGet, "flows", true, (*Server).flows},
+	{http.MethodGet, "capture", true, (*Server).capture},
 }
 
 // Handler returns the API without its listener. Requests without a caller in
@@ -162,8 +172,12 @@ var verbs = []verb{
 func (s *Server) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		result, err := s.serve(w, r)
-		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if answer, ok := result.(stream); ok && err == nil {
+			s.serveStream(w, r, answer)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
 		if err == nil {
 			if err := json.NewEncoder(w).Encode(result); err != nil {
 				s.log.Debug("local API: writing an answer", "error", err)
@@ -191,7 +205,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) (any, error) {
 		if v.path != name || v.method != r.Method {
 			continue
 		}
-		if v.changes && !s.mayChange(r) {
+		if v.restricted && !s.mayChange(r) {
 			return nil, Errorf(CodeForbidden, "only root and the daemon's user may do this; try it with sudo")
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
