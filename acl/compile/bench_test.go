@@ -167,7 +167,7 @@ func BenchmarkEditRule(b *testing.B) {
 	p, _ := benchPolicy(b)
 	texts := [2][]byte{[]byte(benchText(benchRules, "")), []byte(benchText(benchRules, ", \"tag:t1:7\", \"h2:8\""))}
 	i := 0
-	b.Run("parse=no", func(b *testing.B) {
+	b.Run("parse=false", func(b *testing.B) {
 		var docs [2]*policy.Document
 		for j, text := range texts {
 			docs[j] = parse(b, string(text))
@@ -179,7 +179,7 @@ func BenchmarkEditRule(b *testing.B) {
 			}
 		}
 	})
-	b.Run("parse=yes", func(b *testing.B) {
+	b.Run("parse=true", func(b *testing.B) {
 		for b.Loop() {
 			i++
 			doc, err := policy.Parse(texts[i%2])
@@ -193,18 +193,38 @@ func BenchmarkEditRule(b *testing.B) {
 	})
 }
 
-// BenchmarkEditWideRule is a rule between all devices that comes and goes.
+// BenchmarkEditWideRule is a rule between all devices that comes and goes, or
+// whose port changes; with another such rule beside it, which makes that the
+// rule changes nobody's list of peers, and without; with parsing, and without.
 func BenchmarkEditWideRule(b *testing.B) {
-	p, _ := benchPolicy(b)
-	docs := [2]*policy.Document{
-		parse(b, benchText(benchRules, "")),
-		parse(b, strings.Replace(benchText(benchRules, ""), "\"acls\": [", "\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:9\"]},", 1)),
+	const wide = "\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:%d\"]},"
+	plain := benchText(benchRules, "")
+	with := func(text string, port int) string {
+		return strings.Replace(text, "\"acls\": [", fmt.Sprintf(wide, port), 1)
 	}
-	i := 0
-	for b.Loop() {
-		i++
-		if _, err := p.SetDocument(docs[i%2], 2); err != nil {
-			b.Fatal(err)
+	for _, c := range []struct {
+		name     string
+		from, to string
+	}{
+		{"beside=no/change=comes", plain, with(plain, 9)},
+		{"beside=no/change=port", with(plain, 8), with(plain, 9)},
+		{"beside=yes/change=comes", with(plain, 7), with(with(plain, 7), 9)},
+	} {
+		for _, parsing := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/parse=%v", c.name, parsing), func(b *testing.B) {
+				texts := [2]string{c.from, c.to}
+				docs := [2]*policy.Document{parse(b, c.from), parse(b, c.to)}
+				p := build(b, c.from, benchDirectory(benchNodes))
+				for i := 1; b.Loop(); i++ {
+					doc := docs[i%2]
+					if parsing {
+						doc = parse(b, texts[i%2])
+					}
+					if _, err := p.SetDocument(doc, 2); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
 		}
 	}
 }

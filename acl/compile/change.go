@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"encoding/binary"
 	"slices"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -228,73 +227,19 @@ func (p *Policy) admit(created []*subject) {
 // replaceRules takes rules out and puts others in.
 func (p *Policy) replaceRules(removed, added []*compiledRule, changed *changes) {
 	p.compareTemplates(removed, added, changed)
-	affected := p.linkDifference(removed, added)
-	before := p.peersOf(affected)
+	lost, gained := linkDifference(removed, added)
+	p.addStrangers(gained, changed)
 	for _, c := range added {
 		attach(c)
 	}
+	var unused []*subject
 	for _, c := range removed {
-		p.detach(c)
+		unused = append(unused, detach(c)...)
 	}
-	after := p.peersOf(affected)
-	i := 0
-	affected.each(func(at int32) {
-		if !before[i].equal(after[i], at) {
-			changed.add(p.slots[at].node.ID)
-		}
-		i++
-	})
-}
-
-// peerSet is a device's peers: what it shares with all devices of its
-// subjects, and its user's.
-type peerSet struct{ common, own bitmap }
-
-func (s peerSet) equal(t peerSet, self int32) bool {
-	for i := range s.common {
-		x, y := s.common[i], t.common[i]
-		if s.own != nil {
-			x |= s.own[i]
-		}
-		if t.own != nil {
-			y |= t.own[i]
-		}
-		if int(self>>6) == i {
-			x, y = x&^(1<<(self&63)), y&^(1<<(self&63))
-		}
-		if x != y {
-			return false
-		}
+	p.addStrangers(lost, changed)
+	for _, s := range unused {
+		p.index.drop(s)
 	}
-	return true
-}
-
-// peersOf returns the peers of the devices, in their order. Those of the same
-// subjects share the work.
-func (p *Policy) peersOf(devices bitmap) []peerSet {
-	var out []peerSet
-	shared := map[string]bitmap{}
-	numbers := map[*subject]uint32{}
-	var key []byte
-	devices.each(func(at int32) {
-		subjects := p.index.find(p.slots[at])
-		key = key[:0]
-		for _, s := range subjects {
-			n, ok := numbers[s]
-			if !ok {
-				n = uint32(len(numbers))
-				numbers[s] = n
-			}
-			key = binary.LittleEndian.AppendUint32(key, n)
-		}
-		common, ok := shared[string(key)]
-		if !ok {
-			common = p.commonPeers(subjects)
-			shared[string(key)] = common
-		}
-		out = append(out, peerSet{common, p.ownPeers(at, subjects)})
-	})
-	return out
 }
 
 // compareTemplates names the devices for which the removed rules do not come
@@ -341,43 +286,6 @@ func (p *Policy) compareTemplates(removed, added []*compiledRule, changed *chang
 
 func hasContent(list []*template, t *template) bool {
 	return slices.ContainsFunc(list, func(u *template) bool { return u.content == t.content })
-}
-
-// linkDifference returns the devices whose links the change may touch: the
-// members of pairs of subjects that are linked by the removed rules only, or
-// by the added ones only.
-func (p *Policy) linkDifference(removed, added []*compiledRule) bitmap {
-	type pair struct {
-		source, target *subject
-		self           bool
-	}
-	pairs := func(rules []*compiledRule) (list []pair, set map[pair]bool) {
-		set = map[pair]bool{}
-		for _, c := range rules {
-			for _, l := range c.links {
-				for _, s := range l.sources {
-					for _, t := range l.targets {
-						k := pair{s, t, l.self}
-						if !set[k] {
-							set[k] = true
-							list = append(list, k)
-						}
-					}
-				}
-			}
-		}
-		return list, set
-	}
-	b := newBitmap(len(p.slots))
-	was, wasSet := pairs(removed)
-	is, isSet := pairs(added)
-	for _, k := range slices.Concat(was, is) {
-		if wasSet[k] != isSet[k] {
-			k.source.members.orInto(b)
-			k.target.members.orInto(b)
-		}
-	}
-	return b
 }
 
 // definitionsDiffer reports whether the documents may give devices different

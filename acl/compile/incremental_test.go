@@ -19,6 +19,7 @@ type world struct {
 	parts *acltest.PolicyParts
 	dir   compile.Directory
 	next  int // id of the next device
+	most  int // devices at most
 	epoch ruleset.Epoch
 	doc   *policy.Document
 	p     *compile.Policy
@@ -63,7 +64,7 @@ func views(p *compile.Policy) map[ident.NodeID]view {
 func (w *world) edit(t *testing.T, r *rand.Rand) (what string, changed []ident.NodeID, exact bool) {
 	at := func() int { return r.IntN(len(w.dir.Nodes)) }
 	switch k := r.IntN(10); {
-	case k == 0 && len(w.dir.Nodes) < 24:
+	case k == 0 && len(w.dir.Nodes) < w.most:
 		n := acltest.GenNode(r, w.next)
 		w.next++
 		w.dir.Nodes = append(w.dir.Nodes, n)
@@ -126,13 +127,19 @@ func (w *world) edit(t *testing.T, r *rand.Rand) (what string, changed []ident.N
 func TestIncrementalEqualsFull(t *testing.T) {
 	edits := 10_000
 	if testing.Short() {
-		edits = 1_000
+		edits = 2_000
 	}
 	const perSeed = 250
 	touched, spared := 0, 0
-	for seed := range uint64(edits / perSeed) {
+	for seed, made := uint64(0), 0; made < edits; seed++ {
 		r := rand.New(rand.NewPCG(seed, 2))
-		w := &world{parts: acltest.GenParts(r, 6), dir: acltest.GenDirectory(r, 12), next: 100, epoch: 1}
+		// Now and then a network in which sets of devices are large.
+		devices, perSeed := 12, perSeed
+		if seed%20 == 3 {
+			devices, perSeed = 200, 25
+		}
+		w := &world{parts: acltest.GenParts(r, 6), dir: acltest.GenDirectory(r, devices), next: 1000, most: 2 * devices, epoch: 1}
+		made += perSeed
 		w.doc = parse(t, w.parts.String())
 		w.p = w.scratch(t)
 		before := views(w.p)

@@ -68,6 +68,20 @@ func (m *members) orInto(b bitmap) {
 	}
 }
 
+// clearIn takes the members out of a bitmap and returns how many were in it.
+func (m *members) clearIn(b bitmap) int {
+	n := 0
+	for i, word := range m.bits {
+		n += bits.OnesCount64(b[i] & word)
+		b[i] &^= word
+	}
+	for _, s := range m.list {
+		n += int(b[s>>6] >> (s & 63) & 1)
+		b[s>>6] &^= 1 << (s & 63)
+	}
+	return n
+}
+
 // each calls f for every member in ascending order.
 func (m *members) each(f func(slot int32)) {
 	bitmap(m.bits).each(f)
@@ -102,6 +116,8 @@ func (b bitmap) clear(slot int32) {
 		b[slot>>6] &^= 1 << (slot & 63)
 	}
 }
+
+func (b bitmap) has(slot int32) bool { return b[slot>>6]&(1<<(slot&63)) != 0 }
 
 func (b bitmap) set(slot int32) { b[slot>>6] |= 1 << (slot & 63) }
 

@@ -125,8 +125,9 @@ func attach(c *compiledRule) {
 	}
 }
 
-// detach undoes attach and drops the subjects that nothing uses any more.
-func (p *Policy) detach(c *compiledRule) {
+// detach undoes attach and returns the subjects that nothing uses any more,
+// which are still in the index.
+func detach(c *compiledRule) (unused []*subject) {
 	gone := map[*template]bool{}
 	for _, list := range [2][]placement{c.in, c.out} {
 		for _, placed := range list {
@@ -139,14 +140,14 @@ func (p *Policy) detach(c *compiledRule) {
 		links[l] = true
 	}
 	for _, s := range c.uses {
-		if s.refs--; s.refs > 0 {
-			s.in = slices.DeleteFunc(s.in, isGone)
-			s.out = slices.DeleteFunc(s.out, isGone)
-			s.links = slices.DeleteFunc(s.links, func(side linkSide) bool { return links[side.link] })
-			continue
+		s.in = slices.DeleteFunc(s.in, isGone)
+		s.out = slices.DeleteFunc(s.out, isGone)
+		s.links = slices.DeleteFunc(s.links, func(side linkSide) bool { return links[side.link] })
+		if s.refs--; s.refs == 0 {
+			unused = append(unused, s)
 		}
-		p.index.drop(s)
 	}
+	return unused
 }
 
 // describe works out what a device is under the present document and users.

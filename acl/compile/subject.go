@@ -266,8 +266,11 @@ func (x *subjectIndex) drop(s *subject) {
 }
 
 // find returns the subjects that the device belongs to, each once.
-func (x *subjectIndex) find(n *slot) []*subject {
-	out := slices.Clone(x.plain)
+func (x *subjectIndex) find(n *slot) []*subject { return x.findInto(nil, n) }
+
+// findInto is find, in the space of a list that is no longer needed.
+func (x *subjectIndex) findInto(out []*subject, n *slot) []*subject {
+	out = append(out[:0], x.plain...)
 	for _, l := range n.identity.Labels.Slice() {
 		for _, s := range x.byLabel[l] {
 			if s.picks(n) {

@@ -288,16 +288,19 @@ func (d *decoder) nameRules() {
 		taken[r.ID] = i
 	}
 	copies := map[string]int{}
-	bodies := make([][]byte, len(d.doc.Rules))
+	var all []byte // the rules' bodies, one after the other
+	ends := make([]int, len(d.doc.Rules)+1)
 	for i := range d.doc.Rules {
-		bodies[i] = appendRule(nil, &d.doc.Rules[i])
+		all = appendRule(all, &d.doc.Rules[i])
+		ends[i+1] = len(all)
 	}
+	body := func(i int) []byte { return all[ends[i]:ends[i+1]] }
 	for i := range d.doc.Rules {
 		r := &d.doc.Rules[i]
 		if r.ID != "" {
 			continue
 		}
-		base := derivedID(r, bodies[i])
+		base := derivedID(r, body(i))
 		r.ID = base
 		for {
 			copies[base]++
@@ -310,8 +313,10 @@ func (d *decoder) nameRules() {
 		}
 		taken[r.ID] = i
 	}
+	var whole []byte
 	for i := range d.doc.Rules {
-		d.doc.Rules[i].Digest = digest(&d.doc.Rules[i], bodies[i])
+		whole = appendWhole(whole[:0], &d.doc.Rules[i], body(i))
+		d.doc.Rules[i].Digest = sha256.Sum256(whole)
 	}
 }
 
@@ -327,9 +332,9 @@ func derivedID(r *Rule, body []byte) string {
 	return kind + idEncoding.EncodeToString(sum[:])[:12]
 }
 
-// digest describes a rule whole, addresses resolved.
-func digest(r *Rule, body []byte) [32]byte {
-	b := append(appendText(nil, r.ID), body...)
+// appendWhole describes a rule whole, addresses resolved.
+func appendWhole(b []byte, r *Rule, body []byte) []byte {
+	b = append(appendText(b, r.ID), body...)
 	if r.SrcPosture == nil {
 		b = append(b, 'd')
 	}
@@ -339,7 +344,7 @@ func digest(r *Rule, body []byte) [32]byte {
 	for _, s := range r.Dst {
 		b = appendPrefixes(b, s.Prefixes)
 	}
-	return sha256.Sum256(b)
+	return b
 }
 
 // appendRule appends what a rule says, as written, so that no two rules that
@@ -393,11 +398,10 @@ func appendText(b []byte, s string) []byte {
 func appendPrefixes(b []byte, list []netip.Prefix) []byte {
 	b = binary.AppendUvarint(b, uint64(len(list)))
 	for _, p := range list {
-		raw, err := p.MarshalBinary()
-		if err != nil {
+		var err error
+		if b, err = p.AppendBinary(b); err != nil {
 			panic("BUG: policy: a prefix does not marshal: " + err.Error())
 		}
-		b = append(b, raw...)
 	}
 	return b
 }

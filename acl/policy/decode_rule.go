@@ -67,8 +67,8 @@ func (d *decoder) readACLs(v *hujson.Value) {
 		var dst []Name
 		var proto *hujson.Value
 		action := ""
-		src := func(v *hujson.Value) { r.Src = append(r.Src, d.selectors(v, "src", &anySource)...) }
-		ports := func(v *hujson.Value) { dst = append(dst, d.names(v, "dst")...) }
+		src := func(v *hujson.Value) { r.Src = joined(r.Src, d.selectors(v, "src", &anySource)) }
+		ports := func(v *hujson.Value) { dst = joined(dst, d.names(v, "dst")) }
 		if !d.object(v, "an entry of acls", append([]field{
 			{"action", func(v *hujson.Value) { action = d.action(v, "accept", "deny") }},
 			{"src", src},
@@ -97,6 +97,7 @@ func (d *decoder) readACLs(v *hujson.Value) {
 				protocols = []uint8{number}
 			}
 		}
+		r.Dst = make([]Destination, 0, len(dst))
 		for _, n := range dst {
 			admits := protocols
 			if r.Deny && proto == nil && !strings.HasSuffix(n.Name, ":*") {
@@ -109,6 +110,14 @@ func (d *decoder) readACLs(v *hujson.Value) {
 		}
 		d.finishRule(&r)
 	})
+}
+
+// joined returns both lists as one, without a copy where the first is empty.
+func joined[T any](first, second []T) []T {
+	if len(first) == 0 {
+		return second
+	}
+	return append(first, second...)
 }
 
 // action reads an action and returns "" where it is not one of the valid ones.

@@ -307,6 +307,14 @@ func (r *reader) list(v *hujson.Value, what string, limit int, read func(v *hujs
 	}
 }
 
+// elements returns how many elements of a list will be read at most.
+func elements(v *hujson.Value) int {
+	if a, ok := v.Value.(*hujson.Array); ok {
+		return min(len(a.Elements), MaxSelectors)
+	}
+	return 0
+}
+
 func literalText(v *hujson.Value) string {
 	lit, ok := v.Value.(hujson.Literal)
 	if !ok {
@@ -333,7 +341,7 @@ func (r *reader) string(v *hujson.Value, what string) (string, bool) {
 
 // names reads a list of strings, spaces around them cut off.
 func (r *reader) names(v *hujson.Value, what string) []Name {
-	var out []Name
+	out := make([]Name, 0, elements(v))
 	r.list(v, what, MaxSelectors, func(v *hujson.Value) {
 		if s, ok := r.string(v, "an entry of "+what); ok {
 			out = append(out, Name{strings.TrimSpace(s), r.at(v)})

@@ -84,7 +84,7 @@ var (
 
 // selectors reads a list of selectors.
 func (d *decoder) selectors(v *hujson.Value, what string, set *selectorSet) []Selector {
-	var out []Selector
+	out := make([]Selector, 0, elements(v))
 	d.list(v, what, MaxSelectors, func(v *hujson.Value) {
 		text, ok := d.string(v, "an entry of "+what)
 		if !ok {
