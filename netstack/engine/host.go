@@ -236,8 +236,11 @@ func (d *hostDevice) count(dir filter.Direction, info *packet.Info, why filter.R
 	d.counters.Count(dir, info.Version, why)
 }
 
+// limitedBroadcast is 255.255.255.255 (RFC 919).
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 func (d *hostDevice) countNoPeer(dir filter.Direction, info *packet.Info, a netip.Addr) {
-	if a.IsMulticast() || a.IsLinkLocalUnicast() {
+	if a.IsMulticast() || a.IsLinkLocalUnicast() || a == limitedBroadcast {
 		d.count(dir, info, filter.DropMulticast)
 		return
 	}

@@ -78,6 +78,7 @@ var table = []pkg{
 	{"coordinator/admin", shell, "the administrator's socket: API and its client", []string{"acl/ident", "acl/policy", "acl/ruleset", "coordinator/audit", "coordinator/netmap", "coordinator/registry", "coordinator/store", "coordinator/wire"}},
 	{"coordinator/server", shell, "listeners, sessions, timers; the only loop that changes the state", []string{"acl/...", "coordinator/..."}},
 
+	{"client/clock", shell, "the time, which never goes back", nil},
 	{"client/health", pure, "what is wrong with a node, as typed facts", nil},
 
 	{"client/control", pure, "client side of the control protocol", []string{"coordinator/wire/...", "acl/ident", "acl/authority", "acl/ruleset", "client/health"}},
