@@ -26,8 +26,11 @@ type vectorHost struct {
 	send func(b []byte) error
 	// received has the packets that the engine delivered to the host.
 	received chan []byte
-	close func()
+	close    func()
 }
+
+// addressesOfNone is IN6_ADDR_GEN_MODE_NONE of Linux.
+const addressesOfNone = 1
 
 // receivedQueue is how many packets the host keeps until the test looks.
 const receivedQueue = 4096
@@ -49,6 +52,10 @@ func kernelHost(t *testing.T, h *lab.Host, name string) *vectorHost {
 			return err
 		}
 		index = link.Attrs().Index
+		// Without an address of its own the kernel asks for no routers.
+		if err := netlink.LinkSetIP6AddrGenMode(link, addressesOfNone); err != nil {
+			return err
+		}
 		if err := netlink.LinkSetUp(link); err != nil {
 			return err
 		}
