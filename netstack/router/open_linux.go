@@ -34,8 +34,7 @@ func Open(name string) (Router, error) {
 	if err != nil {
 		return nil, fmt.Errorf("router: opening netlink: %w", err)
 	}
-	// A lasting connection owns the table: the kernel removes it with the
-	// process, however that ends.
+	// A lasting connection stays in the namespace of this thread.
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		handle.Close()

@@ -13,13 +13,8 @@ import (
 // tablePrefix begins the names of our tables; the interface's name follows.
 const tablePrefix = "warren-"
 
-// ownerFlag is NFT_TABLE_F_OWNER (linux/netfilter/nf_tables.h, since 5.12): the
-// table belongs to the netlink connection that made it, nobody else changes it,
-// and it ends with the connection.
-const ownerFlag = 0x2
-
-func (r *kernelRouter) newTable(flags uint32) *nftables.Table {
-	return &nftables.Table{Name: tablePrefix + r.name, Family: nftables.TableFamilyINet, Flags: flags}
+func (r *kernelRouter) newTable() *nftables.Table {
+	return &nftables.Table{Name: tablePrefix + r.name, Family: nftables.TableFamilyINet}
 }
 
 // configureTable puts the guard for the settings in place of the one before, in
@@ -35,28 +30,20 @@ func (r *kernelRouter) configureTable(s *Settings) error {
 	if err != nil {
 		return err
 	}
-	for _, flags := range []uint32{ownerFlag, 0} {
-		if r.table {
-			r.nftables.DelTable(r.newTable(0))
-		}
-		g := guard{conn: r.nftables, table: r.nftables.AddTable(r.newTable(flags)), name: r.name, settings: s, foreign: foreign}
-		g.build()
-		err = r.nftables.Flush()
-		if err == nil {
-			r.table = true
-			return nil
-		}
-		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
-			break
-		}
-		// A kernel that does not know owners: the table stays behind after a
-		// crash, and the next start removes it.
+	if r.table {
+		r.nftables.DelTable(r.newTable())
 	}
-	return fmt.Errorf("router: setting up nftables: %w", err)
+	g := guard{conn: r.nftables, table: r.nftables.AddTable(r.newTable()), name: r.name, settings: s, foreign: foreign}
+	g.build()
+	if err := r.nftables.Flush(); err != nil {
+		return fmt.Errorf("router: setting up nftables: %w", err)
+	}
+	r.table = true
+	return nil
 }
 
 func (r *kernelRouter) removeTable() error {
-	r.nftables.DelTable(r.newTable(0))
+	r.nftables.DelTable(r.newTable())
 	if err := r.nftables.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("router: removing the table of nftables: %w", err)
 	}
@@ -65,8 +52,7 @@ func (r *kernelRouter) removeTable() error {
 }
 
 // removeStale removes the tables that ended processes left behind: that of our
-// own interface's name, and those whose interface is gone. Tables that another
-// process owns are its own.
+// own interface's name, and those whose interface is gone.
 func (r *kernelRouter) removeStale() error {
 	tables, err := r.nftables.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {

@@ -1,0 +1,165 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bare makes a host that is on no LAN.
+func (l *Lab) Bare(name string) *Host {
+	l.t.Helper()
+	return l.newHost(name)
+}
+
+// Wire joins two hosts by a cable with an interface of the given name at both
+// ends, without addresses.
+func Wire(a, b *Host, nameA, nameB string) {
+	a.t.Helper()
+	a.Do(func() error {
+		pair := &netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: nameA}, PeerName: nameB, PeerNamespace: netlink.NsFd(b.space),
+		}
+		if err := netlink.LinkAdd(pair); err != nil {
+			return fmt.Errorf("adding %s: %w", nameA, err)
+		}
+		return nil
+	})
+	a.linkUp(nameA)
+	b.linkUp(nameB)
+}
+
+func (h *Host) linkUp(name string) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+}
+
+// Bridge joins interfaces of the host into one.
+func (h *Host) Bridge(name string, ports ...string) {
+	h.t.Helper()
+	h.Do(func() error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		for _, p := range ports {
+			port, err := netlink.LinkByName(p)
+			if err != nil {
+				return err
+			}
+			if err := netlink.LinkSetMaster(port, br); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(br)
+	})
+}
+
+// Address gives an interface of the host addresses such as "10.1.0.1/24".
+func (h *Host) Address(name string, addresses ...string) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			p := netip.MustParsePrefix(a)
+			err := netlink.AddrAdd(link, &netlink.Addr{
+				IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+				Flags: unix.IFA_F_NODAD,
+			})
+			if err != nil {
+				return fmt.Errorf("adding %s: %w", a, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Route adds a route of the host by a gateway.
+func (h *Host) Route(prefix, via string) {
+	h.t.Helper()
+	h.Do(func() error {
+		p := netip.MustParsePrefix(prefix)
+		return netlink.RouteAdd(&netlink.Route{
+			Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+			Gw:  netip.MustParseAddr(via).AsSlice(),
+		})
+	})
+}
+
+// Sysctl sets a switch of the host's network, such as "net/ipv4/ip_forward".
+func (h *Host) Sysctl(name, value string) {
+	h.t.Helper()
+	h.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644) })
+}
+
+// Masquerade gives everything that leaves the host, by whatever interface, the
+// host's address, as careless container engines and administrators do.
+func (h *Host) Masquerade() {
+	h.t.Helper()
+	h.Do(func() error {
+		c, err := nftables.New(nftables.WithNetNSFd(int(h.space)))
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Name: "careless", Family: nftables.TableFamilyINet})
+		chain := c.AddChain(&nftables.Chain{
+			Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+		})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Counter{}, &expr.Masq{}}})
+		return c.Flush()
+	})
+}
+
+// Tables returns the names of the host's tables of nftables.
+func (h *Host) Tables() []string {
+	h.t.Helper()
+	var names []string
+	h.Do(func() error {
+		c, err := nftables.New(nftables.WithNetNSFd(int(h.space)))
+		if err != nil {
+			return err
+		}
+		tables, err := c.ListTables()
+		for _, t := range tables {
+			names = append(names, t.Name)
+		}
+		return err
+	})
+	return names
+}
+
+// Rules returns the priorities of the host's rules of policy routing.
+func (h *Host) Rules() []int {
+	h.t.Helper()
+	var priorities []int
+	h.Do(func() error {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			rules, err := netlink.RuleList(family)
+			if err != nil {
+				return err
+			}
+			for _, r := range rules {
+				priorities = append(priorities, r.Priority)
+			}
+		}
+		return nil
+	})
+	return priorities
+}
