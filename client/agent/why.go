@@ -193,6 +193,10 @@ type askingDialer struct {
 	decisions Decisions
 }
 
+// deniedDialTime bounds an attempt that the filter will refuse. The stack is
+// told of a refusal at once, but only ten times a second for each destination.
+const deniedDialTime = 200 * time.Millisecond
+
 // DialContext implements proxy.Dialer.
 func (d askingDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
@@ -200,10 +204,19 @@ func (d askingDialer) DialContext(ctx context.Context, network, address string) 
 		return nil, fmt.Errorf("%w: %w", proxy.ErrDestination, err)
 	}
 	q := engine.Question{Opener: filter.Outbound, Remote: to.Addr(), Protocol: packet.TCP, Port: to.Port()}
-	// Where nobody can be asked, as for this device's own address, dialling
-	// says what is wrong.
-	if answer, err := d.decisions.Why(q); err == nil && answer.Reason != filter.Passed {
+	answer, err := d.decisions.Why(q)
+	if err != nil || answer.Reason == filter.Passed {
+		// Where nobody can be asked, as for this device's own address, dialling
+		// says what is wrong.
+		return d.Dialer.DialContext(ctx, network, address)
+	}
+	// The attempt is made all the same: the filter decides, and has a record of
+	// it.
+	attempt, cancel := context.WithTimeout(ctx, deniedDialTime)
+	defer cancel()
+	conn, err := d.Dialer.DialContext(attempt, network, address)
+	if err != nil {
 		return nil, &proxy.NotAllowedError{Reason: strings.TrimPrefix(whyText(q, answer), "denied: ")}
 	}
-	return d.Dialer.DialContext(ctx, network, address)
+	return conn, nil
 }

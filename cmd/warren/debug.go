@@ -27,7 +27,7 @@ func (m *Main) debugCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(m.whyCommand())
+	cmd.AddCommand(m.whyCommand(), m.captureCommand())
 	return cmd
 }
 
