@@ -1,7 +1,8 @@
 package main
 
 import (
-	"encoding/hex"
+	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/audit"
 	"github.com/warren-overlay/warren/coordinator/store"
 )
@@ -28,6 +31,8 @@ itself, whether or not the coordinator runs.`,
 type auditHead struct {
 	Entries uint64 `json:"entries"`
 	Head    string `json:"head"`
+	// Kept is the index of the head that is kept beside the database.
+	Kept uint64 `json:"kept"`
 }
 
 func (m *Main) auditVerify() *cobra.Command {
@@ -35,8 +40,9 @@ func (m *Main) auditVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use: "verify", Short: "Check the chain of hashes from the first entry to the last",
 		Long: `Check the chain of hashes from the first entry to the last, and print its head.
-Keep the head somewhere else, and give it as --head the next time: that finds
-entries that were cut off the end.`,
+The coordinator keeps a signed head beside the database, which finds entries
+that were cut off the end there. Keep the printed head somewhere else, and give
+it as --head the next time: that finds it also where both were put back.`,
 	}
 	c.Flags().StringVar(&known, "head", "", "a head that was printed before, as INDEX:HASH")
 	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
@@ -49,45 +55,68 @@ entries that were cut off the end.`,
 			return err
 		}
 		defer db.Close()
+		// First the kept head, then the chain, which may grow meanwhile.
+		kept, err := m.keptHead(c.Context(), db)
+		if err != nil {
+			return err
+		}
 		head, err := db.VerifyAudit(c.Context())
 		if err != nil {
 			return err
 		}
-		var at audit.Hash
-		err = db.Audit(c.Context(), before.Index, func(r *audit.Record) error {
-			if r.Index == before.Index {
-				at = r.Hash
+		for _, known := range []audit.Head{kept, before} {
+			if err := db.Covers(c.Context(), head, known); err != nil {
+				return err
 			}
-			return nil
-		})
-		if err != nil {
-			return err
 		}
-		if err := head.Covers(before, func(uint64) (audit.Hash, bool) { return at, true }); err != nil {
-			return err
-		}
-		text := fmt.Sprintf("%d:%s", head.Index, hex.EncodeToString(head.Hash[:]))
-		return m.print(auditHead{head.Index, text}, func() {
-			fmt.Fprintf(m.Stdout, "the audit chain holds: %d entries\nhead %s\n", head.Index, text)
+		out := auditHead{Entries: head.Index, Head: head.String(), Kept: kept.Index}
+		return m.print(out, func() {
+			fmt.Fprintf(m.Stdout, "the audit chain holds: %d entries\nhead %s\n", out.Entries, out.Head)
+			if out.Kept == 0 {
+				fmt.Fprintf(m.Stdout, "there is no %s to show whether its end was cut off\n", store.AuditHeadPath(m.data))
+			} else {
+				fmt.Fprintf(m.Stdout, "its end was not cut off before entry %d\n", out.Kept)
+			}
 		})
 	})
 	return m.printable(c)
 }
 
 func parseHead(text string) (audit.Head, error) {
-	var head audit.Head
 	if text == "" {
-		return head, nil
+		return audit.Head{}, nil
 	}
-	index, hash, _ := strings.Cut(text, ":")
-	n, err := strconv.ParseUint(index, 10, 64)
-	raw, hexErr := hex.DecodeString(hash)
-	if err != nil || hexErr != nil || len(raw) != len(head.Hash) {
+	head, err := audit.ParseHead(text)
+	if err != nil {
 		return head, errors.New("--head wants INDEX:HASH, as `audit verify` prints it")
 	}
-	head.Index = n
-	copy(head.Hash[:], raw)
 	return head, nil
+}
+
+// keptHead returns the head that the coordinator keeps beside the database,
+// the zero one where there is none.
+func (m *Main) keptHead(ctx context.Context, db *store.DB) (audit.Head, error) {
+	sealed, err := store.AuditHead(m.data)
+	if err != nil || sealed == nil {
+		return audit.Head{}, err
+	}
+	raw, err := db.Genesis(ctx)
+	if err != nil {
+		return audit.Head{}, err
+	}
+	genesis, err := authority.DecodeGenesis(raw, sha256.Sum256(raw))
+	if err != nil {
+		return audit.Head{}, err
+	}
+	var signers []ident.SignerKey
+	for _, s := range genesis.Signers {
+		signers = append(signers, s.Key)
+	}
+	kept, err := audit.OpenSealed(sealed, genesis.Fingerprint(), signers)
+	if err != nil {
+		return audit.Head{}, fmt.Errorf("%s was tampered with or damaged: %w", store.AuditHeadPath(m.data), err)
+	}
+	return kept, nil
 }
 
 // auditEntry is an entry as list prints it.

@@ -71,7 +71,8 @@ type RevokeDevice struct {
 type Logout struct{ Node ident.NodeID }
 
 // RemoveExpired removes the ephemeral devices that were offline for
-// EphemeralGrace. OfflineSince says since when a device is not connected.
+// EphemeralGrace, 32 of them at most: repeat it until it removes none.
+// OfflineSince says since when a device is not connected.
 type RemoveExpired struct{ OfflineSince map[ident.NodeID]time.Time }
 
 // AdvertiseRoutes says all that a device offers to route.

@@ -26,6 +26,9 @@ const (
 	maxUsers   = 1 << 16
 	maxDevices = 1 << 16
 	maxKeys    = 1 << 17
+	// maxExpired is how many devices one RemoveExpired removes: the audit entry
+	// names each of them, and has room for that.
+	maxExpired = 32
 )
 
 // Decide says what cmd changes in s. It refuses with an error of this package
@@ -286,6 +289,9 @@ func (d *decision) removeExpired(c RemoveExpired) {
 		device := d.state.Device(id)
 		if device == nil || !device.Ephemeral || d.now.Sub(c.OfflineSince[id]) < EphemeralGrace {
 			continue
+		}
+		if len(d.changes.Removed) == maxExpired {
+			break
 		}
 		d.drop(device)
 		d.detail("device", device.ID.String()+" "+device.Name)

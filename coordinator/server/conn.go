@@ -300,17 +300,6 @@ func (s *Server) recordRefusal(ctx context.Context, c *conn, cmd registry.Regist
 	return refusal
 }
 
-// recordUnrecorded writes down how many refusals have no entry of their own.
-func (s *Server) recordUnrecorded(ctx context.Context) {
-	if s.unrecorded == 0 || s.broken != nil {
-		return
-	}
-	changes := registry.RefusedMany(s.state, s.unrecorded, s.cfg.Now())
-	if s.commit(ctx, &changes) == nil {
-		s.unrecorded = 0
-	}
-}
-
 // stream begins the stream of maps, or begins it anew.
 func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
 	id := c.session.Node()

@@ -69,6 +69,13 @@ func (o *site) stop() {
 	}
 }
 
+// restart starts a coordinator on the directory of one that was stopped.
+func (o *site) restart() {
+	o.t.Helper()
+	next := openSite(o.t, o.path)
+	o.Server, o.cancel, o.stopped = next.Server, next.cancel, next.stopped
+}
+
 func (o *site) must(cmd registry.Command) registry.Result {
 	o.t.Helper()
 	result, err := o.Execute(context.Background(), "test", cmd)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
@@ -50,9 +51,14 @@ type Server struct {
 	state   *registry.State
 	network *netmap.Network
 	head    audit.Head
-	conns   map[*conn]struct{}
-	byNode  map[ident.NodeID]*conn
-	dirty   map[*conn]struct{}
+	// kept is the head that was last written beside the database, keptAt when
+	// that was last tried, keepFailed whether in vain.
+	kept       audit.Head
+	keptAt     time.Time
+	keepFailed bool
+	conns      map[*conn]struct{}
+	byNode     map[ident.NodeID]*conn
+	dirty      map[*conn]struct{}
 	// unrecorded counts the refused registrations that the audit log is yet to
 	// tell of.
 	unrecorded uint64
@@ -66,6 +72,9 @@ type Server struct {
 	ending bool
 
 	calls chan func()
+	// busySince is when the loop began with what it does, in nanoseconds since
+	// 1970; zero where it waits.
+	busySince atomic.Int64
 	// done is closed when the loop has ended.
 	done chan struct{}
 	// handlers are the control connections being served.
@@ -104,8 +113,8 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.loadNetwork(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := s.db.VerifyAudit(ctx); err != nil {
-		return nil, fmt.Errorf("server: the record of what was done was tampered with or damaged; restore a backup, or look with `warren-coordinator --data %s audit list`: %w", cfg.Dir, err)
+	if err := s.verify(ctx); err != nil {
+		return nil, err
 	}
 	identity := registry.Network{Fingerprint: s.genesis.Fingerprint(), Prefix4: s.genesis.Prefix4, Prefix6: s.genesis.Prefix6}
 	if s.state, s.head, err = s.db.Load(ctx, identity); err != nil {
@@ -183,8 +192,8 @@ func (s *Server) create(ctx context.Context) ([]byte, error) {
 	raw := g.AppendBinary(nil)
 	s.created = true
 	return raw, s.db.Create(ctx, raw, &audit.Entry{
-		Time: s.started, Actor: "coordinator", Action: "network.create",
-		Details: []audit.Detail{{Key: "fingerprint", Value: g.Fingerprint().String()}},
+		Time: s.started, Actor: "coordinator", Action: store.CreateAction,
+		Details: []audit.Detail{{Key: store.FingerprintDetail, Value: g.Fingerprint().String()}},
 	})
 }
 

@@ -31,6 +31,7 @@ const (
 	channelFile  = "channel.key"
 	signingFile  = "signing.key"
 	labelFile    = "label.key"
+	headFile     = "audit.head"
 	// SocketFile is the administrator's socket.
 	SocketFile = "coordinator.sock"
 )

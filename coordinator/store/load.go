@@ -106,43 +106,6 @@ func (db *DB) Audit(ctx context.Context, first uint64, f func(*audit.Record) err
 	return nil
 }
 
-// VerifyAudit checks the whole chain and returns its head. The error is an
-// *audit.BrokenError where it does not hold.
-func (db *DB) VerifyAudit(ctx context.Context) (audit.Head, error) {
-	var head audit.Head
-	err := db.Audit(ctx, 0, func(r *audit.Record) (err error) {
-		head, err = head.Verify(r)
-		return err
-	})
-	if err == nil && head.Index == 0 {
-		err = &audit.BrokenError{Index: 1, Reason: "there is no entry at all, not even that the network was created"}
-	}
-	return head, err
-}
-
-// Check asks SQLite whether the database is sound in itself.
-func (db *DB) Check(ctx context.Context) error {
-	var answer string
-	if err := db.sql.QueryRowContext(ctx, "PRAGMA integrity_check").Scan(&answer); err != nil {
-		return fmt.Errorf("store: checking the database: %w", err)
-	}
-	if answer != "ok" {
-		return fmt.Errorf("%w: integrity check: %s", ErrBroken, answer)
-	}
-	rows, err := db.sql.QueryContext(ctx, "PRAGMA foreign_key_check")
-	if err != nil {
-		return fmt.Errorf("store: checking the database: %w", err)
-	}
-	defer rows.Close()
-	if rows.Next() {
-		return fmt.Errorf("%w: a row refers to one that is not there", ErrBroken)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("store: checking the database: %w", err)
-	}
-	return nil
-}
-
 // reader keeps the first error, as writer does.
 type reader struct {
 	ctx context.Context

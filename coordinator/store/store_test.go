@@ -56,7 +56,9 @@ func openBook(t testing.TB, path string) *book {
 	if genesis, err := db.Genesis(t.Context()); err != nil {
 		t.Fatal(err)
 	} else if genesis == nil {
-		if err := db.Create(t.Context(), []byte("genesis"), &audit.Entry{Time: begin, Action: "network.create"}); err != nil {
+		if err := db.Create(t.Context(), []byte("genesis"), &audit.Entry{
+			Time: begin, Action: CreateAction, Details: []audit.Detail{{Key: FingerprintDetail, Value: ident.Fingerprint(sha256.Sum256([]byte("genesis"))).String()}},
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -372,6 +374,7 @@ func TestVerifyAuditNamesTheBadRow(t *testing.T) {
 		{"DELETE FROM audit WHERE idx = 2", 2},
 		{"DELETE FROM audit", 1},
 		{"UPDATE audit SET hash = zeroblob(32) WHERE idx = 4", 4},
+		{"UPDATE network SET genesis = x'00'", 1},
 	} {
 		b := newBook(t)
 		b.people()
