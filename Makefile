@@ -14,6 +14,7 @@ DESTDIR  ?=
 FUZZTIME ?= 60s
 SEEDS    ?= 1000
 SOAKTIME ?= 10m
+DECISIONS ?= 10000000
 
 # The commit goes into the binaries through the build information that Go
 # records, and only where git can tell it.
@@ -91,6 +92,14 @@ fuzz-replay: ## run the committed fuzz corpora; fails where a target has none
 .PHONY: fuzz
 fuzz: ## fuzz every target for FUZZTIME=60s; fails where one executed nothing
 	@$(STEPS) fuzz $(FUZZTIME) ./...
+
+.PHONY: decisions
+decisions: ## check DECISIONS=10000000 decisions of compiled policies and filter against the reference
+	@$(GO) test -count=1 -timeout=3h -v -run='^Test(Compiled|Filtered)EqualsReference$$' ./acl/compile -args -decisions=$(DECISIONS)
+
+.PHONY: nightly
+nightly: ## what takes too long for make test: decisions, fuzz, sim
+	@$(MAKE) --no-print-directory decisions fuzz sim
 
 .PHONY: policy-cases
 policy-cases: build

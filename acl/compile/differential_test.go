@@ -32,8 +32,8 @@ func build(t testing.TB, text string, dir compile.Directory) *compile.Policy {
 	return p
 }
 
-// decisions is how many flows TestCompiledEqualsReference checks. The nightly
-// run asks for 10,000,000.
+// decisions is how many flows TestCompiledEqualsReference and
+// TestFilteredEqualsReference check each; `make decisions` asks for 10,000,000.
 var decisions = flag.Int("decisions", 60_000, "flows to check against the reference")
 
 // ends holds the compiled rules of pairs of devices, at both ends.
@@ -44,6 +44,12 @@ type ends struct {
 
 // decide asks the compiled rules of the source and of the destination.
 func (e *ends) decide(q acltest.Question) (out, in ruleset.Verdict) {
+	rules := e.rules(q)
+	return rules[0].Decide(ruleset.Out, q.Flow, q.Now), rules[1].Decide(ruleset.In, q.Flow, q.Now)
+}
+
+// rules returns the rules of the source and of the destination.
+func (e *ends) rules(q acltest.Question) [2]*ruleset.PeerRules {
 	key := [2]ident.NodeID{q.From, q.To}
 	rules, ok := e.pairs[key]
 	if !ok {
@@ -53,7 +59,7 @@ func (e *ends) decide(q acltest.Question) (out, in ruleset.Verdict) {
 		rules[1] = e.p.RuleSet(q.To).ForPeer(&target, &source)
 		e.pairs[key] = rules
 	}
-	return rules[0].Decide(ruleset.Out, q.Flow, q.Now), rules[1].Decide(ruleset.In, q.Flow, q.Now)
+	return rules
 }
 
 // checkSeed compares the compiled rules of one random policy with the
