@@ -134,7 +134,8 @@ func (c *Certificate) check(g *Genesis) error {
 		return fmt.Errorf("%w: more than %d labels or %d routes", ErrOutOfBounds, maxLabels, maxRoutes)
 	case c.Labels.Len() > 0 && c.Labels.Slice()[0] == 0:
 		return fmt.Errorf("%w: the label zero, which is none", ErrMalformed)
-	case !c.NotBefore.Before(c.NotAfter) || c.NotAfter.Sub(c.NotBefore) > maxValidity:
+	case c.NotBefore.Unix() < 0 || c.NotAfter.Unix() > maxTime || c.NotBefore.Unix() >= c.NotAfter.Unix() ||
+		c.NotAfter.Sub(c.NotBefore) > maxValidity:
 		return fmt.Errorf("%w: valid from %v to %v", ErrOutOfBounds, c.NotBefore, c.NotAfter)
 	}
 	for i, a := range c.Addresses {
@@ -146,6 +147,9 @@ func (c *Certificate) check(g *Genesis) error {
 		}
 	}
 	for i, p := range c.Routes {
+		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("%w: %v is not a prefix", ErrMalformed, p)
+		}
 		if i > 0 && comparePrefix(c.Routes[i-1], p) >= 0 {
 			return fmt.Errorf("%w: routes not in ascending order", ErrMalformed)
 		}
@@ -199,9 +203,10 @@ func SortRoutes(routes []netip.Prefix) []netip.Prefix {
 	return slices.Compact(routes)
 }
 
-// IssueCertificate signs c for the network that g begins. It refuses what
-// Admit would refuse at c.NotBefore, so that a coordinator cannot hand out a
-// certificate that nobody takes. The error wraps ErrMalformed, ErrOutOfBounds
+// IssueCertificate signs c for the network that g begins, with times cut to
+// seconds. It refuses what Admit would refuse of it at c.NotBefore, whatever
+// was admitted before, so that a coordinator cannot hand out a certificate that
+// nobody takes. The error wraps ErrMalformed, ErrOutOfBounds
 // or ErrSigner.
 func IssueCertificate(g *Genesis, c *Certificate, signer ident.SignerPrivate) ([]byte, error) {
 	if err := c.check(g); err != nil {

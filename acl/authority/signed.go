@@ -120,9 +120,13 @@ func readPrefix(r *canonical.Reader) netip.Prefix {
 	return p
 }
 
+// maxTime is the latest time of a record in seconds since 1970, in the year
+// 2514: far beyond any validity, and well within time.Time.
+const maxTime = math.MaxInt32 * 8
+
 func readTime(r *canonical.Reader) time.Time {
 	n := r.Uint()
-	if n > math.MaxInt32*8 { // the year 2514: far beyond any validity, well within time.Time
+	if n > maxTime {
 		r.Fail("time %d out of range", n)
 		return time.Time{}
 	}

@@ -107,17 +107,6 @@ const (
 	CodeReplaced Code = 9
 )
 
-// Final reports whether a node must stop and wait for a person, rather than
-// try again by itself.
-func (c Code) Final() bool {
-	switch c {
-	case CodeVersion, CodeAuthKey, CodeRevoked, CodeNotRegistered, CodeDenied, CodeKeyInUse:
-		return true
-	case CodeUnspecified, CodeMalformed, CodeUnavailable, CodeReplaced:
-	}
-	return false
-}
-
 // Error tells why something was refused or why the connection is closed. It is
 // an error value.
 type Error struct {
