@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/agent"
 	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/client/localapi"
@@ -300,6 +301,72 @@ func TestDamagedState(t *testing.T) {
 		}
 		n.stop()
 	})
+}
+
+// TestLostMemory: without what was seen before, nobody can tell an old policy,
+// which is told and goes on to be told; a device that has only just begun to
+// join has nothing to lose.
+func TestLostMemory(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		join    bool
+		removed []string
+		alarm   bool
+	}{
+		{"all", true, []string{"membership.json", "memory.json"}, true},
+		{"the map", true, []string{"membership.json"}, false},
+		{"the memory beside the map", true, []string{"memory.json"}, false},
+		{"nothing", true, nil, false},
+		{"nothing, before the device was a member", false, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCoordinator(t)
+				dir := filepath.Join(t.TempDir(), "state")
+				n := startNode(t, dir, c)
+				var key ident.NodeKey
+				if tt.join {
+					_, r := n.join(t, c)
+					key = r.NodeKey
+				} else {
+					if err := n.Up(t.Context(), localapi.UpRequest{LoginServer: "http://c:8080", AuthKey: c.joinKey()}); err != nil {
+						t.Fatal(err)
+					}
+					<-c.accepted
+				}
+				n.stop()
+				for _, name := range tt.removed {
+					if err := os.Remove(filepath.Join(dir, name)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n = startNode(t, dir, c)
+				alarmed := func() bool {
+					return slices.ContainsFunc(n.status().Health, func(f health.Fact) bool {
+						return f.Code == health.MemoryLost && f.Severity == health.Alarm
+					})
+				}
+				if alarmed() != tt.alarm {
+					t.Errorf("alarm %v, want %v", !tt.alarm, tt.alarm)
+				}
+				p := <-c.accepted
+				if tt.join {
+					take[wire.Hello](t, p)
+					p.give(wire.Welcome{Version: wire.Newest, Time: time.Now(), Registered: true})
+					take[wire.MapRequest](t, p)
+					p.give(c.fullMap(key, 2, 2))
+					synctest.Wait()
+					if s := n.status(); s.State != localapi.Connected {
+						t.Errorf("state %v", s.State)
+					}
+				}
+				if alarmed() != tt.alarm {
+					t.Errorf("after the coordinator answered: alarm %v, want %v", !tt.alarm, tt.alarm)
+				}
+				n.stop()
+			})
+		})
+	}
 }
 
 // TestKeysAreForgotten is X-18 for the daemon: the join key is in no log line,

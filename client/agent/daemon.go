@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/warren-overlay/warren/client/clock"
 	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/client/osconf"
@@ -98,6 +99,12 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.state, err = statefile.Open(o.StateDir); err != nil {
 		return err
 	}
+	// The one clock of all that judges how long something holds. What was
+	// certain before the last stop is past.
+	now := clock.New()
+	if saved, err := d.state.LoadMembership(); err == nil || !saved.Time.IsZero() {
+		now.Raise(saved.Time)
+	}
 	own := &ownPorts{}
 	if err := d.openDevice(own); err != nil {
 		return err
@@ -110,7 +117,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		}
 	}
 	if d.engine, err = engine.New(engine.Config{
-		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"),
+		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
 		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: transport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return underlay().Resolver.LookupNetIP(ctx, "ip", host)
@@ -122,7 +129,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.agent, err = New(Config{
 		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
 		NetworkChanges: d.monitor.Changes(), Host: o.Host, Hostname: o.Hostname,
-		Rand: rand.Reader, Now: time.Now, Logger: o.Logger.With("part", "agent"),
+		Rand: rand.Reader, Now: now.Now, Logger: o.Logger.With("part", "agent"),
 	}); err != nil {
 		return err
 	}

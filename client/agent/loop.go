@@ -57,10 +57,27 @@ func newLoop(a *Agent, ctx context.Context, running *sync.WaitGroup) (*loop, err
 	if l.preferences, err = a.cfg.State.LoadPreferences(); err != nil {
 		l.unusable("preferences", err)
 	}
-	if l.saved, err = a.cfg.State.LoadMembership(); err != nil {
+	switch l.saved, err = a.cfg.State.LoadMembership(); {
+	case errors.Is(err, statefile.ErrForgotten):
+		// A device that never had a network has nothing to forget.
+		if !l.preferences.Network.IsZero() {
+			l.forgotten(err)
+		}
+	case err != nil:
 		l.unusable("map", err)
 	}
 	return l, nil
+}
+
+// forgotten tells that old policies and certificates cannot be recognised any
+// more. It stays, because what is admitted from here on is no proof that nothing
+// older was given to the device.
+func (l *loop) forgotten(err error) {
+	l.log.Error("the protection against old policies was lost", "error", err)
+	l.facts.Put(health.Fact{
+		Code: health.MemoryLost, Severity: health.Alarm, Since: l.cfg.Now(),
+		Text: fmt.Sprintf("The protection against old policies was lost: %v. Whoever controls the coordinator or removed the files of %s could bring back access that was taken away. Compare the epoch of the policy that this device has with the coordinator's, or run `warren logout` and join again with a new key; this notice stays until the daemon is restarted.", err, l.cfg.State.Path()),
+	})
 }
 
 // unusable tells of a file that is passed over.

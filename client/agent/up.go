@@ -43,6 +43,13 @@ func (l *loop) up(r localapi.UpRequest, key *wire.JoinKey) error {
 	}
 	wanted.Port = l.cfg.DataPlane.Status().Port
 	before := l.preferences
+	another := before.Network != wanted.Network && !l.remembers(wanted.Network)
+	if another && before.Network.IsZero() {
+		// From here on a directory without a membership has lost it.
+		if err := l.forgetNetwork(); err != nil {
+			return localapi.Errorf(localapi.CodeInternal, "%v", err)
+		}
+	}
 	if err := l.cfg.State.SavePreferences(wanted); err != nil {
 		return localapi.Errorf(localapi.CodeInternal, "saving the preferences: %v", err)
 	}
@@ -54,8 +61,10 @@ func (l *loop) up(r localapi.UpRequest, key *wire.JoinKey) error {
 			return localapi.Errorf(localapi.CodeInternal, "%v", err)
 		}
 	}
-	if before.Network != wanted.Network {
-		l.saved = control.Saved{}
+	if another && !before.Network.IsZero() {
+		if err := l.forgetNetwork(); err != nil {
+			return localapi.Errorf(localapi.CodeInternal, "%v", err)
+		}
 	}
 	if l.machine == nil || before.Network != wanted.Network || before.LoginServer != wanted.LoginServer {
 		l.startMachine()
@@ -164,12 +173,26 @@ func (l *loop) forgetDevice() error {
 	if err := l.newKeys(); err != nil {
 		return err
 	}
+	if err := l.forgetNetwork(); err != nil {
+		return err
+	}
+	l.stopMachine()
+	l.apply()
+	return nil
+}
+
+// remembers reports whether what was seen before was seen of the network.
+func (l *loop) remembers(network ident.Fingerprint) bool {
+	_, err := authority.DecodeGenesis(l.saved.Genesis, network)
+	return err == nil
+}
+
+// forgetNetwork forgets all that was seen of the network.
+func (l *loop) forgetNetwork() error {
 	l.saved = control.Saved{}
 	if err := l.cfg.State.SaveMembership(l.saved); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	l.stopMachine()
-	l.apply()
 	return nil
 }
 

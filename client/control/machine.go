@@ -189,6 +189,7 @@ func (m *Machine) load(saved Saved) error {
 	}
 	genesis, err := authority.DecodeGenesis(saved.Genesis, m.cfg.Network)
 	if err != nil {
+		m.remembered = authority.State{} // that of another network
 		return err
 	}
 	if m.authority, err = authority.New(genesis, m.cfg.NodeKey, saved.Authority); err != nil {

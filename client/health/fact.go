@@ -46,6 +46,9 @@ const (
 	SelfRefused Code = "self-certificate-refused"
 	// CacheUnusable: the map on disk could not be used.
 	CacheUnusable Code = "map-cache-unusable"
+	// MemoryLost: the state directory no longer says which policies and
+	// certificates were seen before.
+	MemoryLost Code = "rollback-protection-lost"
 	// StateNotSaved: the state directory could not be written.
 	StateNotSaved Code = "state-not-saved"
 	// DataPlane: the network configuration could not be carried out.

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
 )
@@ -131,51 +134,86 @@ func (d *Directory) SavePreferences(p Preferences) error {
 	return d.encode(preferencesFile, storedPreferences{Version: formatVersion, Preferences: p})
 }
 
-// storedMembership is the file of control.Saved, which checks everything in it
-// itself but the authority's state. The hash finds damage to that; against
-// somebody who can write the file there is no defence in the file.
-type storedMembership struct {
+// sealed is the form of the files whose content nothing else checks. The hash
+// finds damage; against somebody who can write the file there is no defence in
+// the file.
+type sealed struct {
 	Version int             `json:"version"`
 	Hash    []byte          `json:"hash"`
 	Saved   json.RawMessage `json:"saved"`
 }
 
+// memory is what of control.Saved protects from being taken back to the past.
+// It stands in a file of its own as well, so that it outlives the map.
+type memory struct {
+	Authority authority.State `json:"authority"`
+	Time      time.Time       `json:"time,omitzero"`
+}
+
 // LoadMembership returns what SaveMembership kept, the zero value where there
-// is nothing. The error wraps ErrCorrupt, or is the system's.
+// is nothing. The error wraps ErrForgotten where nothing is left of what
+// protects from the past, which in a new directory there never was; or
+// ErrCorrupt where the rest is damaged, and what protects is returned all the
+// same; or it is the system's.
 func (d *Directory) LoadMembership() (control.Saved, error) {
-	raw, err := d.read(membershipFile)
-	if raw == nil || err != nil {
-		return control.Saved{}, err
+	var saved control.Saved
+	there, err := d.unseal(membershipFile, &saved)
+	if err != nil {
+		saved = control.Saved{}
 	}
-	var stored storedMembership
+	var m memory
+	remembered, memoryErr := d.unseal(memoryFile, &m)
+	switch {
+	case remembered:
+		// It is written first, and so is never the older one.
+		saved.Authority, saved.Time = m.Authority, m.Time
+	case !there:
+		return control.Saved{}, errors.Join(ErrForgotten, err, memoryErr)
+	}
+	return saved, err
+}
+
+// unseal reads a file into a value, and reports whether that is sound.
+func (d *Directory) unseal(name string, into any) (bool, error) {
+	raw, err := d.read(name)
+	if raw == nil || err != nil {
+		return false, err
+	}
+	var stored sealed
 	if err := decode(raw, &stored); err != nil || stored.Version != formatVersion {
-		return control.Saved{}, fmt.Errorf("%w: %s", ErrCorrupt, membershipFile)
+		return false, fmt.Errorf("%w: %s", ErrCorrupt, name)
 	}
 	if hash := sha256.Sum256(stored.Saved); !bytes.Equal(hash[:], stored.Hash) {
-		return control.Saved{}, fmt.Errorf("%w: %s has another hash", ErrCorrupt, membershipFile)
+		return false, fmt.Errorf("%w: %s has another hash", ErrCorrupt, name)
 	}
-	var saved control.Saved
-	if err := decode(stored.Saved, &saved); err != nil {
-		return control.Saved{}, fmt.Errorf("%w: %s: %w", ErrCorrupt, membershipFile, err)
+	if err := decode(stored.Saved, into); err != nil {
+		return false, fmt.Errorf("%w: %s: %w", ErrCorrupt, name, err)
 	}
-	return saved, nil
+	return true, nil
 }
 
 // SaveMembership replaces what is kept of the network. The error is the
 // system's.
 func (d *Directory) SaveMembership(saved control.Saved) error {
-	inner, err := json.Marshal(saved)
+	if err := d.seal(memoryFile, memory{Authority: saved.Authority, Time: saved.Time}); err != nil {
+		return err
+	}
+	return d.seal(membershipFile, saved)
+}
+
+func (d *Directory) seal(name string, value any) error {
+	inner, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Errorf("statefile: encoding %s: %w", membershipFile, err)
+		return fmt.Errorf("statefile: encoding %s: %w", name, err)
 	}
 	hash := sha256.Sum256(inner)
-	return d.encode(membershipFile, storedMembership{Version: formatVersion, Hash: hash[:], Saved: inner})
+	return d.encode(name, sealed{Version: formatVersion, Hash: hash[:], Saved: inner})
 }
 
 // Forget removes everything but the directory: keys, preferences and what is
 // kept of the network. The error is the system's.
 func (d *Directory) Forget() error {
-	for _, name := range []string{membershipFile, preferencesFile, keysFile} {
+	for _, name := range []string{membershipFile, memoryFile, preferencesFile, keysFile} {
 		if err := d.remove(name); err != nil {
 			return err
 		}

@@ -17,6 +17,9 @@ var (
 	ErrPermissions = errors.New("statefile: the state directory is not private")
 	// ErrCorrupt means that a file is not what was written.
 	ErrCorrupt = errors.New("statefile: corrupt file")
+	// ErrForgotten means that what protects from being taken back to the past is
+	// not there.
+	ErrForgotten = errors.New("statefile: nothing is remembered of what was seen before")
 	// ErrLocked means that another process uses the directory.
 	ErrLocked = errors.New("statefile: another daemon uses this state directory")
 )
@@ -25,6 +28,7 @@ const (
 	keysFile        = "keys.json"
 	preferencesFile = "preferences.json"
 	membershipFile  = "membership.json"
+	memoryFile      = "memory.json"
 	lockFile        = "lock"
 
 	// temporary ends the name of a file that is being written.
@@ -86,7 +90,7 @@ func (d *Directory) tidy() error {
 			continue
 		}
 		switch e.Name() {
-		case keysFile, preferencesFile, membershipFile, lockFile:
+		case keysFile, preferencesFile, membershipFile, memoryFile, lockFile:
 			if err := checkPrivate(path, false); err != nil {
 				return err
 			}

@@ -39,6 +39,9 @@ func TestRoundTrip(t *testing.T) {
 	if _, ok, err := d.LoadKeys(); ok || err != nil {
 		t.Errorf("an empty directory has keys: %v, %v", ok, err)
 	}
+	if got, err := d.LoadMembership(); !errors.Is(err, statefile.ErrForgotten) || !reflect.DeepEqual(got, control.Saved{}) {
+		t.Errorf("an empty directory has a membership: %+v, %v", got, err)
+	}
 	keys, err := statefile.NewKeys(rand.NewChaCha8([32]byte{1}))
 	must(t, err)
 	preferences := statefile.Preferences{LoginServer: "http://c:8080", Network: ident.Fingerprint{1}, Hostname: "h", WantRunning: true}
@@ -77,7 +80,7 @@ func TestModes(t *testing.T) {
 	must(t, d.SaveKeys(keys))
 	must(t, d.SavePreferences(statefile.Preferences{}))
 	must(t, d.SaveMembership(control.Saved{}))
-	for name, want := range map[string]os.FileMode{".": 0o700, "keys.json": 0o600, "preferences.json": 0o600, "membership.json": 0o600, "lock": 0o600} {
+	for name, want := range map[string]os.FileMode{".": 0o700, "keys.json": 0o600, "preferences.json": 0o600, "membership.json": 0o600, "memory.json": 0o600, "lock": 0o600} {
 		info, err := os.Stat(filepath.Join(path, name))
 		must(t, err)
 		if info.Mode().Perm() != want {
@@ -91,6 +94,7 @@ func TestModes(t *testing.T) {
 		"keys for others":          func() error { return os.Chmod(filepath.Join(path, "keys.json"), 0o604) },
 		"keys for the group":       func() error { return os.Chmod(filepath.Join(path, "keys.json"), 0o640) },
 		"membership for others":    func() error { return os.Chmod(filepath.Join(path, "membership.json"), 0o644) },
+		"memory for others":        func() error { return os.Chmod(filepath.Join(path, "memory.json"), 0o604) },
 		"preferences for everyone": func() error { return os.Chmod(filepath.Join(path, "preferences.json"), 0o666) },
 	} {
 		must(t, change())
@@ -101,7 +105,7 @@ func TestModes(t *testing.T) {
 			}
 		}
 		must(t, os.Chmod(path, 0o700))
-		for _, file := range []string{"keys.json", "preferences.json", "membership.json"} {
+		for _, file := range []string{"keys.json", "preferences.json", "membership.json", "memory.json"} {
 			must(t, os.Chmod(filepath.Join(path, file), 0o600))
 		}
 	}
@@ -143,6 +147,9 @@ func TestDamage(t *testing.T) {
 		if err == nil && !reflect.DeepEqual(got, saved) {
 			t.Errorf("%s at %d gives %+v", what, i, got)
 		}
+		if !reflect.DeepEqual(got.Authority, saved.Authority) {
+			t.Errorf("%s at %d loses what was remembered: %+v", what, i, got.Authority)
+		}
 		if err != nil && !errors.Is(err, statefile.ErrCorrupt) {
 			t.Errorf("%s at %d: %v", what, i, err)
 		}
@@ -165,6 +172,50 @@ func TestDamage(t *testing.T) {
 		if _, ok, err := d.LoadKeys(); i < len(good)-1 && (ok || !errors.Is(err, statefile.ErrCorrupt)) {
 			t.Errorf("keys cut at %d: %v, %v", i, ok, err)
 		}
+	}
+}
+
+// TestMemory: what protects from the past is there as long as one of the two
+// files is whole, and its loss is told.
+func TestMemory(t *testing.T) {
+	saved := control.Saved{
+		Genesis: []byte("genesis"), Map: []byte("map"), Authority: authority.State{Epoch: 4, Rules: 7},
+		Time: time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC),
+	}
+	remembered := control.Saved{Authority: saved.Authority, Time: saved.Time}
+	const absent, damaged, whole = "absent", "damaged", "whole"
+	for _, c := range []struct {
+		membership, memory string
+		want               control.Saved
+		err                error
+	}{
+		{whole, whole, saved, nil},
+		{whole, absent, saved, nil},
+		{whole, damaged, saved, nil},
+		{absent, whole, remembered, nil},
+		{damaged, whole, remembered, statefile.ErrCorrupt},
+		{absent, absent, control.Saved{}, statefile.ErrForgotten},
+		{absent, damaged, control.Saved{}, statefile.ErrForgotten},
+		{damaged, absent, control.Saved{}, statefile.ErrForgotten},
+		{damaged, damaged, control.Saved{}, statefile.ErrForgotten},
+	} {
+		t.Run(c.membership+" membership, "+c.memory+" memory", func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			d := open(t, path)
+			must(t, d.SaveMembership(saved))
+			for name, how := range map[string]string{"membership.json": c.membership, "memory.json": c.memory} {
+				switch how {
+				case absent:
+					must(t, os.Remove(filepath.Join(path, name)))
+				case damaged:
+					must(t, os.WriteFile(filepath.Join(path, name), []byte(`{"version":1}`), 0o600))
+				}
+			}
+			got, err := d.LoadMembership()
+			if !errors.Is(err, c.err) || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got %+v, %v, want %+v, %v", got, err, c.want, c.err)
+			}
+		})
 	}
 }
 

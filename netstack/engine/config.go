@@ -54,7 +54,8 @@ type Config struct {
 	// Logger must not be nil.
 	Logger *slog.Logger
 	// Now is the clock; nil means time.Now. It must agree with package time's
-	// timers.
+	// timers, and not go back when the system's clock does: the life of
+	// certificates and rules is measured by it.
 	Now func() time.Time
 	// Rand is the random source, safe for concurrent use; nil means crypto/rand.
 	Rand io.Reader

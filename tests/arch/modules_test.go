@@ -79,7 +79,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"client/localapi", "client/osconf", "client/statefile", "netstack/router", "netstack/sock", "netstack/tun"},
+		importers: []string{"client/clock", "client/localapi", "client/osconf", "client/statefile", "netstack/router", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.org/x/time", why: "rate limits",
