@@ -170,3 +170,32 @@ func BenchmarkFlood(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkNewFlowRecorded is BenchmarkNewFlow with events, which a reader takes
+// as the engine does.
+func BenchmarkNewFlowRecorded(b *testing.B) {
+	for _, hit := range []bool{true, false} {
+		b.Run(fmt.Sprintf("hit=%v", hit), func(b *testing.B) {
+			device := NewDevice(Config{Seed: [2]uint64{0x9e3779b97f4a7c15, 0xd1b54a32d192ed03}, Events: true})
+			p := NewPeer(device, selfIdentity, peerIdentity, manyRules(1000).ForPeer(selfIdentity, peerIdentity), benchStart)
+			var i packet.Info
+			syn, want := segment(4, 1, 60001, byte(packet.SYN)), Passed
+			if !hit {
+				syn, want = segment(4, 1, 60000, byte(packet.SYN)), DropNoRule
+			}
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				n++
+				syn[20], syn[21] = byte(n>>8), byte(n)
+				if d := p.Receive(syn, &i, benchStart); d.Reason != want {
+					b.Fatal(d)
+				}
+				if n%64 == 0 {
+					for _, ok := p.NextEvent(); ok; _, ok = p.NextEvent() {
+					}
+				}
+			}
+		})
+	}
+}

@@ -65,18 +65,28 @@ type Event struct {
 // MaxEvents bounds the events that wait to be asked for.
 const MaxEvents = 256
 
-// eventLog holds the events of one Peer. A nil eventLog records nothing.
+// eventLog holds the events of one Peer.
 type eventLog struct {
 	waiting queue[Event]
 	lost    uint64
 }
 
-func (l *eventLog) add(e Event) {
-	if l.waiting.length() >= MaxEvents {
+// firstEvents is for how many events room is made at once.
+const firstEvents = 16
+
+// next returns a new event to fill in, nil where no more may wait. It is built
+// in its place: an event is long, and a new flow waits for it.
+func (l *eventLog) next() *Event {
+	q := &l.waiting
+	if q.length() >= MaxEvents {
 		l.lost++
-		return
+		return nil
 	}
-	l.waiting.push(e)
+	if q.items == nil {
+		q.items = make([]Event, 0, firstEvents)
+	}
+	q.push(Event{})
+	return &q.items[len(q.items)-1]
 }
 
 func tupleOf(k *key) packet.Tuple {
@@ -85,18 +95,22 @@ func tupleOf(k *key) packet.Tuple {
 	}
 }
 
-// event begins an Event about something that happened at a tick.
-func (p *Peer) event(kind EventKind, flow packet.Tuple, opener Direction, tick int64) Event {
-	return Event{Kind: kind, Flow: flow, Opener: opener, At: p.base.Add(time.Duration(tick)), Epoch: p.Epoch()}
+// begin fills in what every event about something that happened at a tick has.
+func (p *Peer) begin(e *Event, kind EventKind, k *key, opener Direction, tick int64) {
+	e.Kind, e.Opener = kind, opener
+	e.Flow.Source, e.Flow.Destination = k.local, k.remote
+	e.Flow.SourcePort, e.Flow.DestinationPort, e.Flow.Protocol = k.localPort(), k.remotePort(), k.protocol()
+	e.At, e.Epoch = p.base.Add(time.Duration(tick)), p.Epoch()
 }
 
 func (p *Peer) noteOpened(e *entry, d *Decision) {
 	if p.events == nil {
 		return
 	}
-	event := p.event(FlowOpened, tupleOf(&e.key), e.opener(), e.opened)
-	event.Rule, event.Would, event.WouldRule = d.Rule, d.Would, d.WouldRule
-	p.events.add(event)
+	if event := p.events.next(); event != nil {
+		p.begin(event, FlowOpened, &e.key, e.opener(), e.opened)
+		event.Rule, event.Would, event.WouldRule = d.Rule, d.Would, d.WouldRule
+	}
 }
 
 // noteDenied records a packet that was not admitted.
@@ -104,21 +118,23 @@ func (p *Peer) noteDenied(i *packet.Info, d Direction, decision *Decision, now t
 	if p.events == nil || decision.Reason == DropMulticast {
 		return
 	}
-	var k key
-	k.set(i, d)
-	event := p.event(FlowDenied, tupleOf(&k), d, p.tick(now))
-	event.Reason, event.Rule, event.Would, event.WouldRule = decision.Reason, decision.Rule, decision.Would, decision.WouldRule
-	p.events.add(event)
+	if event := p.events.next(); event != nil {
+		var k key
+		k.set(i, d)
+		p.begin(event, FlowDenied, &k, d, p.tick(now))
+		event.Reason, event.Rule, event.Would, event.WouldRule = decision.Reason, decision.Rule, decision.Would, decision.WouldRule
+	}
 }
 
 func (p *Peer) noteEnded(e *entry, why End) {
 	if p.events == nil {
 		return
 	}
-	event := p.event(FlowEnded, tupleOf(&e.key), e.opener(), p.lastTick)
-	event.End, event.Rule, event.Packets, event.Bytes = why, e.rule, e.packets, e.bytes
-	event.Lasted = time.Duration(p.lastTick - e.opened)
-	p.events.add(event)
+	if event := p.events.next(); event != nil {
+		p.begin(event, FlowEnded, &e.key, e.opener(), p.lastTick)
+		event.End, event.Rule, event.Packets, event.Bytes = why, e.rule, e.packets, e.bytes
+		event.Lasted = time.Duration(p.lastTick - e.opened)
+	}
 }
 
 // Waiting returns how many events wait to be asked for.
