@@ -22,6 +22,7 @@ import (
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/simnet"
+	"github.com/warren-overlay/warren/netstack/sock"
 	"github.com/warren-overlay/warren/netstack/tun"
 )
 
@@ -408,5 +409,27 @@ func TestFilteringAllocatesNothing(t *testing.T) {
 		if least != 0 {
 			t.Errorf("%s: %v allocations for %d packets", name, least, len(bufs))
 		}
+	}
+}
+
+// TestTakenPort starts two engines that want one port: the second takes
+// another, and says which.
+func TestTakenPort(t *testing.T) {
+	taken, err := sock.Listen(sock.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	c, err := Config{TUN: simnet.NewTUN(1420), Logger: slog.New(slog.DiscardHandler)}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := c.Listen(taken.LocalPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := conn.LocalPort(); got == 0 || got == taken.LocalPort() {
+		t.Errorf("port %d, and %d is taken", got, taken.LocalPort())
 	}
 }
