@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -26,7 +27,10 @@ type Monitor struct {
 	// Ignore says which addresses are not the machine's own network, such as
 	// those of the overlay; nil ignores none. It is called from Run.
 	Ignore func(netip.Addr) bool
-	Logger *slog.Logger
+	// Control is given the sockets that ask for the way out, as
+	// net.Dialer.Control; nil for nothing. It must be set before Run.
+	Control func(network, address string, c syscall.RawConn) error
+	Logger  *slog.Logger
 
 	changes chan struct{}
 	// look and notices are replaced in tests.
@@ -104,7 +108,7 @@ func (m *Monitor) fingerprint() string {
 	// A UDP socket that is connected sends nothing, but has been routed. The
 	// targets are the documentation's (RFC 5737, RFC 3849).
 	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
-		conn, err := net.Dial("udp", target)
+		conn, err := (&net.Dialer{Control: m.Control}).Dial("udp", target)
 		if err != nil {
 			all = append(all, "out none")
 			continue

@@ -163,3 +163,19 @@ func (h *Host) Rules() []int {
 	})
 	return priorities
 }
+
+// Enslave adds an interface of the host to one made by Bridge.
+func (h *Host) Enslave(bridge, name string) {
+	h.t.Helper()
+	h.Do(func() error {
+		br, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return err
+		}
+		port, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(port, br)
+	})
+}
