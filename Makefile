@@ -26,7 +26,7 @@ NODE_SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 
 
 # Rings 1 and everything else that needs neither root nor a built binary; the
 # packages left out have a target of their own below.
-UNIT = $$($(GO) list ./... | grep -v -E '/tests/(arch|sim|lab|netns|cli|bench|soak|demo)(/|$$)')
+UNIT = $$($(GO) list ./... | grep -v -E '/tests/(arch|sim|lab|netns|cli|docs|bench|soak|demo)(/|$$)')
 
 .PHONY: help
 help: ## show this list
@@ -49,7 +49,7 @@ build-all: ## cross-compile the node program for Linux, macOS and Windows into d
 
 .PHONY: test
 test: ## everything CI runs, installing what it needs
-	@$(MAKE) --no-print-directory install-needs build build-all lint arch generate unit sim-short fuzz-replay cli netns policy-cases deps
+	@$(MAKE) --no-print-directory install-needs build build-all lint arch generate unit sim-short fuzz-replay cli documents netns policy-cases deps
 	@echo "test: every step passed"
 
 .PHONY: check
@@ -84,6 +84,10 @@ netns: ## ring 3: real kernel, real TUN devices, in network namespaces; says why
 .PHONY: cli
 cli: build ## the programs driven as a person would, by script
 	@$(STEPS) test cli -count=1 -timeout=10m ./tests/cli/...
+
+.PHONY: documents
+documents: build ## what the documents tell people to type, typed (as root), and the service files
+	@$(STEPS) test documents -count=1 -timeout=10m ./tests/docs/...
 
 .PHONY: fuzz-replay
 fuzz-replay: ## run the committed fuzz corpora; fails where a target has none
@@ -143,10 +147,23 @@ demo: install-needs build ## a coordinator and three nodes on this machine: allo
 soak: build ## SOAKTIME=10m of churn, watching for leaks
 	@$(GO) test ./tests/soak/... -count=1 -timeout=0 -v -args -duration=$(SOAKTIME)
 
+.PHONY: man
+man: build ## manual pages and shell completions into dist/man
+	@$(STEPS) man bin/warren dist/man
+	@bin/tools/steps man bin/warren-coordinator dist/man
+
 .PHONY: install
-install: build ## copy the programs to PREFIX=/usr/local
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 bin/warren bin/warren-coordinator $(DESTDIR)$(PREFIX)/bin/
+install: man ## programs, manual pages, completions and service files to PREFIX=/usr/local
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	for program in warren warren-coordinator; do \
+		install -m 0755 bin/$$program $(DESTDIR)$(PREFIX)/bin/ && \
+		install -m 0644 dist/man/$$program.1 $(DESTDIR)$(PREFIX)/share/man/man1/ && \
+		install -m 0644 dist/man/$$program $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ && \
+		install -m 0644 dist/man/_$$program $(DESTDIR)$(PREFIX)/share/zsh/site-functions/ && \
+		install -m 0644 dist/man/$$program.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ && \
+		sed 's|/usr/local/bin|$(PREFIX)/bin|' cmd/$$program/$$program.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$program.service || exit 1; \
+	done
 
 .PHONY: clean
 clean: ## remove what was built

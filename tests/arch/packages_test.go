@@ -97,6 +97,7 @@ var table = []pkg{
 	{"tests/lab", support, "network namespaces, links and NATs for ring 3", nil},
 	{"tests/sim", support, "ring 2: whole nodes over a simulated internet", []string{"acl/...", "client/...", "coordinator/...", "netstack/..."}},
 	{"tests/cli", support, "the programs driven by script", nil},
+	{"tests/docs", support, "what the documents tell people to type, typed", []string{"tests/lab"}},
 	{"tests/arch", support, "these rules", nil},
 	{"tests/steps", program, "the steps of the Makefile that need more than a line of shell", nil},
 }

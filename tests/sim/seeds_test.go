@@ -111,6 +111,12 @@ func (h *history) fail(format string, args ...any) {
 	h.Fatalf("%s\nhistory:\n%s", fmt.Sprintf(format, args...), strings.Join(h.said, "\n"))
 }
 
+// sleep lets simulated time go by, and all come to rest.
+func (h *history) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func (h *history) address() netip.Addr {
 	h.public++
 	return netip.AddrFrom4([4]byte{198, 18, byte(h.public >> 8), byte(h.public)})
@@ -255,7 +261,7 @@ func (h *history) apply(open map[[2]int]bool) {
 		m.may = next
 		h.mu.Unlock()
 		if h.rand.IntN(3) == 0 {
-			time.Sleep(time.Duration(h.rand.IntN(500)) * time.Millisecond)
+			h.sleep(time.Duration(h.rand.IntN(500)) * time.Millisecond)
 		}
 	}
 }
@@ -278,8 +284,7 @@ func (h *history) open() map[[2]int]bool {
 
 // tell passes on where the members are, as a coordinator does after a while.
 func (h *history) tell() {
-	time.Sleep(time.Duration(h.rand.IntN(3000)) * time.Millisecond)
-	synctest.Wait()
+	h.sleep(time.Duration(h.rand.IntN(3000)) * time.Millisecond)
 	for _, m := range h.members {
 		if !m.gone {
 			m.Endpoints = m.engine.Status().Endpoints
@@ -319,7 +324,7 @@ func (h *history) event() {
 	case 4:
 		h.say("the relay goes")
 		h.world.Do(func(*simnet.Network) { h.server.SetDown(true) })
-		time.Sleep(time.Duration(h.rand.IntN(120)) * time.Second)
+		h.sleep(time.Duration(h.rand.IntN(120)) * time.Second)
 		h.world.Do(func(*simnet.Network) { h.server.SetDown(false) })
 		h.say("the relay is back")
 	case 5:
@@ -337,7 +342,7 @@ func (h *history) event() {
 	case 7:
 		quiet := time.Duration(h.rand.IntN(900)) * time.Second
 		h.say("nothing happens for %v", quiet)
-		time.Sleep(quiet)
+		h.sleep(quiet)
 	case 8:
 		left := 0
 		for _, other := range h.members {
@@ -370,7 +375,7 @@ func (h *history) check() {
 			if !allowed {
 				for range 3 {
 					h.send(from, to, i, j, h.port)
-					time.Sleep(100 * time.Millisecond)
+					h.sleep(100 * time.Millisecond)
 				}
 				continue
 			}
@@ -379,8 +384,7 @@ func (h *history) check() {
 		}
 	}
 	// Time for what must not arrive to arrive.
-	time.Sleep(2 * time.Second)
-	synctest.Wait()
+	h.sleep(2 * time.Second)
 	if h.Failed() {
 		h.fail("see above")
 	}
@@ -391,9 +395,9 @@ func (h *history) check() {
 func (h *history) last(from, to *member) {
 	port := lasting + uint16(from.index*len(h.members)+to.index)
 	h.send(from, to, from.index, to.index, port)
-	time.Sleep(200 * time.Millisecond)
+	h.sleep(200 * time.Millisecond)
 	h.send(to, from, from.index, to.index, port)
-	time.Sleep(200 * time.Millisecond)
+	h.sleep(200 * time.Millisecond)
 }
 
 // recovery is how long a packet that is allowed may take from the first try,
@@ -408,7 +412,7 @@ func (h *history) arrives(from, to *member, opener, target int) {
 	begin := time.Now()
 	for time.Since(begin) < recovery {
 		p := h.send(from, to, opener, target, h.port)
-		time.Sleep(500 * time.Millisecond)
+		h.sleep(500 * time.Millisecond)
 		h.mu.Lock()
 		arrived := p.arrived > 0
 		h.mu.Unlock()
@@ -445,7 +449,7 @@ func (h *history) heal() {
 			open[[2]int{i, j}] = i != j
 		}
 	}
-	time.Sleep(time.Minute)
+	h.sleep(time.Minute)
 	h.apply(open)
 	h.tell()
 	h.check()
@@ -469,6 +473,6 @@ func (h *history) direct(a, b *member) {
 		}
 		h.send(a, b, a.index, b.index, h.port)
 		h.send(b, a, a.index, b.index, h.port)
-		time.Sleep(time.Second)
+		h.sleep(time.Second)
 	}
 }

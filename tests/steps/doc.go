@@ -9,6 +9,7 @@
 //	steps generate                   delete generated code, regenerate, compare
 //	steps deps GOVULNCHECK           go.mod, checksums, licences, vulnerabilities
 //	steps policy-cases WARREN CHECK  the captured policies, where they are
+//	steps man PROGRAM DIR            a program's manual page and completions
 //
 // A step exits with 0 when it did what it says, 1 when something failed, and 2
 // for wrong usage. Each ends with one line of counts.

@@ -75,6 +75,7 @@ func TestUsage(t *testing.T) {
 		{"fuzz", "60s"},
 		{"fuzz", "soon", "./..."},
 		{"policy-cases", "bin/warren"},
+		{"man", "bin/warren"},
 	} {
 		if err := run(args); err == nil {
 			t.Errorf("run(%q) = nil, want a usage error", args)

@@ -8,7 +8,7 @@ import (
 )
 
 var errUsage = errors.New("usage: steps install | test NAME ARG... | replay PACKAGE... | " +
-	"fuzz DURATION PACKAGE... | generate | deps GOVULNCHECK | policy-cases WARREN CHECK")
+	"fuzz DURATION PACKAGE... | generate | deps GOVULNCHECK | policy-cases WARREN CHECK | man PROGRAM DIR")
 
 func main() {
 	err := run(os.Args[1:])
@@ -46,6 +46,8 @@ func run(args []string) error {
 		return deps(args[0])
 	case step == "policy-cases" && len(args) == 2:
 		return policyCases(args[0], args[1])
+	case step == "man" && len(args) == 2:
+		return man(args[0], args[1])
 	}
 	return errUsage
 }
