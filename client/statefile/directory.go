@@ -47,7 +47,7 @@ type Directory struct {
 // locks it. Temporary files of a process that crashed are removed. The error
 // wraps ErrPermissions or ErrLocked, or is the system's.
 func Open(path string) (*Directory, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := makePrivate(path); err != nil {
 		return nil, fmt.Errorf("statefile: making the state directory: %w", err)
 	}
 	if err := checkPrivate(path, true); err != nil {

@@ -2,8 +2,10 @@
 // its preferences, and what it has verified of its network.
 //
 // The directory belongs to the daemon's user alone and has mode 0700; files
-// have mode 0600. Both are checked at the start, and a directory that somebody
-// else may enter is refused. A file is replaced as a whole: written beside the
+// have mode 0600. On Windows it has an access list of its own, which lets in
+// that user, SYSTEM and Administrators, and which the files inherit. Both are
+// checked at the start, and a directory that somebody else may enter is
+// refused. A file is replaced as a whole: written beside the
 // old one, synchronised, renamed, and the directory synchronised, so that after
 // a crash it is the old one or the new one.
 //

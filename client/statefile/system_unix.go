@@ -9,6 +9,9 @@ import (
 	"syscall"
 )
 
+// makePrivate makes the directory where it does not exist.
+func makePrivate(path string) error { return os.MkdirAll(path, 0o700) }
+
 // checkPrivate reports whether only this process's user may use path. A link
 // is refused: what it points to may be changed by others.
 func checkPrivate(path string, directory bool) error {
