@@ -73,6 +73,22 @@ func TestPrivateKeysStaySecret(t *testing.T) {
 	}
 }
 
+func TestLabelKeyStaysSecret(t *testing.T) {
+	var key LabelKey
+	copy(key[:], "a secret")
+	holder := struct{ Label LabelKey }{key}
+	for _, v := range []any{key, &key, holder, &holder, []LabelKey{key}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%X", "%q", "%d"} {
+			if text := fmt.Sprintf(verb, v); !strings.Contains(text, "[redacted]") {
+				t.Errorf("%s of %T prints %s", verb, v, text)
+			}
+		}
+		if _, err := json.Marshal(v); !errors.Is(err, ErrPrivateKey) {
+			t.Errorf("JSON of %T: %v", v, err)
+		}
+	}
+}
+
 func TestPrivateKeyBytes(t *testing.T) {
 	node, _ := NewNodePrivate(fill(9))
 	again, err := NodePrivateFromBytes(node.SecretBytes())

@@ -4,6 +4,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
+	"io"
 	"slices"
 	"strings"
 )
@@ -19,7 +21,8 @@ import (
 type Label uint64
 
 // LabelKey is the coordinator's secret from which label numbers are derived.
-// The zero key is valid where nothing needs hiding, as in an offline compile.
+// The zero key is valid where nothing needs hiding, as in an offline compile. It
+// prints as "[redacted]".
 type LabelKey [32]byte
 
 // Label returns the number of the fact that name spells, such as
@@ -36,6 +39,18 @@ func (k LabelKey) Label(name string) Label {
 	}
 	return Label(n)
 }
+
+// Format writes "[redacted]" whatever the verb.
+func (LabelKey) Format(f fmt.State, _ rune) { io.WriteString(f, secret{}.redacted()) }
+
+// String returns "[redacted]".
+func (LabelKey) String() string { return secret{}.redacted() }
+
+// GoString returns "[redacted]".
+func (LabelKey) GoString() string { return secret{}.redacted() }
+
+// MarshalText returns ErrPrivateKey.
+func (LabelKey) MarshalText() ([]byte, error) { return nil, ErrPrivateKey }
 
 // LabelSet is a set of labels in ascending order without repeats. Its zero
 // value is the empty set. A LabelSet is immutable once made: copies share its

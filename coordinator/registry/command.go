@@ -75,6 +75,10 @@ type Logout struct{ Node ident.NodeID }
 // OfflineSince says since when a device is not connected.
 type RemoveExpired struct{ OfflineSince map[ident.NodeID]time.Time }
 
+// PruneKeys forgets join keys that cannot be used any more and that no device
+// joined by, 32 of them at most, some time after they ended.
+type PruneKeys struct{}
+
 // AdvertiseRoutes says all that a device offers to route.
 type AdvertiseRoutes struct {
 	Node   ident.NodeID
@@ -116,6 +120,7 @@ func (RotateNodeKey) command()     {}
 func (RevokeDevice) command()      {}
 func (Logout) command()            {}
 func (RemoveExpired) command()     {}
+func (PruneKeys) command()         {}
 func (AdvertiseRoutes) command()   {}
 func (ApproveRoutes) command()     {}
 func (RemoveRoutes) command()      {}

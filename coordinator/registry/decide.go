@@ -18,6 +18,8 @@ const (
 	MaxKeyLifetime = 366 * 24 * time.Hour
 	// EphemeralGrace is how long an ephemeral device may be offline.
 	EphemeralGrace = 30 * time.Minute
+	// KeyGrace is how long a join key is listed that cannot be used any more.
+	KeyGrace = 7 * 24 * time.Hour
 	// MaxPolicy is the longest policy text in bytes.
 	MaxPolicy = 1 << 20
 
@@ -26,9 +28,10 @@ const (
 	maxUsers   = 1 << 16
 	maxDevices = 1 << 16
 	maxKeys    = 1 << 17
-	// maxExpired is how many devices one RemoveExpired removes: the audit entry
-	// names each of them, and has room for that.
-	maxExpired = 32
+	// maxRemoved is how many devices one RemoveExpired removes, and how many
+	// keys one PruneKeys: the audit entry names each of them, and has room for
+	// that.
+	maxRemoved = 32
 )
 
 // Decide says what cmd changes in s. It refuses with an error of this package
@@ -53,6 +56,8 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 		err = d.revokeDevice(c)
 	case Logout:
 		err = d.logout(c)
+	case PruneKeys:
+		d.pruneKeys()
 	case AdvertiseRoutes:
 		err = d.advertiseRoutes(c)
 	case ApproveRoutes:
@@ -290,7 +295,7 @@ func (d *decision) removeExpired(c RemoveExpired) {
 		if device == nil || !device.Ephemeral || d.now.Sub(c.OfflineSince[id]) < EphemeralGrace {
 			continue
 		}
-		if len(d.changes.Removed) == maxExpired {
+		if len(d.changes.Removed) == maxRemoved {
 			break
 		}
 		d.drop(device)
@@ -298,6 +303,25 @@ func (d *decision) removeExpired(c RemoveExpired) {
 	}
 	if len(d.changes.Removed) > 0 {
 		d.tell("device.expire", "")
+	}
+}
+
+func (d *decision) pruneKeys() {
+	used := make(map[string]bool)
+	for _, device := range d.state.Devices() {
+		used[device.Key] = true
+	}
+	for _, k := range d.state.Keys() {
+		if len(d.changes.RemovedKeys) == maxRemoved {
+			break
+		}
+		if !used[k.ID] && k.over(d.now.Add(-KeyGrace)) {
+			d.changes.RemovedKeys = append(d.changes.RemovedKeys, k.ID)
+			d.detail("key", k.ID)
+		}
+	}
+	if len(d.changes.RemovedKeys) > 0 {
+		d.tell("key.prune", "")
 	}
 }
 

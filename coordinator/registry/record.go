@@ -56,6 +56,12 @@ func (k *Key) Usable(now time.Time) (reason string) {
 	return ""
 }
 
+// over reports whether the key could not be used any more by t. When a key was
+// spent is not known; it counts from its creation.
+func (k *Key) over(t time.Time) bool {
+	return k.Expires.Before(t) || !k.Revoked.IsZero() && k.Revoked.Before(t) || !k.Reusable && k.Uses > 0 && k.Created.Before(t)
+}
+
 // Host describes a device to people. Nothing is decided by it.
 type Host struct{ ProgramVersion, OS, OSVersion, Architecture string }
 
@@ -134,6 +140,7 @@ type Changes struct {
 	Users        []User
 	Keys         []Key // new or revoked; Uses is changed by Consume alone
 	Consume      *Consume
+	RemovedKeys  []string
 	Devices      []Device
 	Removed      []ident.NodeID
 	Revocations  []Revocation

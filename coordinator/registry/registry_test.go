@@ -263,6 +263,59 @@ func TestDeviceCannotBeCalledLikeAnother(t *testing.T) {
 	}
 }
 
+// TestPruneKeys forgets keys that are over and that nobody joined by, in
+// commands that name each of them.
+func TestPruneKeys(t *testing.T) {
+	s := world(t, whole) // four keys that hold for an hour
+	for i := range 50 {
+		id := fmt.Sprintf("k%02d", i)
+		mustRun(t, s, CreateKey{ID: id, Hash: secret(id), Login: "alice@example.com", Expires: begin.Add(300 * 24 * time.Hour)}, begin)
+	}
+	gone := mustRun(t, s, register(1, "k00"), begin).Device
+	mustRun(t, s, register(2, "k01"), begin)
+	mustRun(t, s, register(3, "bobs"), begin)
+	mustRun(t, s, Logout{gone.ID}, begin)
+	mustRun(t, s, RevokeKey{"k02"}, begin)
+	ids := func() (out []string) {
+		for _, k := range s.Keys() {
+			out = append(out, k.ID)
+		}
+		return out
+	}
+	before := ids()
+	prune := func(now time.Time) []string {
+		t.Helper()
+		had := ids()
+		changes, _, err := Decide(s, "test", PruneKeys{}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changes.Audit != nil && len(changes.Audit.Details) != len(changes.RemovedKeys) {
+			t.Errorf("%d keys go, %d are named", len(changes.RemovedKeys), len(changes.Audit.Details))
+		}
+		mustRun(t, s, PruneKeys{}, now)
+		return slices.DeleteFunc(had, func(id string) bool { return s.Key(id) != nil })
+	}
+	if got := prune(begin.Add(KeyGrace)); len(got) != 0 {
+		t.Errorf("within the time %v go of %v", got, before)
+	}
+	// Spent, revoked and expired ones go; not k01 and bobs, which have a device.
+	later := begin.Add(KeyGrace + 2*time.Hour)
+	if got := prune(later); !slices.Equal(got, []string{"db", "k00", "k02", "many", "once"}) {
+		t.Errorf("after the time %v go", got)
+	}
+	if got := prune(later); len(got) != 0 {
+		t.Errorf("at the second time %v go", got)
+	}
+	later = begin.Add(310 * 24 * time.Hour)
+	if first, second := prune(later), prune(later); len(first) != maxRemoved || len(second) != 47-maxRemoved {
+		t.Errorf("%d and %d go", len(first), len(second))
+	}
+	if got := ids(); !slices.Equal(got, []string{"bobs", "k01"}) {
+		t.Errorf("%v are left", got)
+	}
+}
+
 func TestUserGivesTags(t *testing.T) {
 	s := world(t, whole)
 	c := register(1, "many")

@@ -70,6 +70,9 @@ func (s *State) Apply(c *Changes) {
 	for _, id := range c.Removed {
 		s.remove(id)
 	}
+	for _, id := range c.RemovedKeys {
+		delete(s.keys, id)
+	}
 	for _, d := range c.Devices {
 		s.unindex(d.ID)
 		s.devices[d.ID] = &d

@@ -25,6 +25,9 @@ const (
 	scanGap = 50 * time.Millisecond
 	// upkeep is how often certificates and ephemeral devices are looked at.
 	upkeep = time.Minute
+	// expiryRounds bounds how many times an upkeep removes ephemeral devices:
+	// some thousand of them, in less than a second.
+	expiryRounds = 32
 	// stopTimeout is how long Run waits for connections to end by themselves.
 	stopTimeout = 3 * time.Second
 	// stuckAfter is how long one call in the loop may take before the
@@ -264,7 +267,10 @@ func (s *Server) upkeep(ctx context.Context) {
 		}
 		offline[d.ID] = since
 	}
-	for len(offline) > 0 {
+	for range expiryRounds {
+		if len(offline) == 0 {
+			break
+		}
 		result, err := s.execute(ctx, "coordinator", registry.RemoveExpired{OfflineSince: offline})
 		if err != nil {
 			s.cfg.Logger.Warn("ephemeral devices stay for now", "error", err)
@@ -272,6 +278,9 @@ func (s *Server) upkeep(ctx context.Context) {
 		if err != nil || len(result.Revoked) == 0 { // one command removes only so many
 			break
 		}
+	}
+	if _, err := s.execute(ctx, "coordinator", registry.PruneKeys{}); err != nil {
+		s.cfg.Logger.Warn("old join keys stay for now", "error", err)
 	}
 	s.saveSeen(ctx)
 	s.recordUnrecorded(ctx)

@@ -38,6 +38,9 @@ func (db *DB) Commit(ctx context.Context, c *registry.Changes, head audit.Head) 
 		for _, id := range c.Removed {
 			w.exec("DELETE FROM devices WHERE id = ?", uint64(id))
 		}
+		for _, id := range c.RemovedKeys {
+			w.exec("DELETE FROM auth_keys WHERE id = ?", id)
+		}
 		w.devices(c.Devices)
 		for _, r := range c.Revocations {
 			w.exec("INSERT INTO revocations VALUES (?, ?, ?, ?, ?, ?)",

@@ -118,8 +118,8 @@ func secret(text string) registry.KeyHash { return sha256.Sum256([]byte(text)) }
 
 func (b *book) people() {
 	b.mustRun(registry.CreateUser{Login: "alice@example.com"})
-	b.mustRun(registry.CreateKey{ID: "many", Hash: secret("many"), Login: "alice@example.com", Reusable: true, Expires: b.now.Add(999 * time.Hour)})
-	b.mustRun(registry.CreateKey{ID: "db", Hash: secret("db"), Tags: []ident.Tag{"tag:db", "tag:x"}, Ephemeral: true, Reusable: true, Expires: b.now.Add(999 * time.Hour)})
+	b.mustRun(registry.CreateKey{ID: "many", Hash: secret("many"), Login: "alice@example.com", Reusable: true, Expires: b.now.Add(8000 * time.Hour)})
+	b.mustRun(registry.CreateKey{ID: "db", Hash: secret("db"), Tags: []ident.Tag{"tag:db", "tag:x"}, Ephemeral: true, Reusable: true, Expires: b.now.Add(8000 * time.Hour)})
 }
 
 func register(n uint16, key string) registry.RegisterDevice {
@@ -133,6 +133,7 @@ func register(n uint16, key string) registry.RegisterDevice {
 func TestDiskFollowsMemory(t *testing.T) {
 	b := newBook(t)
 	b.people()
+	pruned := 0
 	r := mrand.New(mrand.NewPCG(1, 2))
 	for range 150 {
 		b.now = b.now.Add(time.Duration(r.IntN(100)) * time.Second)
@@ -149,6 +150,11 @@ func TestDiskFollowsMemory(t *testing.T) {
 				cmd = registry.RevokeDevice{Node: ident.NodeID(n), KeepKey: true}
 			}
 		case 5:
+			if r.IntN(3) == 0 {
+				b.now = b.now.Add(registry.KeyGrace / 4) // most keys hold, short ones end
+				cmd = registry.PruneKeys{}
+				break
+			}
 			cmd = registry.SetPolicy{Text: fmt.Sprint("{}", r.IntN(3))}
 		case 6:
 			id := fmt.Sprint("k", r.IntN(20))
@@ -171,8 +177,15 @@ func TestDiskFollowsMemory(t *testing.T) {
 			}
 			cmd = registry.RenewCertificates{Certificates: certs}
 		}
+		_, _, had := b.state.Counts()
 		b.run(cmd)
 		b.same()
+		if _, _, has := b.state.Counts(); has < had {
+			pruned++
+		}
+	}
+	if pruned == 0 {
+		t.Error("no key was ever pruned")
 	}
 	seen := map[ident.NodeID]time.Time{9999: begin}
 	for _, d := range b.state.Devices() {
