@@ -204,6 +204,15 @@ func (l *Log) Since(after uint64, limit int) (changed []Record, gap bool) {
 	return changed, l.evicted > after
 }
 
+// Denials returns the records of the latest denials, n at most, the newest
+// first. The records are copies.
+func (l *Log) Denials(n int) (latest []Record) {
+	for e := l.denials.order.Back(); e != nil && len(latest) < n; e = e.Prev() {
+		latest = append(latest, *e.Value.(*Record))
+	}
+	return latest
+}
+
 // newer returns the first element after the Sequence, from the back: readers
 // are nearly always almost up to date.
 func newer(order *list.List, after uint64) *list.Element {

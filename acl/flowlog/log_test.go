@@ -138,6 +138,9 @@ func TestScanIsBounded(t *testing.T) {
 	if len(got) != MaxKinds+1 {
 		t.Fatalf("%d records", len(got))
 	}
+	if latest := l.Denials(2); len(latest) != 2 || latest[0].ID != got[len(got)-1].ID || latest[1].ID != got[len(got)-2].ID {
+		t.Errorf("latest denials: %+v", latest)
+	}
 	rest := got[len(got)-1]
 	if !rest.Others || rest.Attempts != 10000-MaxKinds {
 		t.Errorf("%+v", rest)

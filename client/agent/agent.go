@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/health"
@@ -33,6 +34,7 @@ type DataPlane interface {
 type Decisions interface {
 	Why(q engine.Question) (engine.Answer, error)
 	Flows(after uint64, limit int) engine.Flows
+	Denials(n int) []flowlog.Record
 	Capture(cfg engine.CaptureConfig) (*engine.Capture, error)
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/policy"
@@ -19,18 +21,48 @@ const flowPage = 256
 // Flows returns the records of what the packet filter decided after those with
 // Next; 0 asks from the beginning.
 func (a *Agent) Flows(_ context.Context, after uint64) (localapi.FlowPage, error) {
-	logins := map[ident.UserID]string{}
-	if v := a.currentView(); v != nil {
-		for _, u := range v.Settings.Users {
-			logins[u.ID] = u.Login
-		}
-	}
+	logins := a.logins()
 	flows := a.cfg.Decisions.Flows(after, flowPage)
 	page := localapi.FlowPage{Next: flows.Next, Gap: flows.Gap, Lost: flows.Lost, Changed: flows.Changed}
 	for i := range flows.Records {
 		page.Flows = append(page.Flows, flowOf(&flows.Records[i], logins))
 	}
 	return page, nil
+}
+
+// logins returns the logins of the users that this device may know of.
+func (a *Agent) logins() map[ident.UserID]string {
+	logins := map[ident.UserID]string{}
+	if v := a.currentView(); v != nil {
+		for _, u := range v.Settings.Users {
+			logins[u.ID] = u.Login
+		}
+	}
+	return logins
+}
+
+const (
+	// maxShownDenials is how many denials a status has, of the last
+	// denialsShownFor: what somebody who wonders has just tried.
+	maxShownDenials = 5
+	denialsShownFor = 10 * time.Minute
+	// maxSoughtDenials is among how many of the latest they are looked for.
+	maxSoughtDenials = 256
+)
+
+// ownDenials returns the latest connections of this device's own that its rules
+// refuse.
+func (a *Agent) ownDenials() []localapi.Flow {
+	var shown []localapi.Flow
+	since := a.cfg.Now().Add(-denialsShownFor)
+	logins := a.logins()
+	for _, r := range a.cfg.Decisions.Denials(maxSoughtDenials) {
+		byRule := r.Reason == filter.DropNoRule.String() || r.Reason == filter.DropDenied.String()
+		if byRule && r.Opener == filter.Outbound && r.End.After(since) && len(shown) < maxShownDenials {
+			shown = append(shown, flowOf(&r, logins))
+		}
+	}
+	return shown
 }
 
 // flowOf describes a record.

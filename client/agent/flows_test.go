@@ -34,6 +34,15 @@ func (p *plane) Flows(after uint64, _ int) engine.Flows {
 	}}
 }
 
+// Denials has one of this device's now, one that is long past, and a peer's.
+func (p *plane) Denials(int) []flowlog.Record {
+	own := p.Flows(0, 0).Records[0]
+	own.Allowed, own.Reason, own.Start, own.End = false, "drop_no_rule", time.Now(), time.Now()
+	long := own
+	long.End = long.End.Add(-time.Hour)
+	return []flowlog.Record{p.Flows(0, 0).Records[1], long, own}
+}
+
 func (p *plane) Capture(engine.CaptureConfig) (*engine.Capture, error) {
 	return nil, engine.ErrTooManyCaptures
 }
@@ -56,6 +65,9 @@ func TestFlowsNameDevicesAndUsers(t *testing.T) {
 		}
 		if second.Verdict != "denied" || second.Direction != "in" || second.Reason != "drop_no_rule" || second.Attempts != 2 {
 			t.Errorf("denial %+v", second)
+		}
+		if d := n.status().Denied; len(d) != 1 || d[0].Verdict != "denied" || d[0].Direction != "out" || d[0].Destination.Port != 22 {
+			t.Errorf("denied in the status: %+v", d)
 		}
 		var e *localapi.Error
 		if _, err := n.Capture(t.Context(), localapi.CaptureRequest{Peer: "node2"}); !errors.As(err, &e) || e.Code != localapi.CodeConflict {

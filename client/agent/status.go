@@ -81,6 +81,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 	}
 	self := a.self(s.view)
 	out.Self = &self
+	out.Denied = a.ownDenials()
 	byNode := make(map[ident.NodeID]engine.PeerStatus, len(e.Peers))
 	for _, p := range e.Peers {
 		byNode[p.Node] = p

@@ -55,6 +55,10 @@ type Status struct {
 	Endpoints []netip.AddrPort  `json:"endpoints"`
 	Relay     *Relay            `json:"relay,omitempty"`
 	Drops     map[string]uint64 `json:"drops,omitempty"`
+	// Denied are the latest connections that this device tried to open and
+	// that its rules refuse, the newest first: five at most, of the last ten
+	// minutes.
+	Denied []Flow `json:"denied,omitempty"`
 	// Self is nil where the device is no member.
 	Self   *Node         `json:"self,omitempty"`
 	Peers  []Node        `json:"peers"`

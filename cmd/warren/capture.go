@@ -25,8 +25,8 @@ Each has the verdict, the reason and the rule as its comment; denied packets are
 among them.
 
 It goes on until it is interrupted, or until the bounds that are given: an hour
-and 256 MiB at most. What cannot be written fast enough is left out and counted
-at the end of the file. The file holds what people said in confidence.`,
+and 256 MiB at most. What cannot be written fast enough is left out, and counted
+at the end of a file that was not interrupted. The file holds what people said in confidence.`,
 		Example: `  warren debug capture -w denied.pcapng --denied --for 30s
   warren debug capture -w - --peer db | wireshark -k -i -`,
 		Args: arguments(cobra.NoArgs),

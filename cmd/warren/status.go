@@ -74,6 +74,12 @@ func (m *Main) printStatus(s localapi.Status, self, active bool) error {
 			return err
 		}
 	}
+	if len(s.Denied) > 0 && s.State != localapi.Stopped {
+		fmt.Fprintln(m.Stdout, "\n# Denied by the rules lately (`warren debug why` says what is allowed):")
+		for i := range s.Denied {
+			fmt.Fprintf(m.Stdout, "#   %s\n", flowText(localapi.FlowLine{Flow: &s.Denied[i]}))
+		}
+	}
 	m.printHealth(s.Health)
 	return nil
 }

@@ -68,6 +68,14 @@ func (e *Engine) Flows(after uint64, limit int) Flows {
 	return f
 }
 
+// Denials returns the records of the latest denials, n at most, the newest
+// first. It may be called at any time.
+func (e *Engine) Denials(n int) []flowlog.Record {
+	e.flows.mu.Lock()
+	defer e.flows.mu.Unlock()
+	return e.flows.log.Denials(n)
+}
+
 // note tells the control goroutine that p's filter has events.
 func (e *Engine) note(p *peer) {
 	if p.noted.Load() || !p.noted.CompareAndSwap(false, true) {

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/warren-overlay/warren/acl/filter"
@@ -35,10 +37,11 @@ var (
 		filter.Inbound:  describe("inbound_passed_packets_total", "Packets from peers that the filter passed.", "family"),
 		filter.Outbound: describe("outbound_passed_packets_total", "Packets to peers that the filter passed.", "family"),
 	}
-	lostDesc  = describe("lost_packets_total", "Packets that were lost outside the filter.", "reason")
-	peersDesc = describe("peers", "Peers of the data plane.", "path")
-	flowsDesc = describe("flows", "Flows that the filters know.")
-	relayDesc = describe("relay_connected", "Whether the relay is connected: 1 or 0.")
+	lostDesc       = describe("lost_packets_total", "Packets that were lost outside the filter.", "reason")
+	peersDesc      = describe("peers", "Peers of the data plane.", "path")
+	unrecordedDesc = describe("unrecorded_events_total", "Flows and denials that were not recorded, because too many came at a time.")
+	flowsDesc      = describe("flows", "Flows that the filters know.")
+	relayDesc      = describe("relay_connected", "Whether the relay is connected: 1 or 0.")
 )
 
 // Describe implements prometheus.Collector.
@@ -49,7 +52,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- filteredDesc[d]
 		out <- passedDesc[d]
 	}
-	for _, d := range []*prometheus.Desc{lostDesc, peersDesc, flowsDesc, relayDesc} {
+	for _, d := range []*prometheus.Desc{lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc} {
 		out <- d
 	}
 }
@@ -90,6 +93,7 @@ func (c *control) metrics() []prometheus.Metric {
 			}
 		}
 	}
+	out = append(out, counter(unrecordedDesc, c.e.Flows(math.MaxUint64, 0).Lost))
 	for reason, n := range c.losses() {
 		out = append(out, counter(lostDesc, n, reason))
 	}
