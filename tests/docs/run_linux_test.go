@@ -90,7 +90,7 @@ func TestDocumentsRun(t *testing.T) {
 	b := &book{t: t, lab: lab.New(t), machines: map[string]*machine{}}
 	b.machine("hub") // first, for its address
 	ran := 0
-	for _, name := range []string{"README.md", "docs/users.md", "docs/administrators.md", "docs/policy.md", "docs/troubleshooting.md"} {
+	for _, name := range []string{"README.md", "docs/users.md", "docs/administrators.md", "docs/policy.md", "docs/troubleshooting.md", "docs/decisions.md"} {
 		p := parse(t, name)
 		for i := range p.blocks {
 			ran += b.block(p, &p.blocks[i])
