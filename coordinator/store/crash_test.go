@@ -3,6 +3,7 @@ package store
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/audit"
 	"github.com/warren-overlay/warren/coordinator/registry"
 )
 
@@ -30,7 +32,8 @@ func TestMain(m *testing.M) {
 }
 
 // mutate changes the database as fast as it can until it is killed, and says
-// each change on standard output once it is acknowledged.
+// each change on standard output once it is acknowledged. Several devices race
+// for each join key.
 func mutate(path string) {
 	t := &plain{}
 	b := openBook(t, path)
@@ -43,8 +46,8 @@ func mutate(path string) {
 		key := fmt.Sprint("key", b.head.Index)
 		b.mustRun(registry.CreateKey{ID: key, Hash: secret(key), Login: "alice@example.com", Expires: b.now.Add(time.Hour)})
 		fmt.Println("key", key)
-		d := b.mustRun(register(n, key)).Device
-		fmt.Println("device", uint64(d.ID), key)
+		d, machine := b.race(n, key)
+		fmt.Println("device", uint64(d.ID), key, machine)
 		p := b.mustRun(registry.SetPolicy{Text: key}).Policy
 		fmt.Println("policy", uint64(p.Epoch), key)
 		if n%3 == 2 {
@@ -52,6 +55,49 @@ func mutate(path string) {
 			fmt.Println("revoke", uint64(d.ID))
 		}
 	}
+}
+
+// racers is how many devices present each single-use key at the same time.
+const racers = 4
+
+// race registers devices by one single-use key, each decided on a state that
+// did not see the others, and returns the one that is a member now, and the
+// number of its machine.
+func (b *book) race(n uint16, key string) (*registry.Device, uint16) {
+	type outcome struct {
+		changes registry.Changes
+		device  *registry.Device
+		head    audit.Head
+		machine uint16
+		err     error
+	}
+	outcomes := make(chan outcome, racers)
+	for i := range uint16(racers) {
+		machine := n*racers + i
+		changes, result, err := registry.Decide(b.state, "test", register(machine, key), b.now)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		go func() {
+			head, err := b.db.Commit(context.Background(), &changes, b.head)
+			outcomes <- outcome{changes, result.Device, head, machine, err}
+		}()
+	}
+	var won *outcome
+	for range racers {
+		switch o := <-outcomes; {
+		case o.err == nil && won == nil:
+			won = &o
+		case !errors.Is(o.err, ErrSpent):
+			b.t.Fatalf("a key for one device: %v", o.err)
+		}
+	}
+	if won == nil {
+		b.t.Fatal("nobody joined")
+	}
+	b.head = won.head
+	b.state.Apply(&won.changes)
+	return won.device, won.machine
 }
 
 // plain is what openBook needs of a test in a process that is none.
@@ -79,7 +125,11 @@ func TestKill(t *testing.T) {
 	r := mrand.New(mrand.NewPCG(seed, 0))
 	path := filepath.Join(t.TempDir(), "data")
 	acknowledged := 0
-	devices, policies := map[ident.NodeID]string{}, map[uint64]string{}
+	type joined struct {
+		key     string
+		machine uint16
+	}
+	devices, policies := map[ident.NodeID]joined{}, map[uint64]string{}
 	revoked := map[ident.NodeID]bool{}
 	var epoch uint64
 	for range iterations {
@@ -105,7 +155,8 @@ func TestKill(t *testing.T) {
 			n, _ := strconv.ParseUint(f[1], 10, 64)
 			switch f[0] {
 			case "device":
-				devices[ident.NodeID(n)] = f[2]
+				machine, _ := strconv.ParseUint(f[3], 10, 16)
+				devices[ident.NodeID(n)] = joined{f[2], uint16(machine)}
 			case "policy":
 				policies[n] = f[2]
 				if n <= epoch {
@@ -136,14 +187,28 @@ func TestKill(t *testing.T) {
 		}
 		b := &book{t: t, db: db, state: state, head: head}
 		b.same()
-		for id, key := range devices {
-			k := state.Key(key)
+		for id, j := range devices {
+			k := state.Key(j.key)
 			if k == nil || k.Uses != 1 {
-				t.Fatalf("device %v joined by key %s, which is %+v", id, key, k)
+				t.Fatalf("device %v joined by key %s, which is %+v", id, j.key, k)
 			}
-			if d := state.Device(id); d == nil && !revoked[id] && !state.RevokedMachine(ident.MachineKey{byte(id - 1), byte((id - 1) >> 8), 1}) {
+			machine := register(j.machine, j.key).Machine
+			d := state.Device(id)
+			if d == nil && !revoked[id] && !state.RevokedMachine(machine) {
 				t.Fatalf("device %v was acknowledged and is gone", id)
 			}
+			if d != nil && (d.Machine != machine || d.Key != j.key || !d.IPv4.IsValid()) {
+				t.Fatalf("device %v was acknowledged as %+v and is %+v", id, j, d)
+			}
+		}
+		// Nobody but one joined by each key, whether or not that was
+		// acknowledged.
+		by := map[string]ident.NodeID{}
+		for _, d := range state.Devices() {
+			if other, twice := by[d.Key]; twice {
+				t.Fatalf("%v and %v joined by the single-use key %s", other, d.ID, d.Key)
+			}
+			by[d.Key] = d.ID
 		}
 		for id := range revoked {
 			if state.Device(id) != nil {
