@@ -149,7 +149,7 @@ func TestUnreadableRulesDenyEverything(t *testing.T) {
 	honest := n.fullMap(1, 5, bystander)
 	next := n.fullMap(2, 6, bystander)
 	next.Rules = unreadable
-	for name, message := range map[string]wire.ServerMessage{"map": next, "delta": next.Diff(honest)} {
+	for name, message := range map[string]wire.ServerMessage{"map": next, "delta": diff(next, honest)} {
 		c := newNode(t, n.config(), start)
 		c.stream()
 		c.receive(honest)

@@ -16,10 +16,10 @@ func FuzzHandleFrame(f *testing.F) {
 	honest := n.fullMap(1, 5, bystander, victim)
 	next := n.fullMap(2, 6, bystander, added)
 	lying := lyingMap(n, n.signWith(n.certificate(victim, 90), n.rogue, nil))
-	for _, m := range []wire.ServerMessage{next, next.Diff(honest), lying, lying.Diff(honest), wire.Ping{Number: 1}, &wire.Error{Code: wire.CodeRevoked}} {
+	for _, m := range []wire.ServerMessage{next, diff(next, honest), lying, diff(lying, honest), wire.Ping{Number: 1}, &wire.Error{Code: wire.CodeRevoked}} {
 		f.Add(wire.EncodeServer(m), wire.EncodeServer(wire.Ping{}))
 	}
-	f.Add(wire.EncodeServer(next.Diff(honest)), wire.EncodeServer(honest.Diff(next)))
+	f.Add(wire.EncodeServer(diff(next, honest)), wire.EncodeServer(diff(honest, next)))
 	cfg := n.config()
 	first := wire.EncodeServer(honest)
 	f.Fuzz(func(t *testing.T, a, b []byte) {

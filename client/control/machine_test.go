@@ -71,7 +71,7 @@ func TestBootFromCache(t *testing.T) {
 		t.Errorf("asked with %+v", c.sent[len(c.sent)-1])
 	}
 	same := n.fullMap(2, 5, bystander, victim)
-	c.receive(same.Diff(n.fullMap(1, 5, bystander, victim)))
+	c.receive(diff(same, n.fullMap(1, 5, bystander, victim)))
 	if c.view.Cached || c.hasFact(health.CoordinatorUnreachable) {
 		t.Error("confirmed, but still called cached or unreachable")
 	}
@@ -226,7 +226,7 @@ func TestDeltasEqualFullMaps(t *testing.T) {
 			p.State.Online = n.rand.Uint64()%2 == 0
 			next.Peers[id] = p
 		}
-		c.receive(next.Diff(last))
+		c.receive(diff(next, last))
 		fresh := newNode(t, withState(n.config(), c.saved), start)
 		fresh.stream()
 		fresh.receive(next)

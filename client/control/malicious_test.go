@@ -110,27 +110,27 @@ var paths = []struct {
 	{"add", added, func(t *testing.T, n *network, lie []byte) *node {
 		c := known(t, n)
 		next := n.fullMap(2, 5, bystander, victim, added) // shows the serial once
-		c.receive(next.Diff(n.fullMap(1, 5, bystander, victim)))
+		c.receive(diff(next, n.fullMap(1, 5, bystander, victim)))
 		gone := n.fullMap(3, 5, bystander, victim)
-		c.receive(gone.Diff(next))
+		c.receive(diff(gone, next))
 		lying := n.fullMap(4, 5, bystander, victim, added)
 		lying.Peers[added] = wire.Peer{Certificate: lie, State: lying.Peers[added].State}
-		c.receive(lying.Diff(gone))
+		c.receive(diff(lying, gone))
 		return c
 	}},
 	{"replace", victim, func(t *testing.T, n *network, lie []byte) *node {
 		c := known(t, n)
-		c.receive(lyingMap(n, lie).Diff(n.fullMap(1, 5, bystander, victim)))
+		c.receive(diff(lyingMap(n, lie), n.fullMap(1, 5, bystander, victim)))
 		return c
 	}},
 	{"patch after replace", victim, func(t *testing.T, n *network, lie []byte) *node {
 		c := known(t, n)
 		lying := lyingMap(n, lie)
-		c.receive(lying.Diff(n.fullMap(1, 5, bystander, victim)))
+		c.receive(diff(lying, n.fullMap(1, 5, bystander, victim)))
 		patched := lyingMap(n, lie)
 		patched.Sequence = 3
 		patched.Peers[victim] = wire.Peer{Certificate: lie, State: wire.PeerState{OS: "other"}}
-		c.receive(patched.Diff(lying))
+		c.receive(diff(patched, lying))
 		return c
 	}},
 	{"boot cache", victim, func(t *testing.T, n *network, lie []byte) *node {
@@ -260,12 +260,12 @@ func TestMaliciousRules(t *testing.T) {
 
 			if len(lying.Rules) > 0 { // a delta cannot say "no rules"
 				delta := known(t, n)
-				delta.receive(lying.Diff(honest))
+				delta.receive(diff(lying, honest))
 				checkRulesKept(t, delta, l.code)
 				// The refused rules are not taken by the next delta either.
 				later := n.fullMap(3, 5, bystander)
 				later.Rules = lying.Rules
-				delta.receive(later.Diff(lying))
+				delta.receive(diff(later, lying))
 				checkRulesKept(t, delta, l.code)
 				// What was saved is what was in force.
 				cfg := n.config()
@@ -322,7 +322,7 @@ func TestMaliciousSelf(t *testing.T) {
 				"full": func(c *node) { c.receive(lying) },
 				"delta": func(c *node) {
 					if len(self) > 0 {
-						c.receive(lying.Diff(n.fullMap(1, 5, bystander, victim)))
+						c.receive(diff(lying, n.fullMap(1, 5, bystander, victim)))
 					}
 				},
 			} {

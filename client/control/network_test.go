@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -224,4 +225,19 @@ func (n *node) peers() []ident.NodeID {
 		ids = append(ids, p.Member.Node())
 	}
 	return ids
+}
+
+// diff returns the delta that turns old into next, as a coordinator makes it.
+func diff(next, old *wire.Map) *wire.Delta {
+	clone := func(m *wire.Map) *wire.Map {
+		c := *m
+		c.Peers = maps.Clone(m.Peers)
+		return &c
+	}
+	d := wire.Begin(clone(old)).Whole(clone(next))
+	if d == nil {
+		d = &wire.Delta{BaseSequence: old.Sequence, BaseHash: old.Hash(), Hash: old.Hash()}
+	}
+	d.Sequence = next.Sequence
+	return d
 }

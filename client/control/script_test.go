@@ -197,7 +197,7 @@ func (s *script) receive(kind string, args []string) {
 	case "delta":
 		base := s.maps[number("base", 1)]
 		m := s.coordinatorMap(number("sequence", 2), number("epoch", 1), value("peers", ""))
-		d := m.Diff(base)
+		d := diff(m, base)
 		if value("damage", "") == "hash" {
 			d.Hash[0] ^= 1
 		}

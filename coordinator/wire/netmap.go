@@ -111,11 +111,9 @@ func (m *Map) Hash() Hash {
 	return h
 }
 
-// Diff returns the delta that turns old into m, whose sequence must be the
-// higher. Equal content gives an empty delta, which Empty reports.
-func (m *Map) Diff(old *Map) *Delta { return m.diff(old, old.Hash(), m.Hash()) }
-
-// diff is Diff for maps whose hashes are known.
+// diff returns the delta that turns old into m, whose sequence must be the
+// higher, where their hashes are known. Equal content gives an empty delta,
+// which Empty reports.
 func (m *Map) diff(old *Map, oldHash, hash Hash) *Delta {
 	d := &Delta{
 		BaseSequence: old.Sequence, BaseHash: oldHash, Sequence: m.Sequence, Hash: hash,

@@ -110,7 +110,7 @@ func TestDeltaForAnotherMapIsAGap(t *testing.T) {
 	old.Peers[1] = randomPeer(r)
 	next := randomMap(r)
 	next.Sequence = 1
-	d := next.Diff(old)
+	d := next.diff(old, old.Hash(), next.Hash())
 	if _, err := old.Apply(d); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func serverMessages() []ServerMessage {
 	return []ServerMessage{
 		Welcome{Version: 1, Registered: true},
 		Registered{Node: 4, Name: "laptop"},
-		a, b, b.Diff(a),
+		a, b, b.diff(a, a.Hash(), b.Hash()),
 		Ping{Number: 3},
 		&Error{Code: CodeRevoked, Message: "gone", RetryAfter: 5e6},
 	}
