@@ -27,6 +27,22 @@ func TCP(from, to netip.AddrPort, flags packet.TCPFlags, sequence, acknowledgmen
 	return finish(from.Addr(), to.Addr(), packet.TCP, append(segment, payload...), 16)
 }
 
+// Echo returns an echo request without data, with correct checksums.
+func Echo(from, to netip.Addr, identifier, sequence uint16) []byte {
+	message := []byte{8, 0, 0, 0}
+	message = binary.BigEndian.AppendUint16(message, identifier)
+	message = binary.BigEndian.AppendUint16(message, sequence)
+	if from.Is6() {
+		message[0] = 128
+		return finish(from, to, packet.ICMPv6, message, 2)
+	}
+	binary.BigEndian.PutUint16(message[2:], checksum(message))
+	b := finish(from, to, packet.ICMP, message, 2)
+	// ICMP for IPv4 has no pseudo-header in its checksum (RFC 792).
+	copy(b[20:], message)
+	return b
+}
+
 // EchoReply returns the reply to an echo request, nil for anything else.
 func EchoReply(request []byte) []byte {
 	b := bytes.Clone(request)
