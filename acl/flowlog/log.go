@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// MaxFlows bounds the records of flows that a Log keeps: about 2 MB, and
-	// more than an hour of a desktop's flows. The oldest give way.
+	// MaxFlows bounds the records of flows that a Log keeps: 2 MB at most, a
+	// tenth of what an idle node takes. The oldest give way.
 	MaxFlows = 4096
 	// MaxDenials bounds those of denials, apart from flows, so that neither
 	// kind pushes the other out.

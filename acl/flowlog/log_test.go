@@ -3,6 +3,7 @@ package flowlog
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -280,4 +281,27 @@ func TestMalformed(t *testing.T) {
 	if _, err := Parse([]byte{0xff}); err == nil {
 		t.Error("garbage was read")
 	}
+}
+
+// TestMemoryOfAFullLog holds what the limits were chosen for.
+func TestMemoryOfAFullLog(t *testing.T) {
+	measure := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := measure()
+	l := New(1)
+	now := start
+	for i := range MaxFlows {
+		now = now.Add(time.Millisecond)
+		l.Add(&sides, opened(uint16(i), now), now)
+	}
+	if used := measure() - before; used > 2<<20 {
+		t.Errorf("%d records take %d bytes", MaxFlows, used)
+	} else {
+		t.Logf("%d records take %d bytes", MaxFlows, used)
+	}
+	runtime.KeepAlive(l)
 }

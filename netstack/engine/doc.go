@@ -29,6 +29,15 @@
 // one by removing it and adding it again, so that no packet that the one sent
 // can be filtered as the other's.
 //
+// # Records and captures
+//
+// The filters note what they decide (filter.Event); the control goroutine makes
+// records of it (package acl/flowlog), which Flows and Denials read without it.
+// Why asks a filter what it would decide. A Capture is fed by the data path,
+// through a queue that is bounded in bytes and drops what does not fit, and
+// written by the goroutine that calls Capture.Write; while there is none, the
+// data path loads one pointer for each batch.
+//
 // # Goroutines
 //
 // Engine.Run starts: the control goroutine; one that reads the TUN device; three
