@@ -24,7 +24,7 @@ func TestIDGoesBeforeName(t *testing.T) {
 	}
 	now := time.Unix(1_800_000_000, 0)
 	g := &authority.Genesis{
-		Created: now, Channel: channel.Public(), Signers: []authority.Signer{{Key: signer.Public(), Roles: authority.SignDevices}},
+		Created: now, Channel: channel.Public(), Signers: []authority.Signer{{Key: signer.Public(), Roles: authority.SignDevices | authority.SignRules | authority.SignRelayTokens}},
 		Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd00::/48"),
 	}
 	a, err := authority.New(g, ident.NodeKey{1}, authority.State{})
