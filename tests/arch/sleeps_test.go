@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,9 +17,10 @@ import (
 // sleeps returns the calls of time.Sleep in file that do not evidently stand in
 // a bubble of testing/synctest. In a bubble stands a function literal passed to
 // synctest.Test, or to one of opening, the functions of the package that pass
-// theirs on to it; and a function that calls synctest.Wait, which panics
-// anywhere else.
-func sleeps(file *ast.File, opening map[string]bool) []token.Pos {
+// theirs on to it; a function that calls synctest.Wait, which panics anywhere
+// else; and one that is given a value of inhabitants, the types of the package
+// that there are in bubbles only.
+func sleeps(file *ast.File, opening, inhabitants map[string]bool) []token.Pos {
 	var found []token.Pos
 	var visit func(n ast.Node, bubble bool)
 	visit = func(n ast.Node, bubble bool) {
@@ -26,7 +28,7 @@ func sleeps(file *ast.File, opening map[string]bool) []token.Pos {
 			switch x := inner.(type) {
 			case *ast.FuncDecl:
 				if inner != n && x.Body != nil {
-					visit(x.Body, bubble || contains(x.Body, "Wait"))
+					visit(x.Body, bubble || contains(x.Body, "Wait") || given(x, inhabitants))
 					return false
 				}
 			case *ast.CallExpr:
@@ -69,6 +71,69 @@ func openers(file *ast.File) []string {
 		if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Body != nil &&
 			!strings.HasPrefix(f.Name.Name, "Test") && contains(f.Body, "Test") {
 			names = append(names, f.Name.Name)
+		}
+	}
+	return names
+}
+
+// passed returns the types of the package that the functions named give to
+// functions that they are passed: what a bubble is set up with.
+func passed(file *ast.File, opening map[string]bool) []string {
+	var names []string
+	for _, d := range file.Decls {
+		f, ok := d.(*ast.FuncDecl)
+		if !ok || f.Recv != nil || !opening[f.Name.Name] {
+			continue
+		}
+		for _, param := range f.Type.Params.List {
+			if inner, ok := param.Type.(*ast.FuncType); ok {
+				names = append(names, typeNames(inner.Params)...)
+			}
+		}
+	}
+	return names
+}
+
+// holders returns the struct types of a file with a field of one of the types
+// named.
+func holders(file *ast.File, held map[string]bool) []string {
+	var names []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		if spec, ok := n.(*ast.TypeSpec); ok {
+			if s, ok := spec.Type.(*ast.StructType); ok && slices.ContainsFunc(typeNames(s.Fields), func(name string) bool { return held[name] }) {
+				names = append(names, spec.Name.Name)
+			}
+		}
+		return true
+	})
+	return names
+}
+
+// given reports whether f has a receiver or a parameter of one of the types
+// named.
+func given(f *ast.FuncDecl, inhabitants map[string]bool) bool {
+	for _, list := range []*ast.FieldList{f.Recv, f.Type.Params} {
+		if slices.ContainsFunc(typeNames(list), func(name string) bool { return inhabitants[name] }) {
+			return true
+		}
+	}
+	return false
+}
+
+// typeNames returns the names of the package's own types in a list, of which
+// some may be pointers.
+func typeNames(list *ast.FieldList) []string {
+	if list == nil {
+		return nil
+	}
+	var names []string
+	for _, field := range list.List {
+		t := field.Type
+		if star, ok := t.(*ast.StarExpr); ok {
+			t = star.X
+		}
+		if name, ok := t.(*ast.Ident); ok && types.Universe.Lookup(name.Name) == nil {
+			names = append(names, name.Name)
 		}
 	}
 	return names
@@ -120,11 +185,36 @@ func TestSleepsOnlyInBubbles(t *testing.T) {
 			opening[s.pkg][name] = true
 		}
 	}
+	inhabitants := map[string]map[string]bool{} // by package
+	add := func(pkg string, names []string) (grew bool) {
+		if inhabitants[pkg] == nil {
+			inhabitants[pkg] = map[string]bool{}
+		}
+		for _, name := range names {
+			grew = grew || !inhabitants[pkg][name]
+			inhabitants[pkg][name] = true
+		}
+		return grew
+	}
+	for _, s := range m.sources {
+		if s.isTest {
+			add(s.pkg, passed(s.file, opening[s.pkg]))
+		}
+	}
+	// What holds an inhabitant is one, too.
+	for grew := true; grew; {
+		grew = false
+		for _, s := range m.sources {
+			if s.isTest && add(s.pkg, holders(s.file, inhabitants[s.pkg])) {
+				grew = true
+			}
+		}
+	}
 	for _, s := range m.sources {
 		if !s.isTest {
 			continue
 		}
-		found := sleeps(s.file, opening[s.pkg])
+		found := sleeps(s.file, opening[s.pkg], inhabitants[s.pkg])
 		if n := allowed[s.name]; len(found) > n {
 			for _, pos := range found {
 				t.Errorf("%s: time.Sleep in a test outside a synctest bubble (%d in the file, %d excepted)", m.where(pos), len(found), n)
@@ -150,6 +240,11 @@ func TestC(t *testing.T) { t.Run("x", func(t *testing.T) { time.Sleep(1) }); syn
 func bubble(t *testing.T, f func()) { synctest.Test(t, func(t *testing.T) { f() }) }
 func TestD(t *testing.T) { bubble(t, func() { time.Sleep(1) }) }
 func TestE(t *testing.T) { other(t, func() { time.Sleep(1) }) }
+func world(t *testing.T, f func(w *place, n int)) { synctest.Test(t, func(t *testing.T) { f(nil, 1) }) }
+func visit(w *place) { time.Sleep(1) }
+type inn struct { *place }
+func (i inn) stay() { time.Sleep(1) }
+func count(n int) { time.Sleep(1) }
 `
 	fset := token.NewFileSet()
 	file, err := parser.ParseFile(fset, "sample_test.go", text, 0)
@@ -157,13 +252,19 @@ func TestE(t *testing.T) { other(t, func() { time.Sleep(1) }) }
 		t.Fatal(err)
 	}
 	var got []int
-	for _, pos := range sleeps(file, map[string]bool{"bubble": true}) {
+	for _, pos := range sleeps(file, map[string]bool{"bubble": true}, map[string]bool{"place": true, "inn": true}) {
 		got = append(got, fset.Position(pos).Line)
 	}
-	if want := []int{2, 5, 6, 9}; !slices.Equal(got, want) {
+	if want := []int{2, 5, 6, 9, 14}; !slices.Equal(got, want) {
 		t.Errorf("sleeps in lines %v, want %v", got, want)
 	}
-	if names := openers(file); !slices.Equal(names, []string{"bubble"}) {
-		t.Errorf("functions that open a bubble: %v, want [bubble]", names)
+	if names := openers(file); !slices.Equal(names, []string{"bubble", "world"}) {
+		t.Errorf("functions that open a bubble: %v, want [bubble world]", names)
+	}
+	if names := passed(file, map[string]bool{"world": true}); !slices.Equal(names, []string{"place"}) {
+		t.Errorf("types of bubbles: %v, want [place]", names)
+	}
+	if names := holders(file, map[string]bool{"place": true}); !slices.Equal(names, []string{"inn"}) {
+		t.Errorf("types that hold one: %v, want [inn]", names)
 	}
 }
