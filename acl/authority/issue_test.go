@@ -20,11 +20,19 @@ func TestWhatIsIssuedIsAdmitted(t *testing.T) {
 	route := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 	times := []time.Time{
 		start, start.Add(time.Nanosecond), start.Add(999 * time.Millisecond), start.Add(time.Second), start.Add(time.Hour), start.AddDate(0, 0, 400),
-		{}, time.Unix(-1, 0), time.Unix(0, 0), time.Unix(-1, 999_999_999), time.Unix(1<<34, 0), time.Unix(1<<34-9, 0), time.Unix(1<<34-8, 0), time.Unix(1<<62, 0),
+		{},
+		time.Unix(-1, 0), time.Unix(0, 0), time.Unix(-1, 999_999_999), time.Unix(1<<34, 0), time.Unix(1<<34-9, 0), time.Unix(1<<34-8, 0), time.Unix(1<<62, 0),
 	}
 	routes := [][]netip.Prefix{
-		nil, {route("0.0.0.0/0")}, {route("10.1.0.0/16")}, {route("10.1.0.1/16")}, {{}}, {netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)},
-		{route("10.1.0.0/16"), route("10.1.0.0/24")}, {route("10.1.0.0/24"), route("10.1.0.0/16")}, {netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 0)},
+		nil,
+		{route("0.0.0.0/0")},
+		{route("10.1.0.0/16")},
+		{route("10.1.0.1/16")},
+		{{}},
+		{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)},
+		{route("10.1.0.0/16"), route("10.1.0.0/24")},
+		{route("10.1.0.0/24"), route("10.1.0.0/16")},
+		{netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 0)},
 	}
 	addresses := [][]netip.Addr{
 		nil, {netip.MustParseAddr("100.64.0.7")}, {netip.MustParseAddr("::ffff:100.64.0.7")}, {netip.MustParseAddr("fd12:3456:789a::7%eth0")}, {{}},

@@ -149,10 +149,10 @@ func TestUnreadableRules(t *testing.T) {
 				t.Errorf("got %v, %v, want %v", r, err, c.want)
 			}
 			_, err := a.AdmitRules(old, 1)
-			if c.want == authority.ErrUnreadable && !errors.Is(err, authority.ErrRollback) {
+			if errors.Is(c.want, authority.ErrUnreadable) && !errors.Is(err, authority.ErrRollback) {
 				t.Errorf("the older rules after it: %v", err)
 			}
-			if c.want != authority.ErrUnreadable && (err != nil || !reflect.DeepEqual(before, a.State())) {
+			if !errors.Is(c.want, authority.ErrUnreadable) && (err != nil || !reflect.DeepEqual(before, a.State())) {
 				t.Errorf("the rules in force are refused: %v", err)
 			}
 		})

@@ -70,7 +70,8 @@ func TestEchoOfEveryPort(t *testing.T) {
 	self := &ident.Identity{Node: 1, Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.1")}}
 	peer := &ident.Identity{Node: 2, Addresses: []netip.Addr{netip.MustParseAddr("100.64.0.2")}}
 	set := &RuleSet{In: []Rule{
-		{ID: "even", Peers: []Selector{{}}}, {ID: "odd", Peers: []Selector{{}}},
+		{ID: "even", Peers: []Selector{{}}},
+		{ID: "odd", Peers: []Selector{{}}},
 		{ID: "deny", Peers: []Selector{{}}, Action: Deny, Services: []Service{{6, 0, 65535}}},
 	}}
 	for port := range 65536 {

@@ -312,7 +312,7 @@ func TestErrorsAreSorted(t *testing.T) {
 	} {
 		err := sort(fmt.Errorf("wrapped: %w", c.err))
 		for _, kind := range []error{ErrBusy, ErrBroken, ErrRefused, ErrSpent} {
-			if errors.Is(err, kind) != (kind == c.want) {
+			if errors.Is(err, kind) != errors.Is(c.want, kind) {
 				t.Errorf("%s: %v, want %v alone", c.name, err, c.want)
 			}
 		}
