@@ -191,7 +191,7 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 		if err != nil {
 			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
-		d.device, d.dialer, d.router = stack, stack, router.Unavailable(router.ErrUserspace)
+		d.device, d.dialer, d.router = stack, stack, router.Userspace()
 		return nil
 	}
 	device, err := tun.Open(tun.Config{Name: d.options.Device})

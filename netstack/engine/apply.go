@@ -105,6 +105,7 @@ func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]c
 	peers := make(map[ident.NodeKey]config.Peer)
 	claims := make(map[ident.NodeKey][]netip.Prefix)
 	if cfg == nil {
+		c.standby = standby{}
 		return peers, claims
 	}
 	taken := make(map[netip.Prefix]bool)
@@ -185,6 +186,13 @@ func (c *control) remove(p *peer) {
 func (c *control) expire(p *peer) {
 	c.e.log.Info("peer's certificate has ended", "peer", p.member.Name())
 	c.remove(p)
+	if c.standby.routers[p.key] != nil {
+		// Another router has its routes from now on.
+		if err := c.apply(c.cfg); err != nil {
+			c.e.log.Warn("giving routes to another router", "error", err)
+		}
+		return
+	}
 	if err := c.publishTable(c.cfg); err != nil {
 		c.e.log.Error("finding peers", "error", err)
 	}

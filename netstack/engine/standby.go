@@ -59,6 +59,15 @@ func (h *routerHealth) suspect(now time.Time) bool {
 	return h.dead || !h.since.IsZero() && now.Sub(h.since) >= askInterval/2
 }
 
+// answer takes an answer, and reports whether the router is another than it was
+// taken for.
+func (h *routerHealth) answer(serving bool) bool {
+	h.since = time.Time{}
+	changed := serving == h.dead
+	h.dead = !serving
+	return changed
+}
+
 // assign says who has each route of the peers, which are in order.
 func (c *control) assign(inOrder []config.Peer) map[netip.Prefix]ident.NodeKey {
 	candidates := make(map[netip.Prefix][]ident.NodeKey)
@@ -97,8 +106,13 @@ func (s *standby) choose(keys []ident.NodeKey, before ident.NodeKey, had bool) i
 	if had && alive(before) {
 		return before
 	}
-	if i := slices.IndexFunc(keys, alive); i >= 0 {
-		return keys[i]
+	// Those that owe no answer go before those that do.
+	for _, fit := range []func(ident.NodeKey) bool{
+		func(key ident.NodeKey) bool { h := s.routers[key]; return h == nil || !h.dead && h.since.IsZero() }, alive,
+	} {
+		if i := slices.IndexFunc(keys, fit); i >= 0 {
+			return keys[i]
+		}
 	}
 	if had {
 		return before
@@ -117,9 +131,22 @@ func (c *control) handleUse(p *peer, now time.Time) {
 // ask asks the routers that are due, gives up those that stay silent, and sets
 // the time of the next call.
 func (c *control) ask(now time.Time) {
-	s := &c.standby
+	due, lost := c.standby.step(now)
+	for _, key := range due {
+		c.sendAsk(key, c.standby.routers[key], now)
+	}
+	for _, key := range lost {
+		c.e.log.Warn("a router does not answer; its routes go to another", "peer", c.nameOf(key))
+	}
+	if len(lost) > 0 {
+		c.reassign()
+	}
+}
+
+// step returns the routers that are to be asked now, as if that had been done,
+// and those that are given up, and sets the time of the next call.
+func (s *standby) step(now time.Time) (due, lost []ident.NodeKey) {
 	s.next = time.Time{}
-	lost := false
 	wanted := make(map[ident.NodeKey]bool)
 	for prefix, keys := range s.groups {
 		holder := s.routers[s.holders[prefix]]
@@ -144,28 +171,26 @@ func (c *control) ask(now time.Time) {
 			interval = deadInterval
 		}
 		if now.Sub(h.asked) >= interval {
-			c.sendAsk(key, h, now)
+			due = append(due, key)
+			h.asked = now
+			if h.since.IsZero() {
+				h.since = now
+			}
 		}
 		if !h.dead && !h.since.IsZero() && now.Sub(h.since) >= silenceLimit {
-			h.dead, lost = true, true
-			c.e.log.Warn("a router does not answer; its routes go to another", "peer", c.nameOf(key))
+			h.dead = true
+			lost = append(lost, key)
 		}
 		s.next = earlier(s.next, h.asked.Add(interval))
 		if !h.dead && !h.since.IsZero() {
 			s.next = earlier(s.next, h.since.Add(silenceLimit))
 		}
 	}
-	if lost {
-		c.reassign()
-	}
+	return due, lost
 }
 
 // sendAsk asks one router, through the tunnel and past the filter.
 func (c *control) sendAsk(key ident.NodeKey, h *routerHealth, now time.Time) {
-	h.asked = now
-	if h.since.IsZero() {
-		h.since = now
-	}
 	p := c.peers[key]
 	if p == nil || c.cfg == nil {
 		return
@@ -194,12 +219,10 @@ func (c *control) handleAnswer(a answer) {
 	if h == nil || c.peers[a.p.key] != a.p || a.m.nonce != h.nonce || h.nonce == 0 {
 		return
 	}
-	h.since, h.nonce = time.Time{}, 0
-	serving := a.m.flags&flagServing != 0
-	if serving != h.dead {
+	h.nonce = 0
+	if !h.answer(a.m.flags&flagServing != 0) {
 		return
 	}
-	h.dead = !serving
 	if h.dead {
 		c.e.log.Warn("a router does not serve its routes; they go to another", "peer", c.nameOf(a.p.key))
 	} else {

@@ -18,9 +18,10 @@ var (
 	// ErrUnsupported is returned on systems for which nothing of this package
 	// is built yet.
 	ErrUnsupported = errors.New("router: routing between networks is not supported on this operating system yet")
-	// ErrUserspace says that a node without a network interface was asked for
-	// what takes one.
-	ErrUserspace = errors.New("router: a node with --tun userspace has no network interface to route with; run the daemon as root with a TUN device")
+	// ErrUserspace says that a node without a network interface was asked to
+	// serve routes. The userspace stack takes packets for its own addresses
+	// only: for all addresses it would have to give up reaching itself.
+	ErrUserspace = errors.New("router: a node with --tun userspace cannot route for others; run its daemon as root with a TUN device, or stop advertising: warren set --advertise-routes= --advertise-exit-node=false")
 	// ErrGuard is wrapped by errors of Configure where only the guard of the
 	// interface failed and nothing is routed: the node works, but other
 	// programs could have the kernel forward into the overlay.
@@ -116,6 +117,26 @@ func (u unavailable) Configure(s Settings) error {
 
 // Close implements Router.
 func (u unavailable) Close() error { return nil }
+
+// Userspace returns the Router of a node without a network interface: it
+// refuses Forward with ErrUserspace. Nothing needs to lead packets into the
+// overlay there, because programs reach it through the node's proxies.
+func Userspace() Router { return userspace{} }
+
+type userspace struct{}
+
+var _ Router = userspace{}
+
+// Configure implements Router.
+func (userspace) Configure(s Settings) error {
+	if len(s.Own) > 0 && len(s.Forward) > 0 {
+		return ErrUserspace
+	}
+	return nil
+}
+
+// Close implements Router.
+func (userspace) Close() error { return nil }
 
 // Control gives a socket the Mark, as net.Dialer.Control and
 // net.ListenConfig.Control. Where that is not permitted the socket has none: a

@@ -351,11 +351,22 @@ func TestLeading(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	r := Unavailable(ErrUserspace)
+	r := Unavailable(ErrUnsupported)
 	if err := r.Configure(settings()); err != nil {
 		t.Error(err)
 	}
-	if err := r.Configure(settings("10.20.0.0/24")); !errors.Is(err, ErrUserspace) {
+	if err := r.Configure(settings("10.20.0.0/24")); !errors.Is(err, ErrUnsupported) {
+		t.Error(err)
+	}
+	leading := settings()
+	leading.Exit, leading.Accept = true, leading.Overlay
+	if err := r.Configure(leading); !errors.Is(err, ErrUnsupported) {
+		t.Error(err)
+	}
+	if err := Userspace().Configure(leading); err != nil {
+		t.Error(err)
+	}
+	if err := Userspace().Configure(settings("10.20.0.0/24")); !errors.Is(err, ErrUserspace) {
 		t.Error(err)
 	}
 	bad := settings()

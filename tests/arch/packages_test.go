@@ -60,7 +60,7 @@ var table = []pkg{
 	{"netstack/proxy", shell, "SOCKS5 and HTTP CONNECT proxies into the overlay", nil},
 	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},
 	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
-	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun", "netstack/router"}},
+	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
 	{"netstack/pcapng", pure, "captures in the format that everybody reads", nil},
 	{"netstack/enginetest", support, "engines joined without a network, for tests", []string{"netstack/...", "acl/..."}},
 	{"netstack/simnet", support, "a simulated internet: NATs, loss, latency, roaming", []string{"netstack/..."}},

@@ -54,6 +54,9 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
+// userspace among a router's flags gives it no TUN device.
+const userspace = "userspace"
+
 // router adds a device that is connected to the office by a cable, with the
 // given host part of its address there.
 func (o *office) router(t *testing.T, name string, number int, tag string, flags ...string) *lab.Node {
@@ -63,7 +66,11 @@ func (o *office) router(t *testing.T, name string, number int, tag string, flags
 	lab.Wire(h, o.host, "office0", port)
 	o.host.Enslave("office0", port)
 	h.Address("office0", fmt.Sprintf("10.20.0.%d/24", number), fmt.Sprintf("fd20::%d/64", number))
-	n := h.Daemon(t, "--metrics-listen", "127.0.0.1:"+metricsPort)
+	device := "warren0"
+	if i := slices.Index(flags, userspace); i >= 0 {
+		device, flags = userspace, slices.Delete(slices.Clone(flags), i, i+1)
+	}
+	n := h.Daemon(t, "--metrics-listen", "127.0.0.1:"+metricsPort, "--tun", device)
 	n.CLI(append([]string{
 		"up", "--login-server", o.coordinator.URL(), "--auth-key", o.coordinator.Key("--tags", tag), "--hostname", name,
 	}, flags...)...)
@@ -209,6 +216,34 @@ func TestAutoApprovers(t *testing.T) {
 	eventuallySeenAs(t, o.laptop.Host, o.host, "10.20.0.10:5432", "10.20.0.1")
 	o.laptop.CLI("set", "--accept-routes=false")
 	noneSeen(t, "not wanted any more", o.laptop.Host, o.host, "10.20.0.10:5432")
+}
+
+// TestUserspaceNodes offers routes without a TUN device, which is refused with
+// a text that says what to do, and uses those of others through a proxy.
+func TestUserspaceNodes(t *testing.T) {
+	o := newOffice(t)
+	gw := o.router(t, "gw", 1, "tag:auto", userspace, "--advertise-routes", "10.20.0.0/24")
+	lab.Eventually(t, 5*time.Second, func() error {
+		if text := fmt.Sprint(gw.Status()["health"]); !strings.Contains(text, "--tun userspace cannot route for others") {
+			return fmt.Errorf("health: %s", text)
+		}
+		return nil
+	})
+	gw.CLI("set", "--advertise-routes=")
+	if text := fmt.Sprint(gw.Status()["health"]); strings.Contains(text, "userspace") {
+		t.Errorf("health: %s", text)
+	}
+	o.router(t, "gw2", 2, "tag:auto", "--advertise-routes", "10.20.0.0/24")
+	phone := o.lab.Host("phone").Daemon(t, "--tun", userspace, "--socks5", "127.0.0.1:1080")
+	phone.Up(o.coordinator, o.coordinator.Key("--user", "alice@example.com"))
+	lab.ServeTCP(t, o.host, "10.20.0.10:5432")
+	if err := echoSOCKS(within(t, time.Second), phone.Host, "127.0.0.1:1080", "10.20.0.10:5432"); err == nil {
+		t.Error("a route was used that was not accepted")
+	}
+	phone.CLI("set", "--accept-routes")
+	lab.Eventually(t, 10*time.Second, func() error {
+		return echoSOCKS(within(t, 3*time.Second), phone.Host, "127.0.0.1:1080", "10.20.0.10:5432")
+	})
 }
 
 // TestRouteKeepsTheLAN accepts a route that is the laptop's own network, and one
