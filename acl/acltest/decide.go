@@ -243,7 +243,7 @@ func owns(n *compile.Node, a netip.Addr) bool { return slices.Contains(n.Address
 
 func routes(n *compile.Node, a netip.Addr, defaults bool) bool {
 	for _, p := range n.Routes {
-		if p.Contains(a) && (p.Bits() > 0 || defaults) {
+		if p.Contains(a) && (p.Bits() > 0 || defaults && publicInternet(a)) {
 			return true
 		}
 	}
@@ -329,6 +329,9 @@ func is(doc *policy.Document, dir *compile.Directory, s policy.Selector, n *comp
 		return false
 	}
 	logins := []string{strings.ToLower(user.Name), strings.ToLower(user.Email)}
+	if !strings.Contains(user.Name, "@") {
+		logins = append(logins, strings.ToLower(user.Name)+"@")
+	}
 	switch s.Kind {
 	case policy.User:
 		return slices.Contains(logins, s.Name)

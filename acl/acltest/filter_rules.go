@@ -152,6 +152,17 @@ func (m *Filter) speaksOf(r *ruleset.Rule, f *flow) bool {
 	return false
 }
 
+// stands reports whether a is an address that the device routes, by a default
+// route a public one only.
+func stands(device *ident.Identity, a netip.Addr) bool {
+	for _, p := range device.Routes {
+		if p.Contains(a) && (p.Bits() > 0 || publicInternet(a)) {
+			return true
+		}
+	}
+	return false
+}
+
 // lies reports whether a is an address of the device's where a rule says.
 func lies(a netip.Addr, device *ident.Identity, prefixes []netip.Prefix, subnets bool) bool {
 	if device.OwnsAddress(a) && len(prefixes) == 0 {
@@ -167,7 +178,7 @@ func lies(a netip.Addr, device *ident.Identity, prefixes []netip.Prefix, subnets
 	}
 	for _, p := range prefixes {
 		if p.Contains(a) {
-			return device.OwnsAddress(a) || device.RoutesAddress(a)
+			return device.OwnsAddress(a) || stands(device, a)
 		}
 	}
 	return false

@@ -188,7 +188,8 @@ func TestRunTests(t *testing.T) {
 		`{"src": "alice@example.com"}`:                                                                   "asserts nothing",
 		`{"deny": ["tag:db:1"]}`:                                                                         "no src",
 		`{"src": "alice@example.com", "proto": "x", "deny": ["tag:db:1"]}`:                               "unknown protocol",
-		`{"src": "eve@partner.example", "proto": "icmp", "deny": ["tag:db:*"]}`:                          "",
+		`{"src": "eve@partner.example", "proto": "icmp", "deny": ["tag:db:*"]}`:                          "a test tries a port",
+		`{"src": "eve@partner.example", "proto": "132", "deny": ["tag:db:9"]}`:                           "",
 	} {
 		p := build(t, head+test+`]}`, office())
 		failures := p.RunTests()
@@ -215,7 +216,8 @@ func TestSSH(t *testing.T) {
 		], "sshTests": [`
 	for test, want := range map[string]string{
 		`{"src": "alice@example.com", "dst": ["tag:db"], "check": ["root"], "accept": ["postgres"]}`:        "",
-		`{"src": "alice@example.com", "dst": ["tag:db"], "accept": ["root"]}`:                               "after a check",
+		`{"src": "alice@example.com", "dst": ["tag:db"], "accept": ["root"]}`:                               "", // with a check is accepted too
+		`{"src": "alice@example.com", "dst": ["tag:db"], "check": ["postgres"]}`:                            "it is accepted",
 		`{"src": "alice@example.com", "dst": ["alice@example.com", "laptop-less"], "accept": ["root"]}`:     "not a user",
 		`{"src": "alice@example.com", "dst": ["alice@example.com"], "accept": ["root"], "deny": ["x"]}`:     "",
 		`{"src": "alice@example.com", "dst": ["bob@example.com"], "deny": ["root"]}`:                        "",
@@ -242,6 +244,7 @@ func TestWarnings(t *testing.T) {
 		"groups": {"group:empty": []},
 		"tagOwners": {"tag:db": ["alice@example.com"], "tag:router": ["alice@example.com"],
 			"tag:orphan": []},
+		"postures": {"posture:x": ["node:os == 'linux'", "custom:y == 1", "node:tsVersion >= '1.60'", "edr:score > 5"]},
 		"acls": [
 			{"id": "a", "action": "accept", "src": ["alice@example.com"], "dst": ["tag:db:80-90"]},
 			{"id": "b", "action": "accept", "src": ["group:empty"], "dst": ["tag:db:1"]},
@@ -261,10 +264,11 @@ func TestWarnings(t *testing.T) {
 	}
 	want := []string{
 		"unowned-tag 4:4",
-		"shadowed 6:4", // part
-		"shadowed 6:4", // whole, of an owner, who is an admin
-		"matches-nothing 7:4", "matches-nothing 8:4", "shadowed 9:4",
-		"via-device 14:37", "matches-nothing 14:14", "shadowed 14:14", "vacuous-test 16:4",
+		"unknown-attribute 5:69", "unknown-attribute 5:97",
+		"shadowed 7:4", // part
+		"shadowed 7:4", // whole, of an owner, who is an admin
+		"matches-nothing 8:4", "matches-nothing 9:4", "shadowed 10:4",
+		"via-device 15:37", "matches-nothing 15:14", "shadowed 15:14", "vacuous-test 17:4",
 	}
 	slices.Sort(got)
 	slices.Sort(want)

@@ -86,13 +86,17 @@ func (n Node) clone() Node {
 }
 
 // logins returns the names under which a selector may mean the user, in lower
-// case.
+// case. A name that is not an address is also written with an @ behind it,
+// because the language tells users from hosts by that.
 func (u *User) logins() []string {
 	var out []string
 	for _, s := range []string{u.Email, u.Name} {
 		s = strings.ToLower(strings.TrimSpace(s))
 		if s != "" && !slices.Contains(out, s) {
 			out = append(out, s)
+		}
+		if s != "" && !strings.Contains(s, "@") {
+			out = append(out, s+"@")
 		}
 	}
 	return out
@@ -101,7 +105,7 @@ func (u *User) logins() []string {
 // domain returns what follows the @ of the user's address, or "".
 func (u *User) domain() string {
 	for _, s := range u.logins() {
-		if _, domain, ok := strings.Cut(s, "@"); ok {
+		if _, domain, ok := strings.Cut(s, "@"); ok && domain != "" {
 			return domain
 		}
 	}

@@ -202,7 +202,7 @@ func sourceMatches(s policy.Selector, e *Endpoint, a netip.Addr, self bool) bool
 	own := slices.Contains(e.Addresses, a)
 	switch {
 	case len(want.prefixes) > 0:
-		return contains(want.prefixes, a) && (own || contains(e.Routes, a))
+		return contains(want.prefixes, a) && (own || contains(ruleset.Covered(e.Routes), a))
 	case own:
 		return true
 	default:
@@ -224,7 +224,7 @@ func (p *Policy) targetGaps(r *policy.Rule, to target, q Query) []Gap {
 		switch own := slices.Contains(q.To.Addresses, q.Destination); {
 		case !ok || !hasAll(q.To.Labels, want.labels),
 			len(want.prefixes) == 0 && !own,
-			len(want.prefixes) > 0 && (!contains(want.prefixes, q.Destination) || !own && !contains(q.To.Routes, q.Destination)):
+			len(want.prefixes) > 0 && (!contains(want.prefixes, q.Destination) || !own && !contains(ruleset.Covered(q.To.Routes), q.Destination)):
 			gaps = append(gaps, Gap{"destination", fmt.Sprintf("%s is not %s", q.To.Name, to.Name)})
 		case len(r.Via) > 0 && (len(want.prefixes) == 0 || !slices.ContainsFunc(r.Via, func(n policy.Name) bool { return slices.Contains(q.To.Labels, n.Name) })):
 			gaps = append(gaps, Gap{"via", fmt.Sprintf("%s is not one of the routers of via", q.To.Name)})

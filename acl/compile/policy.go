@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -44,7 +45,9 @@ type userState struct {
 type slot struct {
 	node     Node
 	identity ident.Identity
-	names    []string // of the labels
+	// reach is what the identity's routes cover (ruleset.Covered).
+	reach []netip.Prefix
+	names []string // of the labels
 	// collides says that two names share a label, so that rules could take the
 	// device for what it is not.
 	collides bool
@@ -152,7 +155,7 @@ func detach(c *compiledRule) (unused []*subject) {
 
 // describe works out what a device is under the present document and users.
 func (p *Policy) describe(n Node) *slot {
-	s := &slot{node: n, names: p.labelNames(&n), epoch: p.epoch}
+	s := &slot{node: n, names: p.labelNames(&n), epoch: p.epoch, reach: ruleset.Covered(n.Routes)}
 	labels := make([]ident.Label, len(s.names))
 	for i, name := range s.names {
 		labels[i] = p.table.label(name)

@@ -25,45 +25,8 @@ var everywhere = []netip.Prefix{
 	netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0),
 }
 
-// internet is every address that is public: both families without the ranges
-// of RFC 6890 that are private, local, shared, for multicast or reserved.
-var internet = complement([]string{
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
-	"192.168.0.0/16", "224.0.0.0/3",
-}, []string{"2000::/3"})
-
-// complement returns the IPv4 addresses outside the first list and the IPv6
-// prefixes of the second.
-func complement(without, ipv6 []string) []netip.Prefix {
-	out := []netip.Prefix{everywhere[0]}
-	for _, text := range without {
-		hole := netip.MustParsePrefix(text)
-		var next []netip.Prefix
-		for _, p := range out {
-			next = append(next, subtract(p, hole)...)
-		}
-		out = next
-	}
-	for _, text := range ipv6 {
-		out = append(out, netip.MustParsePrefix(text))
-	}
-	return out
-}
-
-// subtract returns p without the addresses of hole.
-func subtract(p, hole netip.Prefix) []netip.Prefix {
-	switch {
-	case !p.Overlaps(hole):
-		return []netip.Prefix{p}
-	case hole.Bits() <= p.Bits():
-		return nil
-	}
-	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
-	bytes := p.Addr().AsSlice()
-	bytes[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	middle, _ := netip.AddrFromSlice(bytes)
-	return append(subtract(low, hole), subtract(netip.PrefixFrom(middle, p.Bits()+1), hole)...)
-}
+// internet is every public address.
+var internet = ruleset.Public()
 
 // key is equal for equal patterns.
 func (s pattern) key() string {
@@ -183,7 +146,7 @@ func (n *slot) reaches(prefixes []netip.Prefix) bool {
 				return true
 			}
 		}
-		for _, route := range n.identity.Routes {
+		for _, route := range n.reach {
 			if route.Overlaps(p) {
 				return true
 			}
@@ -282,7 +245,7 @@ func (x *subjectIndex) findInto(out []*subject, n *slot) []*subject {
 	for _, a := range n.identity.Addresses {
 		out = x.around(out, netip.PrefixFrom(a, a.BitLen()))
 	}
-	for _, route := range n.identity.Routes {
+	for _, route := range n.reach {
 		out = x.around(out, route)
 		out = x.inside(out, route)
 	}

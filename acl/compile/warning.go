@@ -13,7 +13,7 @@ import (
 type Warning struct {
 	policy.Position
 	// Kind is a stable name: "shadowed", "matches-nothing", "vacuous-test",
-	// "unowned-tag", "via-device".
+	// "unowned-tag", "via-device", "unknown-attribute".
 	Kind    string
 	Message string
 }
@@ -26,7 +26,8 @@ func (w Warning) String() string {
 // Warnings returns what is probably not meant, in the order of the text: an
 // accept that denies take away wholly or partly, a rule that matches no device
 // of the directory, a test that repeats itself, a tag that nobody may give, a
-// destination that via can never reach.
+// destination that via can never reach, a condition on an attribute that no
+// device reports.
 func (p *Policy) Warnings() []Warning {
 	var out []Warning
 	add := func(pos policy.Position, kind, format string, args ...any) {
@@ -35,6 +36,13 @@ func (p *Policy) Warnings() []Warning {
 	for _, o := range p.doc.TagOwners {
 		if len(o.Owners) == 0 {
 			add(o.Pos, "unowned-tag", "%s has no owners: only an administrator can give it", o.Tag)
+		}
+	}
+	for _, posture := range p.doc.Postures {
+		for _, c := range posture.Conditions {
+			if hint := unknownAttribute(c.Attribute); hint != "" {
+				add(c.Pos, "unknown-attribute", "nothing reports %s, so %s counts it as not set; %s", c.Attribute, posture.Name, hint)
+			}
 		}
 	}
 	for i := range p.doc.Rules {
@@ -51,17 +59,21 @@ func (p *Policy) Warnings() []Warning {
 		}
 	}
 	out = append(out, p.shadowed()...)
+	asserted := map[string]int{}
 	for i := range p.doc.Tests {
 		t := &p.doc.Tests[i]
 		if t.Malformed == "" && len(t.Accept)+len(t.Deny) == 0 {
 			add(t.Pos, "vacuous-test", "the test asserts nothing")
 		}
-		for j := range i {
-			if sameTest(t, &p.doc.Tests[j]) {
-				add(t.Pos, "vacuous-test", "the test asserts nothing that the one at line %d does not", p.doc.Tests[j].Pos.Line)
-				break
-			}
+		if t.Attributes != nil {
+			continue
 		}
+		key := testKey(t)
+		if line, ok := asserted[key]; ok {
+			add(t.Pos, "vacuous-test", "the test asserts nothing that the one at line %d does not", line)
+			continue
+		}
+		asserted[key] = t.Pos.Line
 	}
 	slices.SortStableFunc(out, func(a, b Warning) int {
 		if a.Line != b.Line {
@@ -72,11 +84,16 @@ func (p *Policy) Warnings() []Warning {
 	return out
 }
 
-func sameTest(a, b *policy.Test) bool {
-	same := func(x, y []policy.Name) bool {
-		return slices.EqualFunc(x, y, func(m, n policy.Name) bool { return m.Name == n.Name })
+// testKey is equal for tests that assert the same, attributes aside.
+func testKey(t *policy.Test) string {
+	b := fmt.Appendf(nil, "%q %d", t.Src.Name, t.Protocol)
+	for _, list := range [2][]policy.Name{t.Accept, t.Deny} {
+		b = append(b, ';')
+		for _, n := range list {
+			b = fmt.Appendf(b, "%q", n.Name)
+		}
 	}
-	return a.Src.Name == b.Src.Name && a.Protocol == b.Protocol && a.Attributes == nil && b.Attributes == nil && same(a.Accept, b.Accept) && same(a.Deny, b.Deny)
+	return string(b)
 }
 
 // emptySide names the side of a rule that no device is on, or "".
@@ -360,3 +377,19 @@ func coverServices(accept, deny []policy.Service) extent {
 // DescribeLabel says in words what a rule asks for with the label of that
 // name.
 func DescribeLabel(name string) string { return strings.TrimSpace(describeLabel(name)) }
+
+// unknownAttribute says what to do about an attribute that neither devices nor
+// the coordinator report, or "" where one does. Names of custom: are the
+// network's own.
+func unknownAttribute(name string) string {
+	switch name {
+	case "node:os", "node:osVersion", "node:version", countryAttribute, mfaAgeAttribute, riskAttribute:
+		return ""
+	case "node:tsVersion":
+		return "the version of this program is node:version"
+	}
+	if strings.HasPrefix(name, "custom:") {
+		return ""
+	}
+	return "use node:os, node:osVersion, node:version, ip:country, or custom: and a name that you set yourself"
+}

@@ -196,8 +196,8 @@ func (d *decoder) selectorIf(n Name, k Kind) (Selector, bool) {
 	return Selector{}, false
 }
 
-// cutPorts splits a destination at its last colon. Brackets around an IPv6
-// address are taken off.
+// cutPorts splits a destination at its last colon. Brackets around an address
+// or prefix are taken off.
 func cutPorts(text string) (host, ports string, ok bool) {
 	i := strings.LastIndexByte(text, ':')
 	if i < 0 {
@@ -205,7 +205,10 @@ func cutPorts(text string) (host, ports string, ok bool) {
 	}
 	host, ports = text[:i], text[i+1:]
 	if inner, found := strings.CutPrefix(host, "["); found {
-		host = strings.Replace(inner, "]", "", 1)
+		inner = strings.Replace(inner, "]", "", 1)
+		if _, message := parseAddresses(inner); message == "" {
+			host = inner
+		}
 	}
 	return host, ports, true
 }

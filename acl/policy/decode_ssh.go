@@ -60,11 +60,18 @@ func (d *decoder) checkSSHPair(r *SSHRule) {
 			switch {
 			case to.Kind == Autogroup && to.Name == "autogroup:self" && !mayHaveSelf(from):
 				d.fail(from.Pos, from.Name, "autogroup:self can only be used with users, groups, or supported autogroups", "a tagged device has no user, so there is no self")
+			case to.Kind == Autogroup && to.Name == "autogroup:member" && isTagged(from):
+				d.fail(from.Pos, from.Name, fmt.Sprintf("%s cannot log in to the devices of users", from.Name), "leave autogroup:member out of dst: a user's devices are for that user alone")
 			case to.Kind == User && (from.Kind != User || from.Name != to.Name):
 				d.fail(to.Pos, to.Name, fmt.Sprintf("invalid dst %q: users in dst are only allowed from the same user", to.Name), "write autogroup:self, or that user as the only src")
 			}
 		}
 	}
+}
+
+// isTagged reports whether a source picks tagged devices only.
+func isTagged(s Selector) bool {
+	return s.Kind == TagName || s.Kind == Autogroup && s.Name == "autogroup:tagged"
 }
 
 func (d *decoder) sshUsers(v *hujson.Value) []Name {
@@ -108,8 +115,12 @@ func (d *decoder) readTests(v *hujson.Value) {
 			{"proto", func(v *hujson.Value) {
 				n := d.name(v, "proto")
 				number, ok := ParseProtocol(n.Name)
-				if !ok && n.Name != "" {
-					t.Malformed = fmt.Sprintf("unknown protocol %q; %s", n.Name, protocolHint)
+				switch {
+				case n.Name == "":
+				case !ok:
+					t.Malformed = fmt.Sprintf("unknown protocol %q; write tcp, udp or sctp", n.Name)
+				case !HasPorts(number):
+					t.Malformed = fmt.Sprintf("proto is %q, but a test tries a port; write tcp, udp or sctp", n.Name)
 				}
 				t.Protocol = number
 			}},

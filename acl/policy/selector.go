@@ -234,7 +234,10 @@ func parsePorts(text string) (ranges [][2]uint16, message string) {
 				return nil, fmt.Sprintf("port range %q: invalid last integer", part)
 			}
 		}
-		if last < first {
+		switch {
+		case first == 0:
+			return nil, fmt.Sprintf("port range %q: the first port must be above 0, or \"*\" for all ports", part)
+		case last < first:
 			return nil, fmt.Sprintf("port range %q: the first port is above the last", part)
 		}
 		if ranges = append(ranges, [2]uint16{first, last}); len(ranges) > MaxServices {

@@ -22,11 +22,13 @@ var (
 		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.2.0/24"),
 		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"),
 		netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("fd00:1::/48"),
+		netip.MustParsePrefix("8.8.0.0/16"),
 	}
 	someAddresses = []netip.Addr{
 		netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("100.64.0.2"),
 		netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.1.9.9"), netip.MustParseAddr("8.8.8.8"),
 		netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2"), netip.MustParseAddr("fd00:1::5"),
+		netip.MustParseAddr("2001:db8::5"), netip.MustParseAddr("8.8.9.9"),
 	}
 	somePorts = []uint16{0, 1, 22, 80, 81, 443, 8080, 65535}
 )

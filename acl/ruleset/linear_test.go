@@ -215,10 +215,19 @@ func within(prefixes []netip.Prefix, device *ident.Identity, a netip.Addr) bool 
 	}
 	for _, p := range prefixes {
 		if p.Contains(a) {
-			return device.OwnsAddress(a) || device.RoutesAddress(a)
+			return device.OwnsAddress(a) || inSubnets(device, a) || device.RoutesAddress(a) && isPublic(a)
 		}
 	}
 	return false
+}
+
+// isPublic says of a default route which addresses it is for.
+func isPublic(a netip.Addr) bool {
+	if a.Is6() {
+		return netip.MustParsePrefix("2000::/3").Contains(a)
+	}
+	b := a.As4()
+	return b[0] != 0 && b[0] < 224 && !a.IsPrivate() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && (b[0] != 100 || b[1]&0xc0 != 64)
 }
 
 // inSubnets reports whether a lies in a subnet that the device routes, default

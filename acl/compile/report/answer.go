@@ -325,7 +325,7 @@ func ownPrefixes(prefixes []netip.Prefix, device *ident.Identity) []netip.Prefix
 		}
 	}
 	for _, p := range prefixes {
-		for _, route := range device.Routes {
+		for _, route := range ruleset.Covered(device.Routes) {
 			switch {
 			case !route.Overlaps(p):
 			case route.Bits() > p.Bits():

@@ -103,7 +103,7 @@ func who(p *compile.Policy, n *compile.Node) string {
 		return strings.Join(tags, ",")
 	}
 	for _, label := range p.LabelNames(n.ID) {
-		if login, ok := strings.CutPrefix(label, "user:"); ok && strings.Contains(login, "@") {
+		if login, ok := strings.CutPrefix(label, "user:"); ok && !strings.HasSuffix(login, "@") && strings.Contains(login, "@") {
 			return login
 		}
 	}
@@ -352,13 +352,14 @@ func places(prefixes []netip.Prefix, device *ident.Identity) []place {
 // longer ones leave nothing.
 func ownPoint(p netip.Prefix, all []netip.Prefix, device *ident.Identity) (netip.Addr, bool) {
 	candidates := []netip.Addr{p.Addr()}
-	for _, q := range slices.Concat(all, device.Routes) {
+	routes := ruleset.Covered(device.Routes)
+	for _, q := range slices.Concat(all, routes) {
 		if p.Overlaps(q) && q.Bits() > p.Bits() {
 			candidates = append(candidates, q.Addr(), lastOf(q).Next())
 		}
 	}
 	for _, a := range candidates {
-		if !a.IsValid() || !p.Contains(a) || !device.RoutesAddress(a) {
+		if !a.IsValid() || !p.Contains(a) || !slices.ContainsFunc(routes, func(q netip.Prefix) bool { return q.Contains(a) }) {
 			continue
 		}
 		if !slices.ContainsFunc(all, func(q netip.Prefix) bool { return q.Bits() > p.Bits() && q.Contains(a) }) {
