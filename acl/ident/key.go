@@ -298,9 +298,14 @@ func (k SignerPrivate) SecretBytes() []byte { return append([]byte(nil), k.s.sli
 // SharedWith returns the X25519 product of k and a peer's public key (RFC
 // 7748). It is input for a key derivation, never a key itself. It returns
 // ErrMalformedKey where the peer's key is of low order.
-func (k NodePrivate) SharedWith(peer NodeKey) ([KeySize]byte, error) {
+func (k NodePrivate) SharedWith(peer NodeKey) ([KeySize]byte, error) { return k.s.sharedWith(peer) }
+
+// SharedWith is NodePrivate.SharedWith from the coordinator's side.
+func (k ChannelPrivate) SharedWith(peer NodeKey) ([KeySize]byte, error) { return k.s.sharedWith(peer) }
+
+func (s *secret) sharedWith(peer NodeKey) ([KeySize]byte, error) {
 	var out [KeySize]byte
-	private, err := ecdh.X25519().NewPrivateKey(k.s.slice())
+	private, err := ecdh.X25519().NewPrivateKey(s.slice())
 	if err != nil {
 		panic("BUG: ident: X25519 refused 32 bytes: " + err.Error())
 	}

@@ -63,6 +63,8 @@ type Dial struct {
 type Channel interface {
 	Send(message []byte) error
 	Receive() ([]byte, error)
+	// Binding names the connection to both its ends.
+	Binding() wire.Binding
 	SetWriteDeadline(t time.Time) error
 	Close() error
 }

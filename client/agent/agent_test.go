@@ -36,6 +36,9 @@ func TestJoin(t *testing.T) {
 		if r.Hostname != "default" || strings.Count(r.AuthKey, "-") != 3 {
 			t.Errorf("registered as %q with a key of %d parts", r.Hostname, strings.Count(r.AuthKey, "-"))
 		}
+		if r.Proof == (wire.Proof{}) {
+			t.Error("registered without a proof of the node key")
+		}
 		s := n.status()
 		if s.State != localapi.Connected || s.Self.Name != "node1" || len(s.Peers) != 2 || s.Peers[0].User != "alice@example.com" || s.LoginServer != "http://c:8080" {
 			t.Errorf("status %+v", s)

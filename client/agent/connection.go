@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
+	"github.com/warren-overlay/warren/coordinator/wire"
 )
 
 const (
@@ -94,14 +96,14 @@ func (l *loop) dial(o control.Dial) {
 	l.running.Go(func() {
 		defer close(c.done)
 		defer c.cancel()
-		err := l.converse(c, Dial{URL: o.URL, Coordinator: o.Coordinator, Network: o.Network, Machine: keys.Machine})
+		err := l.converse(c, Dial{URL: o.URL, Coordinator: o.Coordinator, Network: o.Network, Machine: keys.Machine}, keys.Node)
 		l.tell(c, func(m *control.Machine, now time.Time) { m.HandleClosed(err, now) })
 	})
 }
 
-// converse opens the channel, and reads and writes it until it ends, and
-// returns why.
-func (l *loop) converse(c *connection, d Dial) error {
+// converse opens the channel, proves there that this device holds its node key,
+// and reads and writes it until it ends, and returns why.
+func (l *loop) converse(c *connection, d Dial, node ident.NodePrivate) error {
 	channel, err := l.cfg.Coordinator.Dial(c.ctx, d)
 	if err != nil {
 		return err
@@ -111,6 +113,10 @@ func (l *loop) converse(c *connection, d Dial) error {
 	defer shut()
 	stop := context.AfterFunc(c.ctx, shut)
 	defer stop()
+	proof, err := wire.ProveNodeKey(node, d.Coordinator, channel.Binding())
+	if err != nil {
+		return err
+	}
 
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -134,7 +140,7 @@ func (l *loop) converse(c *connection, d Dial) error {
 			}
 		}
 	})
-	l.tell(c, func(m *control.Machine, now time.Time) { m.HandleConnected(now) })
+	l.tell(c, func(m *control.Machine, now time.Time) { m.HandleConnected(proof, now) })
 	for {
 		frame, err := channel.Receive()
 		if err != nil {

@@ -120,6 +120,7 @@ func (p *pipe) Receive() ([]byte, error) {
 		return nil, io.EOF
 	}
 }
+func (p *pipe) Binding() wire.Binding            { return wire.Binding{1} }
 func (p *pipe) SetWriteDeadline(time.Time) error { return nil }
 func (p *pipe) Close() error                     { p.once.Do(func() { close(p.closed) }); return nil }
 

@@ -58,7 +58,7 @@ func TestCoordinatorTimeIsKept(t *testing.T) {
 	meet := func(theirs time.Time) control.Saved {
 		c := newNode(t, n.config(), start)
 		c.m.HandleStart(c.now)
-		c.m.HandleConnected(c.now)
+		c.m.HandleConnected(wire.Proof{}, c.now)
 		c.receive(wire.Welcome{Version: wire.Newest, Time: theirs, Registered: true})
 		c.receive(m)
 		return c.saved
@@ -99,7 +99,7 @@ func TestRefusedForTheClockComesBack(t *testing.T) {
 	again := func(c *node) wire.MapRequest {
 		c.sent = nil
 		c.m.HandleTimeout(c.now)
-		c.m.HandleConnected(c.now)
+		c.m.HandleConnected(wire.Proof{}, c.now)
 		c.receive(wire.Welcome{Version: wire.Newest, Time: c.now, Registered: true})
 		return c.sent[len(c.sent)-1].(wire.MapRequest)
 	}
@@ -184,7 +184,7 @@ func TestMemoryOutlivesTheMap(t *testing.T) {
 	c.m.HandleStart(start)
 	c.m.HandleGenesis(n.genesis, start)
 	c.drain()
-	c.m.HandleConnected(start)
+	c.m.HandleConnected(wire.Proof{}, start)
 	c.receive(wire.Welcome{Version: wire.Newest, Time: start, Registered: true})
 	c.receive(n.fullMap(9, 4, bystander))
 	if c.view.Rules != nil || !c.hasFact(health.PolicyRollback) {

@@ -147,12 +147,14 @@ func (m *Machine) HandleGenesis(g *authority.Genesis, now time.Time) {
 	m.connect("")
 }
 
-// HandleConnected tells that the channel that Dial asked for is open.
-func (m *Machine) HandleConnected(now time.Time) {
+// HandleConnected tells that the channel that Dial asked for is open, with the
+// proof for it of Config.NodeKey.
+func (m *Machine) HandleConnected(proof wire.Proof, now time.Time) {
 	m.tick(now)
 	if m.state != Dialing || m.authority == nil {
 		return
 	}
+	m.proof = proof
 	m.send(wire.Hello{Version: wire.Newest, Host: m.cfg.Host})
 	m.note(m.facts.ClearCode(health.CoordinatorIdentity))
 	m.enter(Handshaking, "", m.now.Add(replyTimeout))

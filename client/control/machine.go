@@ -124,6 +124,7 @@ type Machine struct {
 	routes       []netip.Prefix
 
 	// Of the present connection.
+	proof      wire.Proof
 	welcomed   time.Time // the time that the coordinator gave
 	synced     bool
 	streaming  time.Time // since when

@@ -212,7 +212,7 @@ func (n *node) receive(message wire.ServerMessage) {
 func (n *node) stream() {
 	n.t.Helper()
 	n.m.HandleStart(n.now)
-	n.m.HandleConnected(n.now)
+	n.m.HandleConnected(wire.Proof{}, n.now)
 	n.receive(wire.Welcome{Version: wire.Newest, Time: n.now, Registered: true})
 	if s := n.m.Snapshot().State; s != control.Streaming {
 		n.t.Fatalf("state %v, want streaming", s)

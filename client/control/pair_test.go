@@ -205,7 +205,7 @@ func (p *pair) drainNode() {
 		case control.Dial:
 			p.session = session.New(session.Config{Node: selfID}, p.now)
 			p.toNode, p.toSession = nil, nil
-			p.node.HandleConnected(p.now)
+			p.node.HandleConnected(wire.Proof{}, p.now)
 		case control.Send:
 			p.toSession = append(p.toSession, o.Frame)
 		case control.Close:

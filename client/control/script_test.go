@@ -129,7 +129,7 @@ func (s *script) run(command string, args []string) {
 	case "genesis-of-another":
 		s.m.HandleGenesis(newNetwork(s.t, 2).genesis, s.now)
 	case "connected":
-		s.m.HandleConnected(s.now)
+		s.m.HandleConnected(wire.Proof{}, s.now)
 	case "closed":
 		s.m.HandleClosed(errors.New(strings.Join(args, " ")), s.now)
 	case "closed-by-another":

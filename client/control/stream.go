@@ -98,7 +98,7 @@ func (m *Machine) welcome(w wire.Welcome) {
 		m.enter(Streaming, "", m.now.Add(mapTimeout))
 	case m.registration != nil:
 		r := m.registration
-		m.send(wire.Register{AuthKey: r.AuthKey, NodeKey: m.cfg.NodeKey, Hostname: r.Hostname, Tags: r.Tags})
+		m.send(wire.Register{AuthKey: r.AuthKey, NodeKey: m.cfg.NodeKey, Hostname: r.Hostname, Tags: r.Tags, Proof: m.proof})
 		m.enter(Registering, "", m.now.Add(replyTimeout))
 	default:
 		m.stop(NeedsLogin, "the coordinator does not know this device")
@@ -134,7 +134,7 @@ func (m *Machine) registered() {
 
 // requestMap begins the stream with what is at hand.
 func (m *Machine) requestMap() {
-	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes}
+	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes, Proof: m.proof}
 	// Where a part of the map is not believed, the coordinator would leave it
 	// at that: a full map is looked at anew.
 	if m.member != nil && !m.resyncing && m.member.complete(m.now) {

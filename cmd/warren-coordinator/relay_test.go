@@ -57,9 +57,13 @@ func join(t *testing.T, data, url string) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.ch.Close() })
+	proof, err := wire.ProveNodeKey(n.key, genesis.Channel, n.ch.Binding())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, m := range []wire.ClientMessage{
 		wire.Hello{Version: wire.Newest},
-		wire.Register{AuthKey: parsed.Credential(), NodeKey: n.key.Public(), Hostname: "n"},
+		wire.Register{AuthKey: parsed.Credential(), NodeKey: n.key.Public(), Hostname: "n", Proof: proof},
 		wire.MapRequest{NodeKey: n.key.Public()},
 	} {
 		if err := n.ch.Send(wire.EncodeClient(m)); err != nil {

@@ -268,7 +268,11 @@ func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
 			cmd.Granted = s.network.GrantedTags(k.User, r.Tags)
 		}
 	}
-	result, err := s.execute(ctx, c.machine.String(), cmd)
+	var result registry.Result
+	err := s.held(c, r.NodeKey, r.Proof)
+	if err == nil {
+		result, err = s.execute(ctx, c.machine.String(), cmd)
+	}
 	if err != nil {
 		s.metrics.registrations.WithLabelValues("refused").Inc()
 		s.endSession(c, refusal(s.recordRefusal(ctx, c, cmd, err)))
@@ -278,6 +282,15 @@ func (s *Server) register(ctx context.Context, c *conn, r session.Register) {
 	c.known()
 	c.channel.SetReceiveLimit(wire.MaxClientMessage)
 	c.session.Registered(result.Device.ID, result.Device.Name)
+}
+
+// held returns an error that wraps registry.ErrInvalid where the device did not
+// prove that it holds the private half of the node key.
+func (s *Server) held(c *conn, key ident.NodeKey, proof wire.Proof) error {
+	if !proof.Shows(key, s.keys.Channel, c.channel.Binding()) {
+		return fmt.Errorf("%w: the device does not prove that it holds the node key %s", registry.ErrInvalid, key.Short())
+	}
+	return nil
 }
 
 // recordRefusal writes down that a registration was refused, or counts it where
@@ -307,6 +320,9 @@ func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
 	err := h.Validate()
 	if s.state.RevokedMachine(c.machine) { // since the connection began
 		err = registry.ErrRevoked
+	}
+	if d := s.state.Device(id); err == nil && (d == nil || d.NodeKey != r.NodeKey) {
+		err = s.held(c, r.NodeKey, r.Proof)
 	}
 	if err == nil {
 		_, err = s.execute(ctx, id.String(), registry.RotateNodeKey{Node: id, NodeKey: r.NodeKey})

@@ -104,8 +104,11 @@ func (o *site) key(cmd registry.CreateKey) string {
 type device struct {
 	t       testing.TB
 	machine ident.MachinePrivate
+	private ident.NodePrivate
 	node    ident.NodeKey
-	ch      *channel.Conn
+	// coordinator is whom the proofs of the key are for.
+	coordinator ident.ChannelKey
+	ch          *channel.Conn
 	// changed holds a token when there may be something new.
 	changed chan struct{}
 
@@ -128,7 +131,7 @@ func newDevice(t testing.TB) *device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &device{t: t, machine: machine, node: node.Public(), changed: make(chan struct{}, 1)}
+	return &device{t: t, machine: machine, private: node, node: node.Public(), changed: make(chan struct{}, 1)}
 }
 
 // connect begins a connection and says hello.
@@ -147,7 +150,7 @@ func (d *device) connect(o *site) (registered bool, refused *wire.Error) {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.ch, d.ended, d.gone = ch, nil, make(chan struct{})
+	d.ch, d.ended, d.gone, d.coordinator = ch, nil, make(chan struct{}), o.Genesis().Channel
 	d.say(wire.Hello{Version: wire.Newest, Host: wire.HostInfo{OS: "linux", ProgramVersion: "1"}})
 	switch m := d.hear().(type) {
 	case wire.Welcome:
@@ -187,10 +190,24 @@ func (d *device) hear() wire.ServerMessage {
 	}
 }
 
+// proof proves the device's node key on its present channel.
+func (d *device) proof() wire.Proof {
+	d.t.Helper()
+	p, err := wire.ProveNodeKey(d.private, d.coordinator, d.ch.Binding())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return p
+}
+
+// take makes the node key of another device this one's, as a copy of its state
+// does.
+func (d *device) take(other *device) { d.private, d.node = other.private, other.node }
+
 // register joins by a key.
 func (d *device) register(key, hostname string) (wire.Registered, *wire.Error) {
 	d.t.Helper()
-	d.say(wire.Register{AuthKey: key, NodeKey: d.node, Hostname: hostname})
+	d.say(wire.Register{AuthKey: key, NodeKey: d.node, Hostname: hostname, Proof: d.proof()})
 	switch m := d.hear().(type) {
 	case wire.Registered:
 		return m, nil
@@ -206,7 +223,7 @@ func (d *device) register(key, hostname string) (wire.Registered, *wire.Error) {
 // listen asks for the map and follows the stream in a goroutine of its own.
 func (d *device) listen(endpoints ...netip.AddrPort) *wire.Error {
 	d.t.Helper()
-	request := wire.MapRequest{NodeKey: d.node, Endpoints: endpoints}
+	request := wire.MapRequest{NodeKey: d.node, Endpoints: endpoints, Proof: d.proof()}
 	if d.m != nil {
 		request.HaveSequence, request.HaveHash = d.m.Sequence, d.m.Hash()
 	}

@@ -118,7 +118,7 @@ func TestOverTheNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.ch.Close()
-	d.gone = make(chan struct{})
+	d.gone, d.coordinator = make(chan struct{}), genesis.Channel
 	d.say(wire.Hello{Version: wire.Newest})
 	d.hear()
 	if _, refused := d.register(join.Credential(), "Laptop"); refused != nil {

@@ -133,7 +133,7 @@ func TestRevokedDeviceIsCutAndStaysOut(t *testing.T) {
 		}
 		b.ch.Close()
 		thief := newDevice(t)
-		thief.node = b.node
+		thief.take(b)
 		thief.connect(o)
 		if _, refused := thief.register(o.alices(), "thief"); refused == nil || refused.Code != wire.CodeRevoked {
 			t.Errorf("its node key comes back: %+v", refused)
@@ -156,15 +156,15 @@ func TestNodeKeyOfAnotherIsRefused(t *testing.T) {
 		before := victim.held()
 
 		fresh := newDevice(t)
-		fresh.node = victim.node
+		fresh.take(victim)
 		fresh.connect(o)
 		if _, refused := fresh.register(key, "thief"); refused == nil || refused.Code != wire.CodeKeyInUse {
 			t.Errorf("at registration: %+v", refused)
 		}
 		member := o.join(key, "member")
 		member.close()
-		own := member.node
-		member.node = victim.node
+		own := &device{private: member.private, node: member.node}
+		member.take(victim)
 		member.m = nil
 		member.connect(o)
 		if refused := member.listen(); refused == nil || refused.Code != wire.CodeKeyInUse {
@@ -178,13 +178,75 @@ func TestNodeKeyOfAnotherIsRefused(t *testing.T) {
 		if victim.why() != 0 || !slices.Equal(victim.held().Self, before.Self) {
 			t.Errorf("the victim noticed: code %d", victim.why())
 		}
-		member.node = own
+		member.take(own)
 		member.connect(o)
 		if refused := member.listen(); refused != nil {
 			t.Errorf("the member's own key: %v", refused)
 		}
 		member.close()
 		victim.close()
+	})
+}
+
+// TestNodeKeyMustBeProven claims keys that the device does not hold, which
+// nobody else has either: at registration and as a rotation, with no proof and
+// with one of another key or another channel.
+func TestNodeKeyMustBeProven(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		key := o.alices()
+		held, foreign := newDevice(t), newDevice(t)
+		held.connect(o)
+		elsewhere := held.proof() // of the right key on another channel
+		held.ch.Close()
+		refusedAs := func(d *device, m wire.ClientMessage) wire.Code {
+			t.Helper()
+			d.say(m)
+			refused, ok := d.hear().(*wire.Error)
+			if !ok {
+				return 0
+			}
+			d.ch.Close()
+			return refused.Code
+		}
+		for name, claim := range map[string]struct {
+			node  ident.NodeKey
+			proof func() wire.Proof
+		}{
+			"no proof":                {held.node, func() wire.Proof { return wire.Proof{} }},
+			"a proof of another key":  {foreign.node, held.proof},
+			"a proof made elsewhere":  {held.node, func() wire.Proof { return elsewhere }},
+			"no key, proof of one":    {ident.NodeKey{}, held.proof},
+			"a key that nobody holds": {ident.NodeKey{1}, held.proof},
+		} {
+			held.connect(o)
+			before := len(o.entries())
+			if got := refusedAs(held, wire.Register{AuthKey: key, NodeKey: claim.node, Hostname: "d", Proof: claim.proof()}); got != wire.CodeMalformed {
+				t.Errorf("%s at registration: code %d", name, got)
+			}
+			if got := len(o.entries()) - before; got != 1 {
+				t.Errorf("%s at registration: %d audit entries", name, got)
+			}
+			member := o.join(key, "member")
+			member.close()
+			member.connect(o)
+			held.ch = member.ch // the proof is for the channel at hand
+			if got := refusedAs(member, wire.MapRequest{NodeKey: claim.node, Proof: claim.proof()}); got != wire.CodeMalformed {
+				t.Errorf("%s as a rotation: code %d", name, got)
+			}
+			member.connect(o)
+			if refused := member.listen(); refused != nil {
+				t.Errorf("%s: the member's own key is refused then: %v", name, refused)
+			}
+			member.close()
+			// One that it holds is another matter.
+			next := newDevice(t)
+			member.take(next)
+			member.connect(o)
+			if refused := member.listen(); refused != nil {
+				t.Errorf("a rotation to a key that is held: %v", refused)
+			}
+			member.close()
+		}
 	})
 }
 
@@ -238,7 +300,7 @@ func TestRefusalsAreRecordedAtABoundedRate(t *testing.T) {
 		for i := range attempts {
 			d := newDevice(t)
 			d.connect(o)
-			m := wire.Register{AuthKey: key, NodeKey: d.node, Hostname: "d"}
+			m := wire.Register{AuthKey: key, NodeKey: d.node, Hostname: "d", Proof: d.proof()}
 			want := wire.CodeAuthKey
 			switch i % 4 {
 			case 0:
@@ -246,7 +308,8 @@ func TestRefusalsAreRecordedAtABoundedRate(t *testing.T) {
 			case 1:
 				m.Tags, want = []ident.Tag{"tag:db"}, wire.CodeDenied
 			case 2:
-				m.NodeKey, want = victim.node, wire.CodeKeyInUse
+				d.take(victim)
+				m.NodeKey, m.Proof, want = d.node, d.proof(), wire.CodeKeyInUse
 			case 3:
 				m.NodeKey, want = ident.NodeKey{}, wire.CodeMalformed
 			}
@@ -318,7 +381,7 @@ func TestParallelRegistrations(t *testing.T) {
 		ids := map[ident.NodeID]bool{}
 		for range 32 {
 			wg.Go(func() {
-				d := &device{t: t, machine: machine.machine, node: machine.node}
+				d := &device{t: t, machine: machine.machine, private: machine.private, node: machine.node}
 				d.connect(o)
 				r, refused := d.register(many, "same")
 				mu.Lock()
@@ -425,7 +488,7 @@ func TestSecondConnectionReplacesTheFirst(t *testing.T) {
 	bubble(t, func(t *testing.T, o *site) {
 		key := o.alices()
 		watcher, first := o.join(key, "watcher"), o.join(key, "d")
-		second := &device{t: t, machine: first.machine, node: first.node}
+		second := &device{t: t, machine: first.machine, private: first.private, node: first.node}
 		if registered, _ := second.connect(o); !registered {
 			t.Error("the second connection is a stranger's")
 		}

@@ -69,6 +69,7 @@ type Stream struct {
 	Endpoints []netip.AddrPort
 	// Routes is all that the node offers to route.
 	Routes []netip.Prefix
+	Proof  wire.Proof
 	Host   wire.HostInfo
 }
 
@@ -303,7 +304,7 @@ func (s *Session) mapRequest(m wire.MapRequest) {
 		m.HaveSequence = 0
 	}
 	s.have = m
-	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Routes: m.Routes, Host: s.host})
+	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Routes: m.Routes, Proof: m.Proof, Host: s.host})
 }
 
 // outside drops the endpoints that lie in the overlay.

@@ -53,12 +53,12 @@ func EncodeClient(m ClientMessage) []byte {
 			tags = append(tags, string(t))
 		}
 		out.Message = &wirepb.ClientMessage_Register{Register: &wirepb.Register{
-			AuthKey: m.AuthKey, NodeKey: m.NodeKey[:], Hostname: m.Hostname, Tags: tags,
+			AuthKey: m.AuthKey, NodeKey: m.NodeKey[:], Hostname: m.Hostname, Tags: tags, Proof: m.Proof[:],
 		}}
 	case MapRequest:
 		out.Message = &wirepb.ClientMessage_MapRequest{MapRequest: &wirepb.MapRequest{
 			NodeKey: m.NodeKey[:], Endpoints: endpointsOut(m.Endpoints), HaveSequence: m.HaveSequence, HaveHash: m.HaveHash[:],
-			Routes: prefixesOut(m.Routes),
+			Routes: prefixesOut(m.Routes), Proof: m.Proof[:],
 		}}
 	case Update:
 		out.Message = &wirepb.ClientMessage_Update{Update: &wirepb.Update{
@@ -147,6 +147,7 @@ func DecodeClient(b []byte) (ClientMessage, error) {
 	case *wirepb.ClientMessage_Register:
 		r := Register{AuthKey: d.text(m.Register.GetAuthKey()), Hostname: d.text(m.Register.GetHostname())}
 		d.fixed(r.NodeKey[:], m.Register.GetNodeKey())
+		d.fixed(r.Proof[:], m.Register.GetProof())
 		d.count("tags", len(m.Register.GetTags()), maxTags)
 		for _, t := range m.Register.GetTags() {
 			if !ident.Tag(t).Valid() {
@@ -159,6 +160,7 @@ func DecodeClient(b []byte) (ClientMessage, error) {
 		r := MapRequest{Endpoints: d.endpoints(m.MapRequest.GetEndpoints()), HaveSequence: m.MapRequest.GetHaveSequence(), Routes: d.prefixes(m.MapRequest.GetRoutes())}
 		d.fixed(r.NodeKey[:], m.MapRequest.GetNodeKey())
 		d.fixed(r.HaveHash[:], m.MapRequest.GetHaveHash())
+		d.fixed(r.Proof[:], m.MapRequest.GetProof())
 		out = r
 	case *wirepb.ClientMessage_Update:
 		out = Update{Endpoints: d.endpoints(m.Update.GetEndpoints()), Routes: d.prefixes(m.Update.GetRoutes())}

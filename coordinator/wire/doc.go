@@ -13,6 +13,9 @@
 // MapRequest, which the coordinator answers with a Map and, from then on,
 // Deltas. Pings, Updates and Errors come at any time after Welcome.
 //
+// A node key is taken from who proves on this very channel to hold its private
+// half (Proof): at registration, and where a MapRequest brings another key.
+//
 // The package is pure. Its values are not safe for concurrent use.
 //
 //go:generate go run -C ../../tests/tools ./protogen ../../coordinator/wire/wirepb control.proto

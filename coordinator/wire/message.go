@@ -35,6 +35,8 @@ type Register struct {
 	Hostname string
 	// Tags are asked for beyond those of the key.
 	Tags []ident.Tag
+	// Proof is of NodeKey.
+	Proof Proof
 }
 
 // MapRequest begins the stream of maps. HaveSequence and HaveHash say what the
@@ -46,6 +48,9 @@ type MapRequest struct {
 	HaveHash     Hash
 	// Routes is all that the node offers to route.
 	Routes []netip.Prefix
+	// Proof is of NodeKey. It is looked at where that is another key than
+	// before.
+	Proof Proof
 }
 
 // Update tells that the node's endpoints, and what it offers to route, are now

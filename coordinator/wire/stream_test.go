@@ -145,8 +145,8 @@ func clientMessages() []ClientMessage {
 	routes := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("::/0")}
 	return []ClientMessage{
 		Hello{Version: 1, Host: HostInfo{"1.0", "linux", "6.1", "amd64"}},
-		Register{AuthKey: "wkey-auth-x-y", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}},
-		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}, Routes: routes},
+		Register{AuthKey: "wkey-auth-x-y", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}, Proof: Proof{5}},
+		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}, Routes: routes, Proof: Proof{6}},
 		Update{Endpoints: e, Routes: routes},
 		Pong{Number: 4},
 		Logout{},

@@ -94,6 +94,9 @@ func TestMessagesOfEverySizeArriveWhole(t *testing.T) {
 	if coordinator.Peer() != n.machine.Public() {
 		t.Fatalf("peer is %v, want %v", coordinator.Peer(), n.machine.Public())
 	}
+	if other, _ := connected(t, n); node.Binding() != coordinator.Binding() || node.Binding() == other.Binding() {
+		t.Error("the binding is not that of one channel on both its sides")
+	}
 	if !node.Peer().IsZero() {
 		t.Errorf("a node's own side has peer %v", node.Peer())
 	}
@@ -480,7 +483,7 @@ func FuzzReceive(f *testing.F) {
 			stream.Write(sealed)
 			rest = rest[n:]
 		}
-		c := newConn(readOnly{r: &stream}, ident.MachineKey{}, noise.UnsafeNewCipherState(suite, key, 0), nil, UnregisteredLimit, 0)
+		c := newConn(readOnly{r: &stream}, ident.MachineKey{}, wire.Binding{}, noise.UnsafeNewCipherState(suite, key, 0), nil, UnregisteredLimit, 0)
 		got, err := c.Receive()
 		if err != nil {
 			return

@@ -13,6 +13,7 @@ import (
 	"github.com/flynn/noise"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/wire"
 )
 
 const (
@@ -52,6 +53,8 @@ var (
 type Conn struct {
 	stream net.Conn
 	peer   ident.MachineKey
+	// binding is the hash of the handshake.
+	binding wire.Binding
 	// sendLimit is the longest message that the other side takes.
 	sendLimit int
 
@@ -96,6 +99,10 @@ const smallRecord = lengthSize + UnregisteredLimit + tagSize
 // Peer returns the machine key that the node proved to hold; the zero key on
 // the node's own side.
 func (c *Conn) Peer() ident.MachineKey { return c.peer }
+
+// Binding returns the hash of the handshake, which is the same on both sides
+// and that of no other channel.
+func (c *Conn) Binding() wire.Binding { return c.binding }
 
 // SetReceiveLimit sets the longest message in bytes that Receive takes from now
 // on.

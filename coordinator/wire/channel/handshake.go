@@ -96,7 +96,7 @@ func Client(ctx context.Context, stream net.Conn, cfg ClientConfig) (*Conn, erro
 		if err != nil || len(payload) > 0 {
 			return nil, fmt.Errorf("%w: the coordinator does not hold the key that it is known by", ErrHandshake)
 		}
-		return newConn(stream, ident.MachineKey{}, in, out, wire.MaxServerMessage, wire.MaxClientMessage), nil
+		return newConn(stream, ident.MachineKey{}, wire.Binding(state.ChannelBinding()), in, out, wire.MaxServerMessage, wire.MaxClientMessage), nil
 	})
 }
 
@@ -133,13 +133,13 @@ func Server(ctx context.Context, stream net.Conn, cfg ServerConfig) (*Conn, erro
 		if err := writeHandshake(stream, second); err != nil {
 			return nil, err
 		}
-		return newConn(stream, peer, in, out, UnregisteredLimit, wire.MaxServerMessage), nil
+		return newConn(stream, peer, wire.Binding(state.ChannelBinding()), in, out, UnregisteredLimit, wire.MaxServerMessage), nil
 	})
 }
 
-func newConn(stream net.Conn, peer ident.MachineKey, in, out *noise.CipherState, receiveLimit, sendLimit int) *Conn {
+func newConn(stream net.Conn, peer ident.MachineKey, binding wire.Binding, in, out *noise.CipherState, receiveLimit, sendLimit int) *Conn {
 	return &Conn{
-		stream: stream, peer: peer, sendLimit: sendLimit, receiveLimit: receiveLimit,
+		stream: stream, peer: peer, binding: binding, sendLimit: sendLimit, receiveLimit: receiveLimit,
 		in: cipher{state: in, rekeyEvery: rekeyRecords}, out: cipher{state: out, rekeyEvery: rekeyRecords},
 	}
 }

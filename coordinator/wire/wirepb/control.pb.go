@@ -598,7 +598,10 @@ type Register struct {
 	NodeKey  []byte `protobuf:"bytes,2,opt,name=node_key,json=nodeKey,proto3" json:"node_key,omitempty"`
 	Hostname string `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// Tags asked for beyond those of the key.
-	Tags          []string `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	Tags []string `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	// Shows that the node holds the node key's private half: 32 bytes, a MAC
+	// over the channel's handshake hash and the key.
+	Proof         []byte `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +660,13 @@ func (x *Register) GetHostname() string {
 func (x *Register) GetTags() []string {
 	if x != nil {
 		return x.Tags
+	}
+	return nil
+}
+
+func (x *Register) GetProof() []byte {
+	if x != nil {
+		return x.Proof
 	}
 	return nil
 }
@@ -726,7 +736,9 @@ type MapRequest struct {
 	HaveSequence uint64 `protobuf:"varint,3,opt,name=have_sequence,json=haveSequence,proto3" json:"have_sequence,omitempty"`
 	HaveHash     []byte `protobuf:"bytes,4,opt,name=have_hash,json=haveHash,proto3" json:"have_hash,omitempty"`
 	// All that the node offers to route.
-	Routes        []*Prefix `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
+	Routes []*Prefix `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
+	// As in Register; looked at where the key is another one than before.
+	Proof         []byte `protobuf:"bytes,6,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +804,13 @@ func (x *MapRequest) GetHaveHash() []byte {
 func (x *MapRequest) GetRoutes() []*Prefix {
 	if x != nil {
 		return x.Routes
+	}
+	return nil
+}
+
+func (x *MapRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
 	}
 	return nil
 }
@@ -1760,23 +1779,25 @@ const file_control_proto_rawDesc = "" +
 	"timeUnixMs\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x03 \x01(\bR\n" +
-	"registered\"p\n" +
+	"registered\"\x86\x01\n" +
 	"\bRegister\x12\x19\n" +
 	"\bauth_key\x18\x01 \x01(\tR\aauthKey\x12\x19\n" +
 	"\bnode_key\x18\x02 \x01(\fR\anodeKey\x12\x1a\n" +
 	"\bhostname\x18\x03 \x01(\tR\bhostname\x12\x12\n" +
-	"\x04tags\x18\x04 \x03(\tR\x04tags\"4\n" +
+	"\x04tags\x18\x04 \x03(\tR\x04tags\x12\x14\n" +
+	"\x05proof\x18\x05 \x01(\fR\x05proof\"4\n" +
 	"\n" +
 	"Registered\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xd7\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xed\x01\n" +
 	"\n" +
 	"MapRequest\x12\x19\n" +
 	"\bnode_key\x18\x01 \x01(\fR\anodeKey\x129\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x12#\n" +
 	"\rhave_sequence\x18\x03 \x01(\x04R\fhaveSequence\x12\x1b\n" +
 	"\thave_hash\x18\x04 \x01(\fR\bhaveHash\x121\n" +
-	"\x06routes\x18\x05 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\"v\n" +
+	"\x06routes\x18\x05 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\x12\x14\n" +
+	"\x05proof\x18\x06 \x01(\fR\x05proof\"v\n" +
 	"\x06Update\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x121\n" +
 	"\x06routes\x18\x02 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\"\x1e\n" +
