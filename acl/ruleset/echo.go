@@ -53,10 +53,10 @@ func (r *Rule) reaches() bool {
 // that is admitted, only those that begin or end where none is.
 func (x *index) reach(dir Direction, f Flow, now time.Time) tally {
 	t := newTally(x.rules)
-	few, many := x.matches(dir, f)
+	few, many := x.matches(dir, &f)
 	var listed [256]bool
 	for _, n := range few {
-		if !contains(many, n) {
+		if !many.has(n) {
 			continue
 		}
 		s := &x.scopes[n].services
@@ -96,12 +96,12 @@ func (x *index) reach(dir Direction, f Flow, now time.Time) tally {
 // of which the same may be opened, so that it takes as many steps as denies and
 // accepts that do not hold at all times cut the ports into, not as many as there
 // are rules.
-func (x *index) firstAdmitted(few, many []int32, protocol uint8, now time.Time) (tally, bool) {
+func (x *index) firstAdmitted(few []int32, many scopeSet, protocol uint8, now time.Time) (tally, bool) {
 	for port := 0; port <= 65535; {
 		t := newTally(x.rules)
 		denied, ends := port, 65536
 		for _, n := range few {
-			if !contains(many, n) {
+			if !many.has(n) {
 				continue
 			}
 			table := x.scopes[n].services.table(protocol)

@@ -23,10 +23,17 @@ import (
 // In nearly every network nearly all rules are in one scope: they speak of the
 // devices' own addresses.
 type index struct {
-	rules        []Rule
-	scopes       []scope
+	rules  []Rule
+	scopes []scope
+	// briefs has what most scopes say, one for each scope, and cells what the
+	// spans of the briefs mean.
+	briefs       []brief
+	cells        []cell
 	theirs, ours classes
 	timed        bool // one of the rules does not hold at all times
+	// devices are there where the classes would take too much memory: the
+	// conditions are then asked one by one.
+	devices *devices
 }
 
 // scope is a set of rules with the same conditions on both addresses.
@@ -83,9 +90,16 @@ func newIndex(rules []Rule, self, peer *ident.Identity) index {
 	x.scopes = slices.Clip(x.scopes)
 	for n := range x.scopes {
 		x.scopes[n].services = newServices(rules, members[n])
+		x.addBrief(&x.scopes[n].services)
 	}
-	x.theirs = newClasses(peer, x.scopes, func(s *scope) *condition { return &s.theirs })
-	x.ours = newClasses(self, x.scopes, func(s *scope) *condition { return &s.ours })
+	x.cells = slices.Clip(x.cells)
+	var fits [2]bool
+	x.theirs, fits[0] = newClasses(peer, x.scopes, func(s *scope) *condition { return &s.theirs })
+	x.ours, fits[1] = newClasses(self, x.scopes, func(s *scope) *condition { return &s.ours })
+	if !fits[0] || !fits[1] {
+		x.theirs, x.ours = classes{}, classes{}
+		x.devices = newDevices(self, peer, len(x.scopes))
+	}
 	return x
 }
 
@@ -108,32 +122,36 @@ func (r *Rule) peerCondition(peer *ident.Identity) (c condition, ok bool) {
 	return c, ok
 }
 
-// matches returns two ascending lists; the scopes that are in both speak of the
-// flow's addresses. The first list is not the longer one.
-func (x *index) matches(dir Direction, f Flow) (few, many []int32) {
+// matches returns two sets; the scopes that are in both speak of the flow's
+// addresses. The first is an ascending list and not the larger one.
+func (x *index) matches(dir Direction, f *Flow) (few []int32, many scopeSet) {
 	if len(x.scopes) == 0 {
-		return nil, nil
+		return nil, scopeSet{}
 	}
 	theirs, ours := f.Source, f.Destination
 	if dir == Out {
 		theirs, ours = ours, theirs
 	}
-	few, many = x.theirs.of(theirs), x.ours.of(ours)
-	if len(few) > len(many) {
-		few, many = many, few
+	if x.devices != nil {
+		return x.devices.all, scopeSet{asked: &question{x, theirs, ours}}
 	}
-	return few, many
+	few, bits := x.theirs.of(theirs)
+	list, ourBits := x.ours.of(ours)
+	if len(few) > len(list) {
+		return list, scopeSet{list: few, bits: bits}
+	}
+	return few, scopeSet{list: list, bits: ourBits}
 }
 
 // tally collects what the index knows of a flow.
 func (x *index) tally(dir Direction, f Flow, now time.Time) tally {
 	t := newTally(x.rules)
-	few, many := x.matches(dir, f)
+	few, many := x.matches(dir, &f)
 	for _, n := range few {
-		if !contains(many, n) {
+		if !many.has(n) {
 			continue
 		}
-		c := x.scopes[n].services.find(f.Protocol, f.Port)
+		c := x.find(n, f.Protocol, f.Port)
 		if c == nil {
 			continue
 		}
@@ -145,12 +163,27 @@ func (x *index) tally(dir Direction, f Flow, now time.Time) tally {
 	return t
 }
 
-// contains reports whether n is in the ascending list.
-func contains(list []int32, n int32) bool {
-	if len(list) == 1 {
-		return list[0] == n
+// scopeSet is a set of scopes.
+type scopeSet struct {
+	list []int32 // ascending
+	// bits has one for each scope, where it is there: a long list is not
+	// searched for each flow.
+	bits []uint64
+	// asked, where it is there, says what is in the set instead.
+	asked *question
+}
+
+func (s *scopeSet) has(n int32) bool {
+	if len(s.list) == 1 {
+		return s.list[0] == n
 	}
-	_, ok := slices.BinarySearch(list, n)
+	if s.bits != nil {
+		return s.bits[n>>6]>>(n&63)&1 != 0
+	}
+	if s.asked != nil {
+		return s.asked.concerns(n)
+	}
+	_, ok := slices.BinarySearch(s.list, n)
 	return ok
 }
 
@@ -159,7 +192,7 @@ type classes struct {
 	own []ownClass
 	// hosts has the addresses behind the device that are a class alone, as
 	// where rules name hosts behind a router: there may be thousands.
-	hosts map[netip.Addr][]int32
+	hosts hostTable
 	// starts are where the address space behind the device changes its class,
 	// ascending; routed has the class from each start on.
 	starts []netip.Addr
@@ -168,17 +201,18 @@ type classes struct {
 
 type ownClass struct {
 	address netip.Addr
-	scopes  []int32
+	scopes  scopeSet
 }
 
-func (c *classes) of(a netip.Addr) []int32 {
+// of returns the scopes that speak of an address, as the two parts of a scopeSet.
+func (c *classes) of(a netip.Addr) ([]int32, []uint64) {
 	for i := range c.own {
-		if c.own[i].address == a {
-			return c.own[i].scopes
+		if own := &c.own[i]; own.address == a {
+			return own.scopes.list, own.scopes.bits
 		}
 	}
-	if scopes, ok := c.hosts[a]; ok {
-		return scopes
+	if scopes, ok := c.hosts.find(a); ok {
+		return scopes, nil
 	}
 	low, high := 0, len(c.starts)
 	for low < high {
@@ -189,29 +223,39 @@ func (c *classes) of(a netip.Addr) []int32 {
 		}
 	}
 	if low == 0 {
-		return nil
+		return nil, nil
 	}
-	return c.routed[low-1]
+	return c.routed[low-1], nil
 }
 
-func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *condition) classes {
-	var c classes
+// maxMarks bounds the entries in the classes of one device, to 16 MB: where many
+// rules each speak of many prefixes behind a router, their number is the product
+// of the two. What a coordinator can sign is ten times as much.
+const maxMarks = 4 << 20
+
+// newClasses returns the classes, and false where they would have more than
+// maxMarks entries.
+func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *condition) (c classes, fits bool) {
 	for _, a := range device.Addresses {
 		own := ownClass{address: a}
 		for n := range scopes {
 			if cond := of(&scopes[n]); cond.own || inAny(cond.prefixes, a) {
-				own.scopes = append(own.scopes, int32(n))
+				own.scopes.list = append(own.scopes.list, int32(n))
 			}
 		}
-		own.scopes = slices.Clip(own.scopes)
+		own.scopes.list = slices.Clip(own.scopes.list)
+		own.scopes.bits = make([]uint64, (len(scopes)+63)/64)
+		for _, n := range own.scopes.list {
+			own.scopes.bits[n>>6] |= 1 << (n & 63)
+		}
 		c.own = append(c.own, own)
 	}
 	if len(device.Routes) == 0 {
-		return c
+		return c, true
 	}
-	all := Covered(device.Routes)
-	var subnets []netip.Prefix
+	var all, subnets []netip.Prefix
 	for _, p := range device.Routes {
+		all = append(all, p)
 		if p.Bits() > 0 {
 			subnets = append(subnets, p)
 		}
@@ -225,19 +269,22 @@ func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *conditi
 	c.routed = make([][]int32, len(c.starts))
 	behind := c.covered(all)
 	behindSubnets := c.covered(subnets)
+	marks := 0
 	for n := range scopes {
 		cond := of(&scopes[n])
-		for _, within := range intersect(c.covered(cond.prefixes), behind) {
-			c.mark(within, int32(n))
-		}
+		concerned := intersect(c.covered(cond.prefixes), behind)
 		if cond.subnets {
-			for _, within := range behindSubnets {
-				c.mark(within, int32(n))
+			concerned = append(concerned, behindSubnets...)
+		}
+		for _, within := range concerned {
+			if marks += within.to - within.from; marks > maxMarks {
+				return classes{}, false
 			}
+			c.mark(within, int32(n))
 		}
 	}
 	c.compress()
-	return c
+	return c, true
 }
 
 // compress moves classes of one address to hosts and joins what then are
@@ -245,12 +292,10 @@ func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *conditi
 func (c *classes) compress() {
 	var starts []netip.Addr
 	var routed [][]int32
+	var hosts []host
 	for at, start := range c.starts {
 		if at+1 < len(c.starts) && c.starts[at+1] == start.Next() {
-			if c.hosts == nil {
-				c.hosts = map[netip.Addr][]int32{}
-			}
-			c.hosts[start] = slices.Clip(c.routed[at])
+			hosts = append(hosts, host{start, c.routed[at]})
 			continue
 		}
 		if n := len(routed); n == 0 && len(c.routed[at]) > 0 || n > 0 && !slices.Equal(routed[n-1], c.routed[at]) {
@@ -259,6 +304,7 @@ func (c *classes) compress() {
 		}
 	}
 	c.starts, c.routed = slices.Clip(starts), slices.Clip(routed)
+	c.hosts = newHostTable(hosts)
 }
 
 func inAny(prefixes []netip.Prefix, a netip.Addr) bool {

@@ -32,7 +32,7 @@ func TestDecideEqualsLinearSearch(t *testing.T) {
 		set := randomSet(r, rules)
 		self, peer := randomIdentity(r, "100.64.0.1", "fd00::1"), randomIdentity(r, "100.64.0.2", "fd00::2")
 		fast, slow := set.ForPeer(self, peer), forPeerLinear(set, self, peer)
-		for range 500 {
+		for range 300 {
 			flow := Flow{
 				Source: pick(r, someAddresses...), Destination: pick(r, someAddresses...),
 				Protocol: pick(r, uint8(6), 6, 17, 1, 58, 47), Port: pick(r, somePorts...),
@@ -63,6 +63,47 @@ func TestDecideEqualsLinearSearch(t *testing.T) {
 	t.Logf("%d allowed, %d audited, %d with an end", allowed, would, until)
 	if allowed < 1000 || would < 1000 || until < 1000 {
 		t.Error("the generator does not meet the cases")
+	}
+}
+
+// TestIndexIsBounded joins so many prefixes to so many rules that the index would
+// take gigabytes, and asks the same questions of both.
+func TestIndexIsBounded(t *testing.T) {
+	self := &ident.Identity{Addresses: []netip.Addr{someAddresses[0]}, Routes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	peer := &ident.Identity{Addresses: []netip.Addr{someAddresses[1]}}
+	const rules = 3000
+	set := &RuleSet{}
+	for i := range rules {
+		host := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
+		set.In = append(set.In, Rule{
+			ID: RuleID(fmt.Sprint("rule-", i)), Peers: []Selector{{}},
+			// Another host and nearly everything, each time in another condition.
+			Own:      []netip.Prefix{netip.PrefixFrom(host, 32), netip.MustParsePrefix("10.1.0.0/17")},
+			Services: []Service{{Protocol: 6, First: uint16(i), Last: uint16(i)}},
+		})
+	}
+	p := set.ForPeer(self, peer)
+	if p.index[In].devices == nil {
+		t.Fatal("the index has classes: the test does not meet its bound")
+	}
+	slow := forPeerLinear(set, self, peer)
+	r := rand.New(rand.NewPCG(1, 1))
+	allowed := 0
+	for range 500 {
+		flow := Flow{
+			Source: someAddresses[1], Protocol: 6, Port: uint16(r.IntN(2 * rules)),
+			Destination: netip.AddrFrom4([4]byte{10, byte(1 + r.IntN(2)), byte(r.IntN(256)), byte(r.IntN(256))}),
+		}
+		got, want := p.Decide(In, flow, epochStart), slow.Decide(In, flow, epochStart)
+		if got != want {
+			t.Fatalf("%+v: got %+v, want %+v", flow, got, want)
+		}
+		if got.Allowed {
+			allowed++
+		}
+	}
+	if allowed == 0 || allowed == 500 {
+		t.Errorf("%d flows are allowed", allowed)
 	}
 }
 
