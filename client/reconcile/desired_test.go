@@ -75,6 +75,12 @@ var now = time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 // view returns a verified view of node 1 with one peer, and node 1's key.
 func view(t *testing.T) (*control.View, ident.NodePrivate) {
 	t.Helper()
+	return routedView(t, nil, nil)
+}
+
+// routedView is view with approved routes of node 1 and of its peer.
+func routedView(t *testing.T, own, peers []netip.Prefix) (*control.View, ident.NodePrivate) {
+	t.Helper()
 	random := rand.NewChaCha8([32]byte{1})
 	signer, err1 := ident.NewSignerPrivate(random)
 	channel, err2 := ident.NewChannelPrivate(random)
@@ -100,7 +106,7 @@ func view(t *testing.T) (*control.View, ident.NodePrivate) {
 		signed, err := authority.IssueCertificate(g, &authority.Certificate{
 			Serial: uint64(i), Node: ident.NodeID(i), NodeKey: keys[i].Public(), Name: "node",
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 0, i})},
-			NotBefore: now, NotAfter: now.Add(time.Hour),
+			NotBefore: now, NotAfter: now.Add(time.Hour), Routes: [3][]netip.Prefix{1: own, 2: peers}[i],
 		}, signer)
 		if err != nil {
 			t.Fatal(err)
@@ -123,7 +129,7 @@ func view(t *testing.T) (*control.View, ident.NodePrivate) {
 	}
 	endpoints := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:41641")}
 	return &control.View{
-		Self: members[1], Rules: rules, RelayToken: []byte("token"),
+		Self: members[1], Rules: rules, RelayToken: []byte("token"), Overlay: []netip.Prefix{g.Prefix4, g.Prefix6},
 		Peers: []control.Peer{{Member: members[2], State: wire.PeerState{Endpoints: endpoints}}},
 		Settings: wire.Settings{
 			Relays: []wire.Relay{{Name: "default", URL: "ws:///relay"}, {Name: "bad", URL: "gopher://x"}},
