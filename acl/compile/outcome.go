@@ -37,9 +37,9 @@ func endpointOf(name string, s *slot) Endpoint {
 type Gap struct {
 	// Kind is "source", "posture", "sensitivity", "request", "destination",
 	// "port", "protocol", "time", "self" or "via".
-	Kind string
+	Kind string `json:"kind"`
 	// Text says it in words.
-	Text string
+	Text string `json:"text"`
 }
 
 // Outcome is what one rule says of a flow.

@@ -51,6 +51,8 @@ type decoder struct {
 
 func (d *decoder) groupNames() []string { return slices.Sorted(maps.Keys(d.groups)) }
 
+func (d *decoder) hostNames() []string { return slices.Sorted(maps.Keys(d.hosts)) }
+
 func (d *decoder) tagNames() []string {
 	var out []string
 	for _, t := range slices.Sorted(maps.Keys(d.tags)) {

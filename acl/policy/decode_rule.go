@@ -173,6 +173,10 @@ func (d *decoder) destination(n Name, protocols []uint8) (Destination, bool) {
 		return Destination{Selector: s}, ok
 	}
 	ranges, message := parsePorts(ports)
+	if message != "" && slices.Contains([]string{"tag", "group", "autogroup", "ipset"}, host) {
+		d.fail(n.Pos, n.Name, fmt.Sprintf("dst=%q: it has no port", n.Name), fmt.Sprintf("write %q, or ports instead of the *", n.Name+":*"))
+		return Destination{}, false
+	}
 	if message != "" {
 		d.fail(n.Pos, n.Name, fmt.Sprintf("dst=%q: %s", n.Name, message), `write "*", ports or port ranges after the last colon, such as "tag:web:80,443"`)
 		return Destination{}, false

@@ -328,7 +328,7 @@ func literalText(v *hujson.Value) string {
 
 func (r *reader) string(v *hujson.Value, what string) (string, bool) {
 	if v.Value.Kind() != '"' {
-		r.wrongKind(v, what, `a string, " "`)
+		r.wrongKind(v, what, "a string in quotes")
 		return "", false
 	}
 	s := literalText(v)

@@ -169,8 +169,15 @@ func (d *decoder) selector(text string, pos Position, set *selectorSet) (Selecto
 		}
 		prefixes, err := parseAddresses(text)
 		if err != "" {
-			if set == &groupMember {
-				err = "not a user's login name"
+			switch {
+			case set == &groupMember:
+				return refuse(fmt.Sprintf("%q is not a user's login name", text), set.want)
+			case slices.Contains(set.kinds, Address) && !strings.ContainsAny(text, ":/[]"):
+				hint := set.want
+				if meant := didYouMean(text, d.hostNames()); meant != "" {
+					hint = meant
+				}
+				return refuse(fmt.Sprintf("%q is neither a host that is defined nor an address", text), hint)
 			}
 			return refuse(fmt.Sprintf("%q: %s", text, err), set.want)
 		}
@@ -226,12 +233,12 @@ func parsePorts(text string) (ranges [][2]uint16, message string) {
 		from, to, isRange := strings.Cut(part, "-")
 		first, ok := parsePort(from)
 		if !ok {
-			return nil, fmt.Sprintf("port range %q: invalid first integer", part)
+			return nil, fmt.Sprintf("%q is not a port", part)
 		}
 		last := first
 		if isRange {
 			if last, ok = parsePort(to); !ok {
-				return nil, fmt.Sprintf("port range %q: invalid last integer", part)
+				return nil, fmt.Sprintf("port range %q: %q is not a port", part, to)
 			}
 		}
 		switch {
