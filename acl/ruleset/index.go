@@ -253,9 +253,9 @@ func newClasses(device *ident.Identity, scopes []scope, of func(*scope) *conditi
 	if len(device.Routes) == 0 {
 		return c, true
 	}
-	var all, subnets []netip.Prefix
+	all := Covered(device.Routes)
+	var subnets []netip.Prefix
 	for _, p := range device.Routes {
-		all = append(all, p)
 		if p.Bits() > 0 {
 			subnets = append(subnets, p)
 		}

@@ -9,8 +9,14 @@ import (
 
 // devices is what conditions are asked about where there are no classes.
 type devices struct {
-	self, peer ident.Identity
+	self, peer reachable
 	all        []int32 // every scope
+}
+
+// reachable is what one device stands for.
+type reachable struct {
+	own             []netip.Addr
+	routes, subnets []netip.Prefix
 }
 
 func newDevices(self, peer *ident.Identity, scopes int) *devices {
@@ -21,9 +27,16 @@ func newDevices(self, peer *ident.Identity, scopes int) *devices {
 	return d
 }
 
-// addressesOf copies the part of an identity that conditions speak of.
-func addressesOf(id *ident.Identity) ident.Identity {
-	return ident.Identity{Addresses: slices.Clone(id.Addresses), Routes: slices.Clone(id.Routes)}
+// addressesOf copies the part of an identity that conditions speak of: its own
+// addresses, and the routes as rules may speak of them.
+func addressesOf(id *ident.Identity) reachable {
+	r := reachable{own: slices.Clone(id.Addresses), routes: slices.Clone(Covered(id.Routes))}
+	for _, p := range id.Routes {
+		if p.Bits() > 0 {
+			r.subnets = append(r.subnets, p)
+		}
+	}
+	return r
 }
 
 // question is which scopes speak of two addresses.
@@ -38,10 +51,9 @@ func (q *question) concerns(n int32) bool {
 }
 
 // concerns reports whether the condition speaks of an address of the device's.
-func (c *condition) concerns(device *ident.Identity, a netip.Addr) bool {
-	if device.OwnsAddress(a) {
+func (c *condition) concerns(device *reachable, a netip.Addr) bool {
+	if slices.Contains(device.own, a) {
 		return c.own || inAny(c.prefixes, a)
 	}
-	return inAny(c.prefixes, a) && device.RoutesAddress(a) ||
-		c.subnets && slices.ContainsFunc(device.Routes, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) })
+	return inAny(c.prefixes, a) && inAny(device.routes, a) || c.subnets && inAny(device.subnets, a)
 }
