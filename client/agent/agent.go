@@ -78,6 +78,9 @@ type Config struct {
 	// NetworkChanges gives a value when the machine's network changed; nil for
 	// never.
 	NetworkChanges <-chan struct{}
+	// Connected returns the networks that the machine is connected to; nil for
+	// none.
+	Connected func() ([]netip.Prefix, error)
 	// Host describes the machine to people; Host.ProgramVersion is the version
 	// that Status shows.
 	Host wire.HostInfo

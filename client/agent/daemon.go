@@ -129,7 +129,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.monitor.Control = router.Control // the way out is that of the overlay's own packets
 	if d.agent, err = New(Config{
 		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
-		NetworkChanges: d.monitor.Changes(), Host: o.Host, Hostname: o.Hostname,
+		NetworkChanges: d.monitor.Changes(),
+		Connected:      func() ([]netip.Prefix, error) { return sock.ConnectedPrefixes(nil) }, Host: o.Host, Hostname: o.Hostname,
 		Rand: rand.Reader, Now: now.Now, Logger: o.Logger.With("part", "agent"),
 	}); err != nil {
 		return err

@@ -136,6 +136,8 @@ func (l *loop) run() {
 			}
 		case <-l.cfg.NetworkChanges:
 			l.cfg.DataPlane.HandleNetworkChange()
+			l.apply() // what it says of networks may be another
+			l.bump()
 			if l.machine != nil {
 				l.machine.HandleNetworkChange(l.cfg.Now())
 			}
@@ -275,10 +277,11 @@ func (l *loop) save(err error) {
 func (l *loop) apply() {
 	l.Agent.view.Store(l.view)
 	l.findExitNode()
+	connected := l.connected()
 	p := l.preferences
 	desired, facts := reconcile.Desired(l.view, l.keys.Node, p.LoginServer, reconcile.Preferences{
 		WantRunning: p.WantRunning, ShieldsUp: p.ShieldsUp,
-		AdvertiseRoutes: p.AdvertiseRoutes, AdvertiseExitNode: p.AdvertiseExitNode, AcceptRoutes: p.AcceptRoutes,
+		Connected: connected, AdvertiseRoutes: p.AdvertiseRoutes, AdvertiseExitNode: p.AdvertiseExitNode, AcceptRoutes: p.AcceptRoutes,
 		ExitNode: p.ExitNode, ExitNodeID: p.ExitNodeID, ExitNodeAllowLAN: p.ExitNodeAllowLAN,
 	}, l.cfg.Now())
 	for _, code := range reconcile.Codes {

@@ -101,6 +101,21 @@ func (l *loop) findExitNode() {
 	}
 }
 
+// connected returns the networks that the machine is connected to, without the
+// overlay's own.
+func (l *loop) connected() []netip.Prefix {
+	if l.cfg.Connected == nil {
+		return nil
+	}
+	all, err := l.cfg.Connected()
+	if err != nil {
+		l.log.Warn("listing the machine's networks", "error", err)
+	}
+	return slices.DeleteFunc(all, func(p netip.Prefix) bool {
+		return l.view.Self != nil && slices.Contains(l.view.Self.Identity().Addresses, p.Addr())
+	})
+}
+
 // offer tells the machine what this device offers to route.
 func (l *loop) offer() {
 	if l.machine != nil {

@@ -30,6 +30,9 @@ type Preferences struct {
 	// ExitNodeID the device, zero where it was not found.
 	ExitNode   string
 	ExitNodeID ident.NodeID
+	// Connected are the networks that this machine is connected to, which go
+	// before accepted routes.
+	Connected []netip.Prefix
 	// ExitNodeAllowLAN keeps the local networks out of the exit node.
 	ExitNodeAllowLAN bool
 }

@@ -56,6 +56,7 @@ func routes(c *config.Config, view *control.View, p Preferences, now time.Time) 
 			// another one serves it too.
 			case p.AcceptRoutes && !slices.Contains(c.Forward, r):
 				peer.Routes = append(peer.Routes, r)
+				facts = append(facts, hidden(r, peer.Member.Name(), p.Connected, now)...)
 			}
 		}
 	}
@@ -73,6 +74,26 @@ func routes(c *config.Config, view *control.View, p Preferences, now time.Time) 
 		})
 	}
 	return facts
+}
+
+// hidden tells of a route of which a network that this machine is connected to
+// takes a part, or all.
+func hidden(r netip.Prefix, router string, connected []netip.Prefix, now time.Time) []health.Fact {
+	for _, local := range connected {
+		if local = local.Masked(); !local.Overlaps(r) {
+			continue
+		}
+		f := health.Fact{
+			Code: health.RouteIgnored, Severity: health.Info, Subject: r.String() + " " + router, Since: now,
+			Text: fmt.Sprintf("Of the route %v of %s the part %v is not used: this machine is connected to such a network itself, which goes first.", r, router, local),
+		}
+		if local.Bits() <= r.Bits() {
+			f.Severity = health.Warning
+			f.Text = fmt.Sprintf("The route %v of %s is not used: this machine is connected to %v itself, which goes first.", r, router, local)
+		}
+		return []health.Fact{f}
+	}
+	return nil
 }
 
 // unavailable says why the device is no exit node for this one, "" where it is.

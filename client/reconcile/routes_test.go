@@ -34,6 +34,11 @@ func TestRoutes(t *testing.T) {
 		{name: "nothing is taken unasked", peers: all},
 		{name: "accepted", peers: all, wish: reconcile.Preferences{AcceptRoutes: true}, accepted: prefixes("10.1.0.0/16", "10.2.0.0/16")},
 		{
+			name: "the local network goes first", peers: all,
+			wish:     reconcile.Preferences{AcceptRoutes: true, Connected: prefixes("10.1.7.9/24", "10.0.0.9/14")},
+			accepted: prefixes("10.1.0.0/16", "10.2.0.0/16"), facts: []health.Code{health.RouteIgnored, health.RouteIgnored},
+		},
+		{
 			name: "served by both", own: prefixes("10.1.0.0/16"), peers: all,
 			wish:     reconcile.Preferences{AcceptRoutes: true, AdvertiseRoutes: prefixes("10.1.0.0/16")},
 			accepted: prefixes("10.2.0.0/16"), forward: prefixes("10.1.0.0/16"),
