@@ -348,3 +348,34 @@ func TestHostileDocuments(t *testing.T) {
 		}
 	}
 }
+
+// A rule that only the state of devices keeps from matching is told from one
+// that names nobody.
+func TestWarningNamesConditions(t *testing.T) {
+	const text = `{"tagOwners": {"tag:db": ["alice@example.com"], "tag:none": ["alice@example.com"]}, "postures": {"posture:l": ["node:os == 'linux'"]}, "acls": [
+		{"id": "state", "action": "accept", "src": ["alice@example.com"], "dst": ["tag:db:1"], "srcPosture": ["posture:l"]},
+		{"id": "who", "action": "accept", "src": ["tag:none"], "dst": ["tag:db:1"], "srcPosture": ["posture:l"]}]}`
+	var got []string
+	for _, w := range build(t, text, office()).Warnings() {
+		got = append(got, w.Message)
+	}
+	want := []string{
+		"rule state matches nothing: no device of this network in its src has what it asks for (posture, sensitivity or request)",
+		"rule who matches nothing: no device of this network is in its src",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestEndpointsOfResource(t *testing.T) {
+	const text = `{"tagOwners": {"tag:db": []}, "hosts": {"hosted": "100.64.0.1"}, "resources": {
+		"payroll": {"target": ["tag:db"], "ip": ["tcp:5432"]}, "hosted": {"target": ["tag:db"], "ip": ["tcp:5432"]}}, "acls": []}`
+	p := build(t, text, office())
+	for name, want := range map[string]string{"payroll": "db", "resource:payroll": "db", "hosted": "laptop", "resource:hosted": "db"} {
+		list, _, problem := p.Endpoints(name)
+		if problem != "" || len(list) != 1 || list[0].Name != want {
+			t.Errorf("%s is %+v, %q, want %s", name, list, problem, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/policy"
 )
 
@@ -48,8 +49,8 @@ func (p *Policy) Warnings() []Warning {
 	for i := range p.doc.Rules {
 		r := &p.doc.Rules[i]
 		if len(p.order) > 0 || len(p.byID) > 0 {
-			if side := p.emptySide(i); side != "" {
-				add(r.Pos, "matches-nothing", "rule %s matches nothing: no device of this network is in its %s", r.ID, side)
+			if missing := p.emptySide(i); missing != "" {
+				add(r.Pos, "matches-nothing", "rule %s matches nothing: no device of this network %s", r.ID, missing)
 			}
 		}
 		for _, to := range r.Dst {
@@ -96,7 +97,7 @@ func testKey(t *policy.Test) string {
 	return string(b)
 }
 
-// emptySide names the side of a rule that no device is on, or "".
+// emptySide says which side of a rule no device is on, or "".
 func (p *Policy) emptySide(i int) string {
 	sources, targets := 0, 0
 	for _, l := range p.rules[p.keys[i]].pairs {
@@ -108,13 +109,38 @@ func (p *Policy) emptySide(i int) string {
 		}
 	}
 	switch {
+	case sources == 0 && len(p.doc.Rules[i].Dst) > 0 && p.conditionsAlone(i):
+		return "in its src has what it asks for (posture, sensitivity or request)"
 	case sources == 0 && len(p.doc.Rules[i].Dst) > 0:
-		return "src"
+		return "is in its src"
 	case targets == 0:
-		return "dst"
+		return "is in its dst"
 	default:
 		return ""
 	}
+}
+
+// conditionsAlone reports whether a rule would have sources if devices were
+// not asked for their state.
+func (p *Policy) conditionsAlone(i int) bool {
+	for _, l := range p.rules[p.keys[i]].pairs {
+		for _, s := range l.sources {
+			var who []ident.Label
+			for _, name := range s.labels {
+				if !isCondition(name) {
+					who = append(who, p.table.label(name))
+				}
+			}
+			if len(who) == len(s.labels) {
+				continue
+			}
+			unconditional := &subject{pattern: pattern{prefixes: s.prefixes}, set: ident.NewLabelSet(who...)}
+			if slices.ContainsFunc(p.slots, func(n *slot) bool { return n != nil && unconditional.picks(n) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // shadowed reports, for each accept, the denies that take all or a part of it

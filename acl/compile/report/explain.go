@@ -14,9 +14,14 @@ import (
 
 // Explanation tells why a flow is allowed or denied.
 type Explanation struct {
-	From     string          `json:"from"`
-	To       string          `json:"to"`
-	Port     string          `json:"port"`
+	From string `json:"from"`
+	To   string `json:"to"`
+	Port string `json:"port"`
+	// Source and Destination are addresses behind the devices, empty where the
+	// flow is between the devices' own.
+	Source      string `json:"source,omitempty"`
+	Destination string `json:"destination,omitempty"`
+
 	Verdict  string          `json:"verdict"` // "allowed" or "denied"
 	Reason   string          `json:"reason"`
 	Decided  *RuleReference  `json:"decided,omitempty"`
@@ -136,6 +141,12 @@ func explainOne(p *compile.Policy, q compile.Query) Explanation {
 		port += fmt.Sprintf(":%d", q.Port)
 	}
 	e := Explanation{From: q.From.Name, To: q.To.Name, Port: port, Verdict: "denied"}
+	if q.From.Node != 0 && q.Source.IsValid() && !slices.Contains(q.From.Addresses, q.Source) {
+		e.Source = q.Source.String()
+	}
+	if q.To.Node != 0 && q.Destination.IsValid() && !slices.Contains(q.To.Addresses, q.Destination) {
+		e.Destination = q.Destination.String()
+	}
 	var accepts, denies []compile.Outcome
 	var until time.Time
 	for _, o := range outcomes {
@@ -215,7 +226,14 @@ func (e *Explanation) nearest(outcomes []compile.Outcome) {
 // Text returns the explanation in a few lines for people.
 func (e *Explanation) Text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s to %s %s\n  %s\n", strings.ToUpper(e.Verdict), e.From, e.To, e.Port, e.Reason)
+	from, to := e.From, e.To
+	if e.Source != "" {
+		from = e.Source + " behind " + from
+	}
+	if e.Destination != "" {
+		to = e.Destination + " via " + to
+	}
+	fmt.Fprintf(&b, "%s: %s to %s %s\n  %s\n", strings.ToUpper(e.Verdict), from, to, e.Port, e.Reason)
 	for i := range e.Overruled {
 		fmt.Fprintf(&b, "  overrules the accept of %s\n", &e.Overruled[i])
 	}
