@@ -73,6 +73,7 @@ func (c *control) sweep(p *peer, now time.Time) {
 			}
 			break
 		}
+		p.yield()
 	}
 	c.drainCuts(p)
 	c.collect(p, now)

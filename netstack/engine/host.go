@@ -96,7 +96,7 @@ func (h *holder) hold(p *peer) {
 	}
 	h.passed = false
 	if h.p = p; p != nil {
-		p.mu.Lock()
+		p.lockForPackets()
 	}
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,11 @@ type peer struct {
 	// noted is the same for events of the filter.
 	noted atomic.Bool
 
+	// waiting is how many of the data path wait for mu. A mutex lets whoever
+	// holds it take it again before those that wait; the control goroutine,
+	// which takes it many times in a row, lets them go first (yield).
+	waiting atomic.Int32
+
 	mu       sync.Mutex // protects filter, name and answered
 	filter   *filter.Peer
 	name     string
@@ -47,6 +53,27 @@ type peer struct {
 	collect  time.Time // when the filter's events are taken; zero for not
 	deadline time.Time // earliest of all, as it stands in the heap
 	place    int       // in the heap; -1 for not
+}
+
+// lockForPackets locks mu for the data path.
+func (p *peer) lockForPackets() {
+	if p.mu.TryLock() {
+		return
+	}
+	p.waiting.Add(1)
+	p.mu.Lock()
+	p.waiting.Add(-1)
+}
+
+// maxYields bounds how often yield looks, so that packets without end do not
+// keep rules from being applied.
+const maxYields = 100
+
+// yield lets packets that wait for mu go first. mu must not be held.
+func (p *peer) yield() {
+	for i := 0; i < maxYields && p.waiting.Load() > 0; i++ {
+		runtime.Gosched()
+	}
 }
 
 // forwarding is what the data path knows. It is immutable.

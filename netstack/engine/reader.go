@@ -5,11 +5,14 @@ import (
 	"os"
 	"sync/atomic"
 
+	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/netstack/tun"
 )
 
-// maxInjected bounds the packets of our own that wait to be sealed.
-const maxInjected = 64
+// maxInjected bounds the packets of our own that wait to be sealed: a change of
+// rules can end all flows of a peer, and each is worth a reset, or programs on
+// the other side would wait for nothing. It takes 200 KB.
+const maxInjected = filter.MaxFlows
 
 // hostReader reads the TUN device on behalf of WireGuard, and lets packets of
 // our own in between: pings, and resets of flows that ended.

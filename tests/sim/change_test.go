@@ -3,8 +3,10 @@ package sim
 import (
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
@@ -151,6 +153,42 @@ func TestBadNetworkKeepsItsPath(t *testing.T) {
 		}
 		if extra := len(b.tun.Received()); extra > 0 {
 			s.Fatalf("%d packets arrived twice or late", extra)
+		}
+	})
+}
+
+// TestShieldsTellEveryPeer raises shields over more connections than any queue
+// of the data path holds at a time: the programs on the other side must hear of
+// each, for nothing else tells them.
+func TestShieldsTellEveryPeer(t *testing.T) {
+	run(t, 26, func(s *sim) {
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		s.know(a, b)
+		const connections = 400
+		for i := range connections {
+			ours, theirs := netip.AddrPortFrom(a.Addr4(), uint16(1000+i)), netip.AddrPortFrom(b.Addr4(), 80)
+			a.tun.Send(enginetest.TCP(ours, theirs, packet.SYN, 100, 0, ""))
+			<-b.tun.Received()
+			b.tun.Send(enginetest.TCP(theirs, ours, packet.SYN|packet.ACK, 500, 101, ""))
+			<-a.tun.Received()
+		}
+		shielded := b.config(b.rules)
+		shielded.ShieldsUp = true
+		if err := b.engine.Apply(shielded); err != nil {
+			s.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		for _, n := range []*node{a, b} {
+			told := 0
+			for len(n.tun.Received()) > 0 {
+				if info := parsed(s, <-n.tun.Received()); info.Flags&packet.RST != 0 {
+					told++
+				}
+			}
+			if told != connections {
+				s.Errorf("%s: %d of %d connections were reset", n.Certificate.Name, told, connections)
+			}
 		}
 	})
 }
