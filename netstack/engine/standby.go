@@ -204,6 +204,10 @@ func (c *control) sendAsk(key ident.NodeKey, h *routerHealth, now time.Time) {
 	for _, to := range p.member.Identity().Addresses {
 		for _, from := range c.cfg.Self.Identity().Addresses {
 			if from.Is4() == to.Is4() {
+				if h.dead {
+					// One that was started again does not know the session.
+					c.beginHandshake(key)
+				}
 				c.e.host.reader.inject(appendInband(nil, from, to, inband{kind: kindAsk, nonce: h.nonce}))
 				p.agent.HandleOutboundUse(now)
 				c.drain(p)
@@ -241,7 +245,16 @@ func (c *control) reassign() {
 		if err := c.apply(c.cfg); err != nil {
 			c.e.log.Warn("giving routes to another router", "error", err)
 		}
+		c.beginHandshake(c.standby.holders[prefix])
 		return
+	}
+}
+
+// beginHandshake has a session made at once, in case that the present one is
+// known to this side only.
+func (c *control) beginHandshake(key ident.NodeKey) {
+	if err := c.device.BeginHandshake(key); err != nil {
+		c.e.log.Debug("beginning a handshake", "peer", c.nameOf(key), "error", err)
 	}
 }
 
