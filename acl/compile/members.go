@@ -111,6 +111,14 @@ func (b bitmap) each(f func(slot int32)) {
 	}
 }
 
+func (b bitmap) count() int {
+	n := 0
+	for _, word := range b {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
 func (b bitmap) clear(slot int32) {
 	if int(slot>>6) < len(b) {
 		b[slot>>6] &^= 1 << (slot & 63)

@@ -248,15 +248,19 @@ func (p *Policy) RuleSet(id ident.NodeID) *ruleset.RuleSet {
 	}
 	s := p.slots[at]
 	in, out := templatesOf(p.index.find(s), s)
-	set := &ruleset.RuleSet{Epoch: s.epoch}
 	owner := p.ownerOf(s)
-	for _, t := range in {
-		set.In = append(set.In, t.instance(s, owner))
+	return &ruleset.RuleSet{Epoch: s.epoch, In: instances(in, s, owner), Out: instances(out, s, owner)}
+}
+
+func instances(templates []*template, s *slot, owner ident.Label) []ruleset.Rule {
+	if len(templates) == 0 {
+		return nil
 	}
-	for _, t := range out {
-		set.Out = append(set.Out, t.instance(s, owner))
+	rules := make([]ruleset.Rule, len(templates))
+	for i, t := range templates {
+		rules[i] = t.instance(s, owner)
 	}
-	return set
+	return rules
 }
 
 func (p *Policy) ownerOf(s *slot) ident.Label {
@@ -286,7 +290,10 @@ func compareTemplates(a, b *template) int {
 	if a == b {
 		return 0
 	}
-	return cmp.Or(strings.Compare(string(a.rule.ID), string(b.rule.ID)), cmp.Compare(a.ordinal, b.ordinal), bytes.Compare(a.content[:], b.content[:]))
+	if order := strings.Compare(string(a.rule.ID), string(b.rule.ID)); order != 0 {
+		return order
+	}
+	return cmp.Or(cmp.Compare(a.ordinal, b.ordinal), bytes.Compare(a.content[:], b.content[:]))
 }
 
 // Peers returns the devices that the device may see, ascending: those that a
@@ -359,7 +366,11 @@ func (p *Policy) ownPeers(at int32, subjects []*subject) bitmap {
 }
 
 func (p *Policy) ids(b bitmap) []ident.NodeID {
-	var out []ident.NodeID
+	n := b.count()
+	if n == 0 {
+		return nil
+	}
+	out := make([]ident.NodeID, 0, n)
 	b.each(func(at int32) { out = append(out, p.slots[at].node.ID) })
 	slices.Sort(out)
 	return out

@@ -209,10 +209,7 @@ func (f *strangers) firstStranger(at int32, subjects []*subject, among bitmap) i
 	p, left := f.p, f.left
 	copy(left, among)
 	left.clear(at)
-	count := 0
-	for _, word := range left {
-		count += bits.OnesCount64(word)
-	}
+	count := left.count()
 	owner := p.slots[at].identity.Owner
 	p.visit++
 	for _, s := range subjects {
