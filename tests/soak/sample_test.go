@@ -15,7 +15,7 @@ import (
 // sample is what one process holds at one time.
 type sample struct {
 	at                      time.Time
-	resident                float64 // MB
+	resident, heap          float64 // MB
 	goroutines, descriptors float64
 }
 
@@ -47,14 +47,24 @@ func measure(p *program) (sample, error) {
 		return s, err
 	}
 	defer response.Body.Close()
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), "go_goroutines "); ok {
-			s.goroutines, err = strconv.ParseFloat(value, 64)
-			return s, err
+	found := 0
+	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		number, _ := strconv.ParseFloat(value, 64) // no number is no metric
+		switch name {
+		case "go_goroutines":
+			s.goroutines = number
+		case "go_memstats_heap_alloc_bytes":
+			s.heap = number / 1e6
+		default:
+			continue
 		}
+		found++
 	}
-	return s, fmt.Errorf("no go_goroutines among the metrics: %w", lines.Err())
+	if found != 2 {
+		return s, fmt.Errorf("%d of 2 numbers are among the metrics of %s", found, p.metrics)
+	}
+	return s, nil
 }
 
 // quantity is what must not grow, and by how much it may all the same: the
@@ -69,6 +79,7 @@ type quantity struct {
 var quantities = []quantity{
 	// The collector's garbage and fragmentation, which are some megabytes.
 	{"resident MB", func(s sample) float64 { return s.resident }, 6, 0.2},
+	{"heap MB", func(s sample) float64 { return s.heap }, 6, 0.2},
 	// Connections that the sample happens to see; a leak of one a round is more
 	// within minutes.
 	{"goroutines", func(s sample) float64 { return s.goroutines }, 12, 0.1},
@@ -130,7 +141,7 @@ func TestGrowthIsSeen(t *testing.T) {
 		{"warms up", func(i int) float64 { return min(80, 20+float64(i*6)) }, false},
 		{"one a sample", func(i int) float64 { return 50 + float64(i) }, true},
 	} {
-		q := quantities[1]
+		q := quantities[2]
 		begin, end, ok := growth(series(test.f), q.of)
 		if grew := end > begin*(1+q.share)+q.slack; !ok || grew != test.grew {
 			t.Errorf("%s: from %v to %v, grew: %v", test.name, begin, end, grew)
