@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,7 @@ type bind struct {
 
 	mu    sync.RWMutex // protects all below
 	peers map[ident.NodeKey]*Peer
-	known map[netip.AddrPort]int // how many peers' direct path an address is
+	known map[netip.AddrPort][]*Peer // whose direct path an address is
 }
 
 // opened is what one Open made and the next Close ends.
@@ -63,37 +64,60 @@ func newBind(cfg *Config) *bind {
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
-		known:   make(map[netip.AddrPort]int),
+		known:   make(map[netip.AddrPort][]*Peer),
 
 		strangers: newLimiter(strangerRate, strangerBurst),
 		paths:     newLimiter(pathRate, pathBurst),
 	}
 }
 
-// moved notes that a peer's direct path changed from one address to another;
-// the zero address is none.
-func (b *bind) moved(from, to netip.AddrPort) {
+// move sets the path of p and notes whose its direct address is.
+func (b *bind) move(p *Peer, path *Path) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	from, to := p.path.Swap(path).Direct, path.Direct
 	if from == to {
 		return
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.known[from]--; b.known[from] <= 0 {
-		delete(b.known, from)
+	if from.IsValid() {
+		b.leave(p, from)
 	}
 	if to.IsValid() {
-		b.known[to]++
+		b.known[to] = append(b.known[to], p)
 	}
 }
 
-// limiterFor returns the limiter of initiations from an address.
-func (b *bind) limiterFor(from netip.AddrPort) *limiter {
+// leave takes p from the owners of an address; b.mu is held.
+func (b *bind) leave(p *Peer, from netip.AddrPort) {
+	owners := b.known[from]
+	if i := slices.Index(owners, p); i >= 0 {
+		owners = slices.Delete(owners, i, i+1)
+	}
+	if len(owners) == 0 {
+		delete(b.known, from)
+		return
+	}
+	b.known[from] = owners
+}
+
+// allowDirect reports whether an initiation from an address may be opened. What
+// is more than the peer's share whose path the address is counts as a
+// stranger's: the source may be forged, and that must not shut the peer out.
+func (b *bind) allowDirect(from netip.AddrPort, now time.Time) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	if b.known[from] > 0 {
-		return &b.paths
+	for _, p := range b.known[from] {
+		if p.initiations.allow(now) && b.paths.allow(now) {
+			return true
+		}
 	}
-	return &b.strangers
+	return b.strangers.allow(now)
+}
+
+// allowRelayed reports whether an initiation that a relay says is of p may be
+// opened.
+func (b *bind) allowRelayed(p *Peer, now time.Time) bool {
+	return p.initiations.allow(now) && b.paths.allow(now)
 }
 
 func (b *bind) peer(key ident.NodeKey) *Peer {
@@ -236,7 +260,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		case typeResponse:
 			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
 		case typeInitiation:
-			p = b.identify(packet, b.limiterFor(from[i]))
+			p = b.identify(packet, func(now time.Time) bool { return b.allowDirect(from[i], now) })
 		default:
 			b.control(packet, from[i])
 			sizes[i] = 0
@@ -257,13 +281,14 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 	}
 }
 
-// identify returns the peer that an initiation claims to come from.
-func (b *bind) identify(packet []byte, limit *limiter) *Peer {
+// identify returns the peer that an initiation claims to come from, nil for none
+// or where it is not allowed to look.
+func (b *bind) identify(packet []byte, allowed func(now time.Time) bool) *Peer {
 	id := b.identity.Load()
 	if id == nil || !id.checkMAC1(packet) {
 		return nil
 	}
-	if !limit.allow(time.Now()) {
+	if !allowed(time.Now()) {
 		b.counters.limited.Add(1)
 		return nil
 	}
@@ -315,7 +340,8 @@ func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
 	// may relay another's packet to us under its own name.
 	switch kind {
 	case typeInitiation:
-		if p = b.identify(packet, &b.paths); p == nil {
+		p = b.identify(packet, func(now time.Time) bool { return b.allowRelayed(p, now) })
+		if p == nil {
 			b.counters.nobody[kind-1].Add(1)
 			return true
 		}

@@ -99,7 +99,8 @@ type Counters struct {
 	// malformed; UnknownReceivers are packets for an index that this device did
 	// not hand out, or not to their sender.
 	UnknownInitiations, UnknownReceivers uint64
-	// Limited are initiations over the rate that strangers may cause.
+	// Limited are initiations over the rate that strangers, or one peer, may
+	// cause.
 	Limited uint64
 	// NoPath are packets for which there was neither a direct path nor a relay.
 	NoPath uint64

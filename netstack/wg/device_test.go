@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -291,13 +292,16 @@ func TestFloodOfStrangersLeavesPathsAlone(t *testing.T) {
 	initiation := craftInitiation(t, fuzzKey(t, 1), fuzzKey(t, 2))
 	path, elsewhere := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1")
 	p.SetPath(Path{Direct: path})
+	direct := func(from netip.AddrPort) func(time.Time) bool {
+		return func(now time.Time) bool { return b.allowDirect(from, now) }
+	}
 	for range 2 * strangerBurst {
-		b.identify(initiation, b.limiterFor(elsewhere))
+		b.identify(initiation, direct(elsewhere))
 	}
 	if b.counters.limited.Load() == 0 {
 		t.Fatal("strangers have no limit")
 	}
-	if b.identify(initiation, b.limiterFor(path)) != p {
+	if b.identify(initiation, direct(path)) != p {
 		t.Fatal("the peer's own path is limited by strangers")
 	}
 	p.SetPath(Path{})
@@ -314,6 +318,60 @@ func TestFloodOfStrangersLeavesPathsAlone(t *testing.T) {
 	if !l.allow(now.Add(100*time.Millisecond)) || l.allow(now.Add(100*time.Millisecond)) {
 		t.Fatal("a tenth of a second at ten a second is one")
 	}
+}
+
+// TestFloodOfOnePeerLeavesOthersAlone: a member that floods with initiations,
+// over the relay or from its own path, keeps out neither the other members nor
+// those whose address it forges.
+func TestFloodOfOnePeerLeavesOthersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // where no time passes
+		newPair := func() (b *bind, flooder, honest *Peer) {
+			b = newBind(&Config{})
+			b.identity.Store(newIdentity(fuzzKey(t, 1)))
+			flooder, honest = newPeer(fuzzKey(t, 2).Public(), b), newPeer(fuzzKey(t, 3).Public(), b)
+			b.peers[flooder.key], b.peers[honest.key] = flooder, honest
+			return b, flooder, honest
+		}
+		flood := craftInitiation(t, fuzzKey(t, 1), fuzzKey(t, 2))
+		wanted := craftInitiation(t, fuzzKey(t, 1), fuzzKey(t, 3))
+		taken := func(b *bind, p *Peer, initiation []byte) int {
+			before := len(b.relayed)
+			b.handleRelayed(p.key, initiation)
+			return len(b.relayed) - before
+		}
+
+		b, flooder, honest := newPair()
+		got := 0
+		for range 2 * pathBurst {
+			got += taken(b, flooder, flood)
+		}
+		if got != peerBurst {
+			t.Errorf("%d of the flood were opened, want %d", got, peerBurst)
+		}
+		if taken(b, honest, wanted) != 1 {
+			t.Error("relayed: the other peer is kept out")
+		}
+
+		b, flooder, honest = newPair()
+		flooder.SetPath(Path{Direct: netip.MustParseAddrPort("192.0.2.1:1")})
+		path := netip.MustParseAddrPort("192.0.2.2:1")
+		honest.SetPath(Path{Direct: path})
+		for range 2 * pathBurst {
+			b.allowDirect(flooder.Path().Direct, time.Now())
+		}
+		if !b.allowDirect(path, time.Now()) || taken(b, honest, wanted) != 1 {
+			t.Error("direct: the other peer is kept out")
+		}
+
+		b, _, honest = newPair()
+		honest.SetPath(Path{Direct: path})
+		for range 2 * peerBurst { // forged
+			b.allowDirect(path, time.Now())
+		}
+		if !b.allowDirect(path, time.Now()) {
+			t.Error("a few forged packets keep a peer out")
+		}
+	})
 }
 
 func TestRemovedPeerIsCut(t *testing.T) {

@@ -135,8 +135,12 @@ const (
 	// pathRate bounds them for what comes over a relay or from an address that
 	// is some peer's path, so that a flood of strangers keeps nobody out with
 	// whom there is a way already.
-	pathRate  = 1000 // per second
-	pathBurst = 200
+	pathRate  = 3000 // per second
+	pathBurst = 600
+	// peerRate is the share of one peer of pathRate, so that no member keeps
+	// out the others. An honest one begins a handshake every 5 seconds at most.
+	peerRate  = 10 // per second
+	peerBurst = 20
 )
 
 // limiter is a token bucket. It begins full.

@@ -39,6 +39,9 @@ type Peer struct {
 
 	path       atomic.Pointer[Path]
 	unanswered atomic.Uint32
+	// initiations limits those that are opened of what comes from the peer's
+	// path, or over a relay under its name.
+	initiations limiter
 
 	mu sync.Mutex // protects all below
 	// pending is the last handshake message that had no path, so that the
@@ -52,7 +55,7 @@ type Peer struct {
 var _ conn.Endpoint = (*Peer)(nil)
 
 func newPeer(key ident.NodeKey, b *bind) *Peer {
-	p := &Peer{key: key, bind: b}
+	p := &Peer{key: key, bind: b, initiations: newLimiter(peerRate, peerBurst)}
 	p.path.Store(new(Path))
 	return p
 }
@@ -66,8 +69,7 @@ func (p *Peer) Path() Path { return *p.path.Load() }
 // SetPath says where packets to the peer go from now on. A handshake message
 // that had no path until now is sent at once.
 func (p *Peer) SetPath(path Path) {
-	old := p.path.Swap(&path)
-	p.bind.moved(old.Direct, path.Direct)
+	p.bind.move(p, &path)
 	if !path.Direct.IsValid() && path.Relay == nil {
 		return
 	}
