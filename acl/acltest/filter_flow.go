@@ -337,7 +337,7 @@ func (m *Filter) place(device, other *ident.Identity, a netip.Addr) where {
 		case netip.MustParsePrefix("64:ff9b::/96").Contains(a), netip.MustParsePrefix("64:ff9b:1::/48").Contains(a):
 			translated = netip.AddrFrom4([4]byte(b[12:]))
 		}
-		if translated.IsValid() && m.barred(translated) || a == netip.MustParseAddr("fd00:ec2::254") {
+		if translated.IsValid() && m.barred(translated) {
 			return nowhere
 		}
 	}
@@ -356,6 +356,10 @@ func (m *Filter) place(device, other *ident.Identity, a netip.Addr) where {
 // barred reports whether nothing that is forwarded may have the address.
 func (m *Filter) barred(a netip.Addr) bool {
 	if noHost(a) || m.self.OwnsAddress(a) {
+		return true
+	}
+	switch a.String() { // metadata services of clouds
+	case "168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254":
 		return true
 	}
 	for _, prefixes := range [][]netip.Prefix{m.Config.Overlay, m.Config.Protected} {

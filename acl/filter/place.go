@@ -174,13 +174,28 @@ func (p *Peer) undirected(a packet.Address) bool {
 	return a.Hi>>54 == 0xfe80>>6 || a.Hi>>56 == 0xff
 }
 
-// metadata6 is the cloud metadata service of the one provider that has it in
-// unique local addresses (fd00:ec2::254).
+// metadata6 is where one cloud serves machines their credentials in unique local
+// addresses (fd00:ec2::254).
 var metadata6 = packet.AddressOf(netip.MustParseAddr("fd00:ec2::254"))
+
+// metadata reports whether a is where a cloud serves machines their credentials
+// outside of the link-local addresses: Azure, Oracle, Alibaba, and Amazon over
+// IPv6. Unlike unusable ones these can be addresses of devices, where the
+// network's own ranges hold them.
+func metadata(a packet.Address) bool {
+	if !a.Is4() {
+		return a == metadata6
+	}
+	switch uint32(a.Lo) {
+	case 168<<24 | 63<<16 | 129<<8 | 16, 192<<24 | 192, 100<<24 | 100<<16 | 100<<8 | 200:
+		return true
+	}
+	return false
+}
 
 // unreachable reports whether a may be neither source nor destination of a
 // packet that a router forwards, whatever its routes are: an address that no
-// host has, one of the network's own, one that is protected, or an IPv6 address
+// host has, a metadata service, one of the network's own, one that is protected, or an IPv6 address
 // that some translator on the way would turn into such a one (P2, P3).
 func (p *Peer) unreachable(a packet.Address) bool {
 	if p.forbidden(a) {
@@ -192,11 +207,11 @@ func (p *Peer) unreachable(a packet.Address) bool {
 	if inner, ok := embedded4(a); ok {
 		return p.forbidden(inner)
 	}
-	return a == metadata6
+	return false
 }
 
 func (p *Peer) forbidden(a packet.Address) bool {
-	return unusable(a) || p.self.owns(a) || p.shared.overlay.contain(a) || p.shared.protected.contain(a)
+	return unusable(a) || metadata(a) || p.self.owns(a) || p.shared.overlay.contain(a) || p.shared.protected.contain(a)
 }
 
 // embedded4 returns the IPv4 address inside a 6to4 (2002::/16, RFC 3056) or a
