@@ -69,7 +69,7 @@ func (c *control) configureRouter(settings router.Settings) error {
 	err := c.e.cfg.Router.Configure(settings)
 	if errors.Is(err, router.ErrGuard) {
 		if !c.unguarded {
-			c.e.log.Warn("other programs could have this machine forward into the overlay", "error", err)
+			c.e.log.Warn("the overlay's interface is not fully guarded: neighbours could send packets in the name of peers, or other programs have this machine forward into the overlay", "error", err)
 		}
 		c.unguarded = true
 		return nil

@@ -20,6 +20,15 @@ type guard struct {
 	settings *Settings
 	// foreign are networks of other interfaces inside the overlay's ranges.
 	foreign []netip.Prefix
+	// routes says that the kernel's routes may be asked (nft_fib).
+	routes bool
+}
+
+// metadata are the addresses at which clouds serve machines their credentials:
+// no peer is let to one through this machine, whatever it serves.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("192.0.0.192"),
+	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254"),
 }
 
 // Priorities of our chains. Addresses are checked before any translation
@@ -27,10 +36,15 @@ type guard struct {
 const (
 	priorityBefore = -250
 	priorityMangle = -150
+	// prioritySources comes after our marks are back, and before translations.
+	prioritySources = -145
 )
 
 func (g *guard) build() {
 	g.prerouting()
+	if g.routes {
+		g.sources()
+	}
 	g.input()
 	g.forward()
 	if len(g.settings.Forward) > 0 {
@@ -86,6 +100,23 @@ func (g *guard) prerouting() {
 	}
 }
 
+// sources drops what comes in elsewhere from an address that the kernel would
+// answer by way of the overlay (S05c): neighbours do not speak in the name of a
+// peer, whatever the machine's reverse-path filter is. The ranges alone do not
+// tell, because they may mean something else on a neighbour's network; routes
+// do, unless they lead everything into the overlay.
+func (g *guard) sources() {
+	c := g.chain("sources", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioritySources)
+	if g.settings.Exit && !g.settings.KeepLAN {
+		for _, p := range g.foreign {
+			g.rule(c, source(p), accept())
+		}
+	}
+	for _, p := range g.settings.Overlay {
+		g.rule(c, g.from(false), source(p), g.answered(), drop())
+	}
+}
+
 // input keeps translations from leading packets of the overlay to other
 // addresses of this machine.
 func (g *guard) input() {
@@ -110,6 +141,9 @@ func (g *guard) forward() {
 	}
 	for _, p := range g.settings.Overlay {
 		g.rule(c, g.from(true), destination(p), drop())
+	}
+	for _, a := range metadata {
+		g.rule(c, g.from(true), destination(single(a)), drop())
 	}
 	for _, p := range g.settings.Forward {
 		g.rule(c, g.from(true), destination(p), accept())
@@ -150,6 +184,12 @@ func (g *guard) from(overlay bool) []expr.Any { return input(g.name, overlay) }
 // to matches packets that leave by the overlay's interface, or by others.
 func (g *guard) to(overlay bool) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, compareName(g.name, overlay)}
+}
+
+// answered matches packets whose source is reached by the overlay's interface,
+// from a socket with the packet's mark.
+func (g *guard) answered() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, ResultOIFNAME: true, FlagSADDR: true, FlagMARK: true}, compareName(g.name, true)}
 }
 
 func input(name string, equal bool) []expr.Any {

@@ -75,11 +75,7 @@ func (r *kernelRouter) Configure(s Settings) error {
 func (r *kernelRouter) configure(s *Settings) error {
 	var errs []error
 	guardErr := r.configureTable(s)
-	if guardErr != nil && len(s.Forward) == 0 && len(s.Accept) == 0 && !s.Exit {
-		guardErr = fmt.Errorf("%w: %w", ErrGuard, guardErr)
-	}
-	errs = append(errs, guardErr)
-	if len(s.Forward) > 0 && guardErr == nil {
+	if len(s.Forward) > 0 && (guardErr == nil || errors.Is(guardErr, errSources)) {
 		errs = append(errs, r.sysctls.forward(s.Forward))
 	}
 	if len(s.Forward) == 0 {
@@ -91,7 +87,12 @@ func (r *kernelRouter) configure(s *Settings) error {
 		r.sysctls.validMark()
 	}
 	errs = append(errs, r.configureRules(s), r.configureRoutes(s))
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	routes := len(s.Forward) > 0 || len(s.Accept) > 0 || s.Exit
+	if err == nil && guardErr != nil && (!routes || errors.Is(guardErr, errSources)) {
+		return fmt.Errorf("%w: %w", ErrGuard, guardErr)
+	}
+	return errors.Join(guardErr, err)
 }
 
 // Close implements Router.

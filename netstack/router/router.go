@@ -23,9 +23,11 @@ var (
 	// only: for all addresses it would have to give up reaching itself.
 	ErrUserspace = errors.New("router: a node with --tun userspace cannot route for others; run its daemon as root with a TUN device, or stop advertising: warren set --advertise-routes= --advertise-exit-node=false")
 	// ErrGuard is wrapped by errors of Configure where only the guard of the
-	// interface failed and nothing is routed: the node works, but other
-	// programs could have the kernel forward into the overlay.
-	ErrGuard = errors.New("router: the interface is not guarded against forwarding")
+	// interface of a node that routes nothing failed, or of any node the check
+	// of sources: the node works, but neighbours on its networks can send it
+	// packets in the name of peers and, in the first case, other programs could
+	// have the kernel forward into the overlay.
+	ErrGuard = errors.New("router: the interface is not fully guarded")
 	// ErrForwarding is wrapped where the kernel's forwarding is off and may not
 	// be turned on.
 	ErrForwarding = errors.New("router: IP forwarding is off and cannot be turned on from here")
@@ -92,8 +94,8 @@ type Router interface {
 	// before and is not in s. Where a part fails, the parts that could be done
 	// are done and the errors are returned joined; but Forward is served only
 	// where its guard stands. The zero Settings undo everything. The error
-	// wraps ErrGuard alone where nothing but the guard of a node that routes
-	// nothing failed.
+	// wraps ErrGuard where nothing failed but the guard of a node that routes
+	// nothing, or the guard's check of sources.
 	Configure(s Settings) error
 	// Close undoes everything. A second Close does nothing.
 	Close() error

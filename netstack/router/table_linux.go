@@ -17,8 +17,12 @@ func (r *kernelRouter) newTable() *nftables.Table {
 	return &nftables.Table{Name: tablePrefix + r.name, Family: nftables.TableFamilyINet}
 }
 
+// errSources says that the guard stands but for its check of sources.
+var errSources = errors.New("neighbours can send packets in the name of peers: the kernel has no nft_fib")
+
 // configureTable puts the guard for the settings in place of the one before, in
-// one transaction: there is no moment without one.
+// one transaction: there is no moment without one. The error wraps errSources
+// where the guard stands without the check that needs the kernel's routes.
 func (r *kernelRouter) configureTable(s *Settings) error {
 	if len(s.Own) == 0 {
 		if !r.table {
@@ -30,10 +34,18 @@ func (r *kernelRouter) configureTable(s *Settings) error {
 	if err != nil {
 		return err
 	}
+	err = r.replaceTable(&guard{settings: s, foreign: foreign, routes: true})
+	if err != nil && r.replaceTable(&guard{settings: s, foreign: foreign}) == nil {
+		return fmt.Errorf("%w: %w", errSources, err)
+	}
+	return err
+}
+
+func (r *kernelRouter) replaceTable(g *guard) error {
 	if r.table {
 		r.nftables.DelTable(r.newTable())
 	}
-	g := guard{conn: r.nftables, table: r.nftables.AddTable(r.newTable()), name: r.name, settings: s, foreign: foreign}
+	g.conn, g.table, g.name = r.nftables, r.nftables.AddTable(r.newTable()), r.name
 	g.build()
 	if err := r.nftables.Flush(); err != nil {
 		return fmt.Errorf("router: setting up nftables: %w", err)
