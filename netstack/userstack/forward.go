@@ -13,10 +13,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// maxHandshakes caps the connections of peers whose local service has not
-// answered yet, or whose handshake is not complete; more SYNs are dropped and
-// come again.
-const maxHandshakes = 512
+const (
+	// minHandshakes is the least number of connections altogether whose local
+	// service has not answered yet, or whose handshake is not complete; there
+	// may be as many as connections.
+	minHandshakes = 512
+	// maxPeerHandshakes is that number for one peer. It is small, because
+	// handshakes cost the peer nothing: SYNs beyond it are dropped and come
+	// again.
+	maxPeerHandshakes = 32
+)
 
 // forwarder carries what peers open to the device's own addresses to the
 // host's loopback.
@@ -26,6 +32,8 @@ type forwarder struct {
 	stop  context.CancelCauseFunc
 	tcp   flows
 	udp   flows
+	// handshakes are those of tcp whose connection is not open yet.
+	handshakes flows
 
 	mu      sync.Mutex // protects stopped, and running.Add against wait
 	stopped bool
@@ -33,9 +41,13 @@ type forwarder struct {
 }
 
 func newForwarder(s *Stack) *forwarder {
-	f := &forwarder{stack: s, tcp: newFlows(s.cfg.MaxTCPConnections), udp: newFlows(s.cfg.MaxUDPFlows)}
+	handshakes := max(s.cfg.MaxTCPConnections, minHandshakes)
+	f := &forwarder{
+		stack: s, tcp: newFlows(s.cfg.MaxTCPConnections), udp: newFlows(s.cfg.MaxUDPFlows), handshakes: newFlows(handshakes),
+	}
+	f.handshakes.maxPeer = maxPeerHandshakes
 	f.ctx, f.stop = context.WithCancelCause(context.Background())
-	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s.stack, 0, maxHandshakes, f.handleTCP).HandlePacket)
+	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s.stack, 0, handshakes, f.handleTCP).HandlePacket)
 	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s.stack, f.handleUDP).HandlePacket)
 	return f
 }
@@ -62,7 +74,7 @@ func (f *forwarder) wait() {
 
 // target is where a packet of a peer may be forwarded to.
 type target struct {
-	peer  netip.Addr
+	peer  owner
 	hosts [2]string // loopback addresses with port, that of the packet's own family first
 }
 
@@ -82,7 +94,21 @@ func (f *forwarder) targetOf(id stack.TransportEndpointID) (target, bool) {
 	if own.Is6() {
 		hosts[0], hosts[1] = hosts[1], hosts[0]
 	}
-	return target{peer: peer, hosts: hosts}, true
+	return target{peer: f.ownerOf(peer), hosts: hosts}, true
+}
+
+// owner is whom a flow is counted for: a device, or an address of none that is
+// known.
+type owner struct {
+	device uint64
+	addr   netip.Addr
+}
+
+func (f *forwarder) ownerOf(peer netip.Addr) owner {
+	if device := f.stack.cfg.Device(peer); device != 0 {
+		return owner{device: device}
+	}
+	return owner{addr: peer}
 }
 
 // flows counts what is open, altogether and for each peer.
@@ -92,15 +118,15 @@ type flows struct {
 
 	mu    sync.Mutex // protects total and peers
 	total int
-	peers map[netip.Addr]int // open flows, never zero
+	peers map[owner]int // open flows, never zero
 }
 
 func newFlows(limit int) flows {
-	return flows{max: limit, maxPeer: max(limit/4, 1), peers: make(map[netip.Addr]int)}
+	return flows{max: limit, maxPeer: max(limit/4, 1), peers: make(map[owner]int)}
 }
 
 // acquire takes a place for a flow of peer, or counts that there is none.
-func (f *flows) acquire(peer netip.Addr) bool {
+func (f *flows) acquire(peer owner) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.total >= f.max || f.peers[peer] >= f.maxPeer {
@@ -112,7 +138,7 @@ func (f *flows) acquire(peer netip.Addr) bool {
 	return true
 }
 
-func (f *flows) release(peer netip.Addr) {
+func (f *flows) release(peer owner) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.total--

@@ -45,27 +45,43 @@ func (f *forwarder) handleTCP(request *tcp.ForwarderRequest) {
 		request.Complete(true)
 		return
 	}
+	if !f.handshakes.acquire(to.peer) {
+		request.Complete(false)
+		return
+	}
 	if !f.tcp.acquire(to.peer) {
+		f.handshakes.release(to.peer)
 		request.Complete(true)
 		return
 	}
 	defer f.tcp.release(to.peer)
-	local, err := f.dialLocalTCP(to)
-	if err != nil {
-		f.tcp.refused.Add(1)
-		request.Complete(true)
-		return
-	}
-	var queue waiter.Queue
-	endpoint, terr := request.CreateEndpoint(&queue)
-	request.Complete(terr != nil)
-	if terr != nil {
-		resetLocal(local)
+	endpoint, queue, local := f.openTCP(request, to)
+	f.handshakes.release(to.peer)
+	if endpoint == nil {
 		return
 	}
 	f.tcp.opened.Add(1)
 	setKeepalive(endpoint)
-	f.relayTCP(gonet.NewTCPConn(&queue, endpoint), endpoint, local)
+	f.relayTCP(gonet.NewTCPConn(queue, endpoint), endpoint, local)
+}
+
+// openTCP connects to the service of the host and completes the request; a nil
+// endpoint says that there is no connection.
+func (f *forwarder) openTCP(request *tcp.ForwarderRequest, to target) (tcpip.Endpoint, *waiter.Queue, *net.TCPConn) {
+	local, err := f.dialLocalTCP(to)
+	if err != nil {
+		f.tcp.refused.Add(1)
+		request.Complete(true)
+		return nil, nil, nil
+	}
+	queue := new(waiter.Queue)
+	endpoint, terr := request.CreateEndpoint(queue)
+	request.Complete(terr != nil)
+	if terr != nil {
+		resetLocal(local)
+		return nil, nil, nil
+	}
+	return endpoint, queue, local
 }
 
 // dialLocalTCP connects to the loopback address of the peer's family, or else

@@ -50,10 +50,15 @@ type Config struct {
 
 	// MaxTCPConnections and MaxUDPFlows cap what is forwarded to the host at
 	// one time, for all peers together; a quarter of each is the cap for one
-	// peer address, so that one peer cannot lock out the others. Zero means
-	// 1024 each.
+	// peer, so that one peer cannot lock out the others. Zero means 1024 each.
 	MaxTCPConnections int
 	MaxUDPFlows       int
+
+	// Device tells which device an address belongs to, or is routed by, so that
+	// the caps for one peer hold for all of its addresses together; zero, and
+	// a nil Device, make every address a peer of its own. It is called for
+	// every new connection and flow, from several goroutines.
+	Device func(addr netip.Addr) uint64
 
 	// UDPIdle ends a forwarded UDP flow without traffic in either direction.
 	// Zero means 2 minutes (RFC 4787 REQ-5).
@@ -72,6 +77,9 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.UDPIdle == 0 {
 		cfg.UDPIdle = 2 * time.Minute
+	}
+	if cfg.Device == nil {
+		cfg.Device = func(netip.Addr) uint64 { return 0 }
 	}
 	if cfg.Refuse == nil {
 		cfg.Refuse = func(uint16) bool { return false }
@@ -314,7 +322,7 @@ func (s *Stack) Stats() Stats {
 		DroppedPackets: s.link.dropped.Load(),
 		TCPForwarded:   f.tcp.opened.Load(),
 		TCPRefused:     f.tcp.refused.Load(),
-		TCPCapped:      f.tcp.capped.Load(),
+		TCPCapped:      f.tcp.capped.Load() + f.handshakes.capped.Load(),
 		UDPForwarded:   f.udp.opened.Load(),
 		UDPRefused:     f.udp.refused.Load(),
 		UDPCapped:      f.udp.capped.Load(),
