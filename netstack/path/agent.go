@@ -113,6 +113,7 @@ type Stats struct {
 	CandidatesOverCap uint64
 	PrimaryChanges    uint64
 	Losses            uint64 // primaries that stopped answering
+	Barred            uint64 // primaries that answered but carried no tunnel
 	OutputOverCap     uint64 // transmits dropped because nobody drained them
 	RandFailed        uint64 // probes not sent because Rand gave an error
 }
@@ -137,6 +138,7 @@ type Agent struct {
 	// how many of its pings were due.
 	checking time.Time
 	checks   int
+	distress distress // about the primary
 
 	callStep int
 	callNext time.Time // when to send a CallMe; zero for not scheduled
@@ -144,9 +146,12 @@ type Agent struct {
 	called   time.Time // when the last CallMe fell due
 
 	probes   budget // challenges of ours
-	answers  budget // pongs
+	answers  budget // pongs to addresses that are not proved
 	calls    budget // calls of the peer
 	answered sessions
+	// liveAnswers are pongs to paths that work, so that a flood of pings from
+	// elsewhere, captured or not, leaves those of the peer alone.
+	liveAnswers budget
 
 	out    []Transmit
 	events []Event
@@ -166,10 +171,11 @@ func New(cfg Config, now time.Time) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, now: now,
-		session: binary.BigEndian.Uint64(raw[:]),
-		probes:  newBudget(probeBurst, probeInterval, now),
-		answers: newBudget(answerBurst, answerInterval, now),
-		calls:   newBudget(callBurst, callInterval, now),
+		session:     binary.BigEndian.Uint64(raw[:]),
+		probes:      newBudget(probeBurst, probeInterval, now),
+		answers:     newBudget(answerBurst, answerInterval, now),
+		liveAnswers: newBudget(answerBurst, answerInterval, now),
+		calls:       newBudget(callBurst, callInterval, now),
 	}, nil
 }
 
@@ -213,6 +219,7 @@ func (a *Agent) HandleNetworkChange(now time.Time) {
 	a.advance(now)
 	for _, c := range a.candidates {
 		c.samples, c.outstanding = nil, nil
+		c.barred, c.bars = time.Time{}, 0
 		if !a.active || DirectTo(c.addr) != a.primary {
 			c.proved = time.Time{}
 			c.sources &^= SourceProved
@@ -240,7 +247,13 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	if !a.usable(from) {
 		return ErrAddress
 	}
-	if !a.answers.has(a.now) {
+	known := a.find(from)
+	works := known != nil && a.alive(known)
+	answers := &a.answers
+	if works {
+		answers = &a.liveAnswers
+	}
+	if !answers.has(a.now) {
 		a.stats.PingsOverBudget++
 		return ErrBudget
 	}
@@ -248,12 +261,15 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 		a.stats.PingsReplayed++
 		return ErrReplay
 	}
-	a.answers.take(a.now)
+	if works {
+		a.answered.keep(m.Session)
+	}
+	answers.take(a.now)
 	a.stats.PongsSent++
 	a.transmit(Transmit{DirectTo(from), disco.Pong{TxID: m.TxID, Observed: from}})
 	c := a.observe(from)
 	switch {
-	case a.alive(c):
+	case works, a.now.Before(c.barred):
 	case c.next.IsZero(), c.step == len(probeDelays):
 		a.schedule([]*candidate{c})
 	case a.now.Sub(c.wanted) >= echoInterval:
@@ -317,6 +333,9 @@ func (a *Agent) HandleInbound(p Path, t Traffic, now time.Time) {
 	if p.Kind == Direct {
 		if c := a.find(unmap(p.Addr)); c != nil {
 			c.heard = a.now
+			if t == Data {
+				a.unbar(c)
+			}
 		}
 		if primary := a.find(a.primary.Addr); a.primary.Kind == Direct && a.primary.Addr != unmap(p.Addr) && a.active {
 			a.checkIfQuiet(primary)
@@ -346,26 +365,6 @@ func (a *Agent) HandleRelayState(available bool, now time.Time) {
 		a.relay = available
 		a.choose(ReasonRelay)
 		if available && a.active && a.primary.Kind != Direct {
-			a.scheduleCall()
-		}
-	}
-	a.flush()
-}
-
-// HandleDistress says that the tunnel gets no answer: its handshake was
-// repeated in vain. The primary is checked, or a better one looked for, at once.
-func (a *Agent) HandleDistress(now time.Time) {
-	a.advance(now)
-	a.use()
-	if a.primary.Kind == Direct {
-		a.check()
-	} else {
-		for _, c := range a.candidates {
-			if a.now.Sub(c.wanted) >= distressInterval {
-				a.schedule([]*candidate{c})
-			}
-		}
-		if a.now.Sub(a.called) >= distressInterval {
 			a.scheduleCall()
 		}
 	}
@@ -407,7 +406,7 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	if p == a.primary {
 		return
 	}
-	a.primary, a.checking = p, time.Time{}
+	a.primary, a.checking, a.distress = p, time.Time{}, distress{}
 	a.stats.PrimaryChanges++
 	if len(a.events) == maxOutput {
 		a.events = slices.Delete(a.events, 0, 1)

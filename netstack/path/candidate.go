@@ -53,6 +53,8 @@ type candidate struct {
 
 	proved  time.Time // last answer, zero for never or since the network changed
 	lost    bool      // was primary and stopped answering; until the next answer
+	barred  time.Time // until when it is not used, since it carries no tunnel
+	bars    int       // how often in a row it was barred
 	heard   time.Time // last ping, pong or data from there
 	samples []time.Duration
 

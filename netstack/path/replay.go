@@ -4,9 +4,12 @@ package path
 // the peer, so that a ping that is sent again gets no second answer. A session
 // that is not remembered is taken as new: an old capture can win an answer
 // then, which proves nothing to anyone, and a peer that restarted is never
-// locked out, whatever its clock says.
+// locked out, whatever its clock says. The live session is never forgotten for
+// one that is not known, so captures do not push it out.
 type sessions struct {
 	seen [maxSessions]window // most recently used first
+	live uint64              // that of the last ping from a path that works
+	kept bool                // there is a live one
 }
 
 // maxSessions is how many sessions are remembered. One is live; a few more keep
@@ -27,6 +30,9 @@ func (s *sessions) fresh(session, seq uint64) bool {
 		return false
 	}
 	at := maxSessions - 1
+	if s.kept && s.seen[at].session == s.live && s.seen[at].highest != 0 {
+		at--
+	}
 	for i := range s.seen {
 		if s.seen[i].highest != 0 && s.seen[i].session == session {
 			at = i
@@ -53,3 +59,6 @@ func (s *sessions) fresh(session, seq uint64) bool {
 	s.seen[0] = w
 	return true
 }
+
+// keep makes a session the live one.
+func (s *sessions) keep(session uint64) { s.live, s.kept = session, true }

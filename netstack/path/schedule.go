@@ -38,8 +38,9 @@ const (
 	// under 700 B/s.
 	probeBurst    = 64
 	probeInterval = 125 * time.Millisecond
-	// answerBurst and answerInterval are the budget of pongs. An honest peer
-	// needs as many as it has probes.
+	// answerBurst and answerInterval are the budget of pongs, one for paths that
+	// work and one for all other sources. An honest peer needs as many as it has
+	// probes.
 	answerBurst    = 64
 	answerInterval = 100 * time.Millisecond
 	// callBurst and callInterval are the budget of the peer's calls, each of
@@ -210,9 +211,14 @@ func (a *Agent) rest() {
 	a.choose(ReasonIdle)
 }
 
-// schedule begins a burst at each of the given candidates.
+// schedule begins a burst at each of the given candidates, at those that are
+// barred when the bar ends.
 func (a *Agent) schedule(cs []*candidate) {
 	for _, c := range cs {
+		if a.now.Before(c.barred) {
+			c.step, c.next = 0, c.barred
+			continue
+		}
 		c.step, c.next = 0, a.now
 		a.probeStep(c)
 	}
@@ -303,7 +309,7 @@ func (a *Agent) checkStep() {
 // alive reports whether a candidate can be the primary on the strength of its
 // last answer.
 func (a *Agent) alive(c *candidate) bool {
-	if c.proved.IsZero() || c.lost {
+	if c.proved.IsZero() || c.lost || a.now.Before(c.barred) {
 		return false
 	}
 	// The primary of an active peer is under watch: the check decides.

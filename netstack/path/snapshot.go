@@ -28,6 +28,9 @@ type CandidateState struct {
 	Proved time.Time
 	// Lost means that it was primary and stopped answering.
 	Lost bool
+	// Barred is until when it is not used since it carried no tunnel, zero for
+	// never.
+	Barred time.Time
 }
 
 // Snapshot returns the state for people. It costs one allocation for the list.
@@ -39,7 +42,7 @@ func (a *Agent) Snapshot() Snapshot {
 	for i, c := range a.candidates {
 		s.Candidates[i] = CandidateState{
 			Addr: c.addr, Sources: c.sources, Class: ClassOf(c.addr.Addr()),
-			RTT: c.rtt(), Proved: c.proved, Lost: c.lost,
+			RTT: c.rtt(), Proved: c.proved, Lost: c.lost, Barred: c.barred,
 		}
 	}
 	return s
