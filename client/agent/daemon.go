@@ -188,7 +188,9 @@ func transport() *http.Transport {
 // openDevice opens the TUN device or the userspace stack.
 func (d *Daemon) openDevice(own *ownPorts) error {
 	if d.options.Device == Userspace {
-		stack, err := userstack.New(userstack.Config{Refuse: own.has})
+		// The stack gets packets only once the agent is there.
+		device := func(addr netip.Addr) uint64 { return deviceOf(d.agent.desired.Load(), addr) }
+		stack, err := userstack.New(userstack.Config{Refuse: own.has, Device: device})
 		if err != nil {
 			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
