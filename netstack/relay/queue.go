@@ -217,9 +217,13 @@ func (b *bucket) take(n int64, now time.Time) bool {
 }
 
 // list is a doubly linked list of connections, the one heard longest ago first.
-type list struct{ oldest, newest *conn }
+type list struct {
+	oldest, newest *conn
+	count          int
+}
 
 func (l *list) push(c *conn) {
+	l.count++
 	c.older, c.newer = l.newest, nil
 	if l.newest != nil {
 		l.newest.newer = c
@@ -230,6 +234,7 @@ func (l *list) push(c *conn) {
 }
 
 func (l *list) remove(c *conn) {
+	l.count--
 	if c.older != nil {
 		c.older.newer = c.newer
 	} else {

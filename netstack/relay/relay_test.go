@@ -529,24 +529,43 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestMaxConns(t *testing.T) {
-	s, err := NewServer(ServerConfig{Name: "r", Admitter: new(tokens), Rand: rand.NewChaCha8([32]byte{}), MaxConns: 1}, epoch)
-	if err != nil {
-		t.Fatal(err)
+	r := newRig(t, 0)
+	r.server.cfg.MaxConns = 1
+	a := r.join(1, "net1")
+	if b := r.join(2, "net1"); b.closed != ReasonFull || a.gone {
+		t.Errorf("the second member: closed by %v; the first gone: %v", b.closed, a.gone)
 	}
-	for id := range ConnID(2) {
-		if err := s.HandleConnect(id, nil, epoch); err != nil {
-			t.Fatal(err)
-		}
+	// Who is in may come again: it takes its own place.
+	if again := r.join(1, "net1"); again.last().Kind != EventReady || !a.gone {
+		t.Errorf("the first member again got %+v", again.last())
 	}
-	var last Command
-	for c, ok := s.NextCommand(); ok; c, ok = s.NextCommand() {
-		last = c
+	if got := r.server.Snapshot(); got.Admitted != 1 || got.Stats.RejectedFull != 1 {
+		t.Errorf("%+v", got)
 	}
-	if last != (Command{CommandClose, 1, ReasonFull}) {
-		t.Errorf("got %+v", last)
+}
+
+// TestStrangersKeepNobodyOut: connections that say nothing neither count as
+// members nor are more than so many; the oldest goes first.
+func TestStrangersKeepNobodyOut(t *testing.T) {
+	r := newRig(t, 0)
+	r.server.cfg.MaxConns = 2
+	first := r.join(1, "net1")
+	oldest := r.connect(nodeKey(9), nil, "")
+	for range maxHello - 1 {
+		r.connect(nodeKey(9), nil, "")
 	}
-	if m, ok := s.NextMessage(1, nil); !ok || !bytes.Equal(m, []byte{byte(FrameReject), 0, 1, byte(ReasonFull)}) {
-		t.Errorf("the client reads %x", m)
+	if oldest.gone {
+		t.Fatal("a stranger was ended before there were too many")
+	}
+	c := r.join(2, "net1")
+	if c.last().Kind != EventReady {
+		t.Errorf("the member got %+v", c.last())
+	}
+	if !oldest.gone || oldest.closed != ReasonFull || first.gone {
+		t.Errorf("the oldest stranger: gone %v by %v; a member gone: %v", oldest.gone, oldest.closed, first.gone)
+	}
+	if got := r.server.Snapshot(); got.Admitted != 2 || got.Conns != maxHello+1 {
+		t.Errorf("%d admitted, %d in all", got.Admitted, got.Conns)
 	}
 }
 

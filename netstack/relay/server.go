@@ -29,7 +29,9 @@ type ServerConfig struct {
 	Admitter Admitter
 	// Rand is the source of ephemeral keys and nonces.
 	Rand io.Reader
-	// MaxConns bounds connections, admitted or not. Zero means 10,000.
+	// MaxConns bounds the connections that are admitted; of those that are not
+	// yet, there are at most 1,024, of which the oldest makes room. Zero means
+	// 10,000.
 	MaxConns int
 	// Rate bounds what one key may send, in bytes of payload per second; a burst
 	// of a quarter of a second may pass at once. Zero means 125,000,000, the
@@ -67,6 +69,11 @@ const (
 	// maxControl bounds the control frames waiting for one connection, for a
 	// client that asks without reading.
 	maxControl = 4 << 10
+
+	// maxHello bounds the connections that did not prove their key yet. The
+	// oldest makes room for a new one, so strangers that say nothing keep a member
+	// out only where they open so many in the time that its answer takes.
+	maxHello = 1024
 
 	defaultMaxConns = 10_000
 	defaultRate     = 125_000_000
@@ -188,12 +195,6 @@ func (s *Server) HandleConnect(id ConnID, binding []byte, now time.Time) error {
 		return fmt.Errorf("relay: connection %d exists", id)
 	}
 	c := &conn{id: id, heard: s.now}
-	if len(s.conns) >= s.cfg.MaxConns {
-		s.conns[id] = c
-		s.stats.RejectedFull++
-		s.end(c, ReasonFull)
-		return nil
-	}
 	ask, private, err := newChallenge(s.cfg.Rand)
 	if err != nil {
 		return err
@@ -201,6 +202,10 @@ func (s *Server) HandleConnect(id ConnID, binding []byte, now time.Time) error {
 	s.conns[id] = c
 	c.state, c.ask, c.private = stateHello, ask, private
 	c.binding = append([]byte(nil), binding...)
+	if s.hello.count >= maxHello {
+		s.stats.RejectedFull++
+		s.end(s.hello.oldest, ReasonFull)
+	}
 	s.hello.push(c)
 	c.control = ask.append(c.control)
 	s.wake(c)
@@ -294,8 +299,15 @@ func (s *Server) admit(c *conn, h *hello) error {
 		s.end(c, ReasonToken)
 		return fmt.Errorf("relay: admitting %s: %w", h.key.Short(), err)
 	}
-	c.member = member{network, h.key}
-	if old := s.members[c.member]; old != nil {
+	m := member{network, h.key}
+	old := s.members[m]
+	if old == nil && len(s.members) >= s.cfg.MaxConns {
+		s.stats.RejectedFull++
+		s.end(c, ReasonFull)
+		return fmt.Errorf("%w: %d connections are admitted", ErrRefused, len(s.members))
+	}
+	c.member = m
+	if old != nil {
 		s.stats.Replaced++
 		s.end(old, ReasonReplaced)
 	}
