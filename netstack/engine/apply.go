@@ -30,6 +30,11 @@ func (c *control) apply(cfg *config.Config) error {
 	c.collectAll(now)
 	rekeyed := cfg != nil && c.cfg != nil && cfg.Self.NodeKey() != c.cfg.Self.NodeKey()
 	wanted, claims := c.wanted(cfg, now)
+	contested := c.contested(claims, func(ident.NodeKey) bool { return rekeyed })
+	var errs []error
+	if err := c.suspend(contested); err != nil {
+		errs = append(errs, err)
+	}
 
 	// Membership that ends. Nothing of these peers can be opened once remove
 	// returns.
@@ -45,7 +50,7 @@ func (c *control) apply(cfg *config.Config) error {
 		c.setFilterDevice(now)
 	}
 	if cfg == nil {
-		c.publishTable(nil)
+		c.e.host.forwarding.Store(nil)
 		c.e.relay.set(nil)
 		c.relayed = false
 		return c.configureDevice(nil)
@@ -66,7 +71,6 @@ func (c *control) apply(cfg *config.Config) error {
 			p.endpoints = slices.Clone(want.Endpoints)
 		}
 	}
-	var errs []error
 	if err := c.device.SetPrivateKey(cfg.PrivateKey); err != nil {
 		errs = append(errs, err)
 	}
@@ -82,11 +86,19 @@ func (c *control) apply(cfg *config.Config) error {
 	for _, p := range c.peers {
 		p.allowed = claims[p.key]
 	}
-	if err := c.publishTable(cfg); err != nil {
+	if err := c.publishTable(cfg, contested); err != nil {
 		errs = append(errs, err)
 	}
 	if err := c.setTunnels(); err != nil {
 		errs = append(errs, err)
+	}
+	if len(contested) > 0 {
+		if c.e.suspended != nil {
+			c.e.suspended()
+		}
+		if err := c.publishTable(cfg, nil); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	c.bringUp(now)
 	c.e.relay.set(relayTargetOf(cfg))
@@ -167,7 +179,8 @@ func (c *control) retreat(claims map[ident.NodeKey][]netip.Prefix) {
 	}
 }
 
-// remove ends a peer, in the order of packet-filter.md, P20.
+// remove ends a peer, in the order of packet-filter.md, P20. What of its
+// prefixes is contested must be suspended.
 func (c *control) remove(p *peer) {
 	c.device.RemovePeer(p.key)
 	p.mu.Lock()
@@ -185,6 +198,10 @@ func (c *control) remove(p *peer) {
 // expire removes a peer whose certificate has ended.
 func (c *control) expire(p *peer) {
 	c.e.log.Info("peer's certificate has ended", "peer", p.member.Name())
+	contested := c.contested(c.claimsWithout(p), func(ident.NodeKey) bool { return false })
+	if err := c.suspend(contested); err != nil {
+		c.e.log.Error("finding peers", "error", err)
+	}
 	c.remove(p)
 	if c.standby.routers[p.key] != nil {
 		// Another router has its routes from now on.
@@ -193,7 +210,7 @@ func (c *control) expire(p *peer) {
 		}
 		return
 	}
-	if err := c.publishTable(c.cfg); err != nil {
+	if err := c.publishTable(c.cfg, nil); err != nil {
 		c.e.log.Error("finding peers", "error", err)
 	}
 	if err := c.configureDevice(c.cfg); err != nil {
@@ -253,9 +270,9 @@ func (c *control) refuses(a netip.Addr) bool {
 	return p != nil && p.member.Identity().OwnsAddress(a)
 }
 
-// publishTable gives the data path the peers of a configuration. Where the table
-// can not be built, it gets none.
-func (c *control) publishTable(cfg *config.Config) error {
+// publishTable gives the data path the peers of a configuration; suspended
+// prefixes are nobody's. Where the table can not be built, it gets none.
+func (c *control) publishTable(cfg *config.Config, suspended []netip.Prefix) error {
 	if cfg == nil {
 		c.e.host.forwarding.Store(nil)
 		return nil
@@ -264,9 +281,18 @@ func (c *control) publishTable(cfg *config.Config) error {
 		peers: c.sorted(), byKey: maps.Clone(c.peers), self: slices.Clone(cfg.Self.Identity().Addresses),
 	}
 	var entries []route.Entry
+	none := make(map[netip.Prefix]bool, len(suspended))
+	for _, prefix := range suspended {
+		none[prefix] = true
+		// There is no peer with this number: lookup finds none.
+		entries = append(entries, route.Entry{Prefix: prefix, Peer: route.Peer(len(f.peers))})
+	}
 	for i, p := range f.peers {
 		identity := p.member.Identity()
 		for _, prefix := range p.allowed {
+			if none[prefix] {
+				continue
+			}
 			own := prefix.IsSingleIP() && identity.OwnsAddress(prefix.Addr())
 			entries = append(entries, route.Entry{Prefix: prefix, Peer: route.Peer(i), Own: own})
 		}

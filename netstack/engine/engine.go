@@ -54,6 +54,10 @@ type Engine struct {
 	relay    *relayClient
 	flows    *flowLog
 	captures captures
+
+	// suspended, if not nil, is called while prefixes are suspended; see
+	// barrier.go. It is for tests.
+	suspended func()
 }
 
 // datagram is a packet of the control protocols of the data plane.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/filter"
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/netstack/tun"
 	"github.com/warren-overlay/warren/netstack/wg"
@@ -25,6 +27,15 @@ type hostDevice struct {
 	// serving says that all routes of this device are served.
 	serving atomic.Bool
 
+	// sender says whose session a packet came in by (wg.Device.Sender).
+	sender func(buf []byte, offset int) (ident.NodeKey, bool)
+
+	// underway is held from before packets are let out until WireGuard has found
+	// their peers: it asks for the next ones only then. held, which belongs to
+	// the caller of Read, says that it is.
+	underway sync.Mutex
+	held     bool
+
 	// forwarding is replaced by the control goroutine.
 	forwarding atomic.Pointer[forwarding]
 
@@ -38,6 +49,13 @@ var _ wg.TUN = (*hostDevice)(nil)
 func newHostDevice(e *Engine) *hostDevice {
 	d := &hostDevice{e: e, tun: e.cfg.TUN, now: e.cfg.Now}
 	d.pings.waiting = make(map[pingKey]chan<- packet.Echo)
+	d.sender = func(buf []byte, offset int) (ident.NodeKey, bool) {
+		device := d.device.Load()
+		if device == nil {
+			return ident.NodeKey{}, false
+		}
+		return device.Sender(buf, offset)
+	}
 	d.reader = newHostReader(e.cfg.TUN, func(err error) {
 		select {
 		case e.failed <- fmt.Errorf("%w: %w", ErrDevice, err):
@@ -65,11 +83,38 @@ func (d *hostDevice) Close() error {
 
 // Read implements wg.TUN: it returns the packets that may leave.
 func (d *hostDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	if d.held {
+		d.held = false
+		d.underway.Unlock()
+	}
 	n, own, err := d.reader.read(bufs, sizes, offset)
-	if !own && n > 0 {
+	if err != nil && !errors.Is(err, tun.ErrTooManySegments) {
+		return 0, err // nobody calls again
+	}
+	d.underway.Lock()
+	d.held = true
+	if own {
+		d.withhold(bufs[n-1], &sizes[n-1], offset)
+	} else if n > 0 {
 		d.filterOutbound(bufs[:n], sizes, offset)
 	}
 	return n, err
+}
+
+// withhold sets the size of a packet of our own to zero where it is for nobody:
+// a filter has let it out, but the table may be another by now.
+func (d *hostDevice) withhold(buf []byte, size *int, offset int) {
+	var info packet.Info
+	if packet.Parse(buf[offset:offset+*size], &info) != packet.None || d.forwarding.Load().lookup(info.Destination.Addr()) == nil {
+		*size = 0
+	}
+}
+
+// settle returns when every packet that was let out by a table that is not in
+// force any more has been given to the peer that WireGuard found for it.
+func (d *hostDevice) settle() {
+	d.underway.Lock()
+	defer d.underway.Unlock()
 }
 
 // holder is the peer whose mutex is held for a run of packets.
@@ -154,9 +199,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 // rejectRoom is what a reject packet needs at most in front of its quote.
 const rejectRoom = 128
 
-// Write implements wg.TUN: it delivers the packets that may come in. All of
-// them come from one peer, the one that the table says their source belongs to:
-// WireGuard has checked it against the same prefixes.
+// Write implements wg.TUN: it delivers the packets that may come in.
 func (d *hostDevice) Write(bufs [][]byte, offset int) (int, error) {
 	kept := d.filterInbound(bufs, offset)
 	if kept == 0 {
@@ -166,7 +209,9 @@ func (d *hostDevice) Write(bufs [][]byte, offset int) (int, error) {
 }
 
 // filterInbound moves the packets that may come in to the front and returns
-// their number.
+// their number. All of them come from one peer, the one whose session they came
+// by, and the table must say that their source is its own: WireGuard has checked
+// that already, but with a table that changes at another time.
 func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	var info packet.Info
 	var last packet.Address
@@ -174,6 +219,11 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	kept := 0
 	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
 	h := holder{e: d.e}
+	var sender ident.NodeKey
+	known := false
+	if len(bufs) > 0 {
+		sender, known = d.sender(bufs[0], offset)
+	}
 	for _, buf := range bufs {
 		b := buf[offset:]
 		if fault := packet.Parse(b, &info); fault != packet.None {
@@ -187,6 +237,11 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 		if p == nil {
 			d.countNoPeer(filter.Inbound, &info, last.Addr())
 			captureFault(captures, filter.Inbound, b, "no_peer", now)
+			continue
+		}
+		if !known || p.key != sender {
+			d.count(filter.Inbound, &info, filter.DropSpoof)
+			captureFault(captures, filter.Inbound, b, filter.DropSpoof.String(), now)
 			continue
 		}
 		h.hold(p)

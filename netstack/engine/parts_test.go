@@ -376,6 +376,7 @@ func TestFilteringAllocatesNothing(t *testing.T) {
 	out, in := enginetest.UDP(ours, theirs, "question"), enginetest.UDP(theirs, ours, "answer")
 	const offset = tun.Headroom
 	host := a.engine.host
+	host.sender = func([]byte, int) (ident.NodeKey, bool) { return b.Key, true }
 	bufs, sizes := buffers(32)
 	for name, direction := range map[string]func(){
 		"outbound": func() {

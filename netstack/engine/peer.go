@@ -90,7 +90,7 @@ func (f *forwarding) lookup(a netip.Addr) *peer {
 		return nil
 	}
 	i, ok := f.table.Lookup(a)
-	if !ok {
+	if !ok || int(i) >= len(f.peers) {
 		return nil
 	}
 	return f.peers[i]
