@@ -11,6 +11,7 @@ import (
 	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/compile"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/acl/policy"
 	"github.com/warren-overlay/warren/acl/ruleset"
 )
 
@@ -325,6 +326,7 @@ func TestHostileDocuments(t *testing.T) {
 	for name, text := range map[string]string{
 		"wide rules":    `{"acls": [` + strings.Repeat(wide, 20) + `]}`,
 		"long rules":    `{"acls": [` + strings.Repeat(long, 10) + `]}`,
+		"many ports":    `{"acls": [{"action": "accept", "src": [` + list(1_000, `"10.1.%d.%d",`) + `], "dst": [` + list(490, `"10.2.0.1:1%d%03d",`) + `]}]}`,
 		"many alike":    `{"acls": [` + strings.Repeat(`{"action": "accept", "src": ["*"], "dst": ["*:*"]},`, 20_000) + `]}`,
 		"many postures": `{"postures": {` + list(5_000, `"posture:p%dx%d": ["a:b == 'c'"],`) + `}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"], "srcPosture": [` + list(5_000, `"posture:p%dx%d",`) + `]}]}`,
 		"many tests":    `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}], "tests": [` + strings.Repeat(`{"src": "autogroup:member", "accept": ["autogroup:member:1"]},`, 5_000) + `]}`,
@@ -341,6 +343,12 @@ func TestHostileDocuments(t *testing.T) {
 		}
 		p.RunTests()
 		p.Warnings()
+		// Taken out and put in again.
+		for _, next := range []*policy.Document{nil, doc} {
+			if _, err := p.SetDocument(next, 2); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
 		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("%s took %v", name, took)
 		} else {

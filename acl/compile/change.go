@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"crypto/sha256"
 	"slices"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -232,10 +233,7 @@ func (p *Policy) replaceRules(removed, added []*compiledRule, changed *changes) 
 	for _, c := range added {
 		attach(c)
 	}
-	var unused []*subject
-	for _, c := range removed {
-		unused = append(unused, detach(c)...)
-	}
+	unused := detach(removed)
 	p.addStrangers(lost, changed)
 	for _, s := range unused {
 		p.index.drop(s)
@@ -243,49 +241,64 @@ func (p *Policy) replaceRules(removed, added []*compiledRule, changed *changes) 
 }
 
 // compareTemplates names the devices for which the removed rules do not come
-// to the same as the added ones.
+// to the same as the added ones: those that have a template of one content by
+// one side only.
 func (p *Policy) compareTemplates(removed, added []*compiledRule, changed *changes) {
-	// For each device the contents of the templates that it loses and gains,
-	// by direction.
-	type delta [2][2][]*template
-	deltas := make([]*delta, len(p.slots))
-	var touched []int32
-	for which, rules := range [2][]*compiledRule{removed, added} {
+	touched := newBitmap(len(p.slots))
+	was, is := p.holdersOf(removed), p.holdersOf(added)
+	for direction := range was {
+		for _, c := range was[direction].order {
+			touched.addDifference(was[direction].devices[c], is[direction].devices[c])
+		}
+		for _, c := range is[direction].order {
+			touched.addDifference(was[direction].devices[c], is[direction].devices[c])
+		}
+	}
+	touched.each(func(at int32) {
+		p.slots[at].epoch = p.epoch
+		changed.add(p.slots[at].node.ID)
+	})
+}
+
+// contentHolders has the devices that get a template of each content.
+type contentHolders struct {
+	order   [][sha256.Size]byte
+	devices map[[sha256.Size]byte]bitmap
+}
+
+// holdersOf returns, by direction, who gets the templates of the rules.
+func (p *Policy) holdersOf(rules []*compiledRule) (out [2]contentHolders) {
+	owned := newBitmap(len(p.slots))
+	for at, s := range p.slots {
+		if s != nil && s.identity.Owner != 0 {
+			owned.set(int32(at))
+		}
+	}
+	for direction := range out {
+		h := &out[direction]
+		h.devices = map[[sha256.Size]byte]bitmap{}
 		for _, c := range rules {
-			for direction, placements := range [2][]placement{c.in, c.out} {
-				for _, placed := range placements {
-					placed.subject.members.each(func(at int32) {
-						if placed.template.self && p.slots[at].identity.Owner == 0 {
-							return
-						}
-						if deltas[at] == nil {
-							deltas[at] = &delta{}
-							touched = append(touched, at)
-						}
-						list := &deltas[at][direction][which]
-						if !hasContent(*list, placed.template) {
-							*list = append(*list, placed.template)
-						}
-					})
+			for _, placed := range [2][]placement{c.in, c.out}[direction] {
+				t := placed.template
+				b := h.devices[t.content]
+				if b == nil {
+					b = newBitmap(len(p.slots))
+					h.devices[t.content] = b
+					h.order = append(h.order, t.content)
 				}
+				if !t.self {
+					placed.subject.members.orInto(b)
+					continue
+				}
+				placed.subject.members.each(func(at int32) {
+					if owned.has(at) {
+						b.set(at)
+					}
+				})
 			}
 		}
 	}
-	for _, at := range touched {
-		same := true
-		for _, lists := range deltas[at] {
-			same = same && len(lists[0]) == len(lists[1]) &&
-				!slices.ContainsFunc(lists[0], func(t *template) bool { return !hasContent(lists[1], t) })
-		}
-		if !same {
-			p.slots[at].epoch = p.epoch
-			changed.add(p.slots[at].node.ID)
-		}
-	}
-}
-
-func hasContent(list []*template, t *template) bool {
-	return slices.ContainsFunc(list, func(u *template) bool { return u.content == t.content })
+	return out
 }
 
 // definitionsDiffer reports whether the documents may give devices different

@@ -111,6 +111,21 @@ func (b bitmap) each(f func(slot int32)) {
 	}
 }
 
+// addDifference adds the slots that are in exactly one of two bitmaps, of which
+// nil is the empty one.
+func (b bitmap) addDifference(x, y bitmap) {
+	for i := range b {
+		var word uint64
+		if x != nil {
+			word = x[i]
+		}
+		if y != nil {
+			word ^= y[i]
+		}
+		b[i] |= word
+	}
+}
+
 func (b bitmap) count() int {
 	n := 0
 	for _, word := range b {

@@ -128,25 +128,34 @@ func attach(c *compiledRule) {
 	}
 }
 
-// detach undoes attach and returns the subjects that nothing uses any more,
-// which are still in the index.
-func detach(c *compiledRule) (unused []*subject) {
-	gone := map[*template]bool{}
-	for _, list := range [2][]placement{c.in, c.out} {
-		for _, placed := range list {
-			gone[placed.template] = true
+// detach undoes attach for several rules and returns the subjects that nothing
+// uses any more, which are still in the index.
+func detach(rules []*compiledRule) (unused []*subject) {
+	gone, links := map[*template]bool{}, map[*link]bool{}
+	seen := map[*subject]bool{}
+	var subjects []*subject
+	for _, c := range rules {
+		for _, list := range [2][]placement{c.in, c.out} {
+			for _, placed := range list {
+				gone[placed.template] = true
+			}
+		}
+		for _, l := range c.links {
+			links[l] = true
+		}
+		for _, s := range c.uses {
+			if s.refs--; !seen[s] {
+				seen[s] = true
+				subjects = append(subjects, s)
+			}
 		}
 	}
 	isGone := func(t *template) bool { return gone[t] }
-	links := map[*link]bool{}
-	for _, l := range c.links {
-		links[l] = true
-	}
-	for _, s := range c.uses {
+	for _, s := range subjects {
 		s.in = slices.DeleteFunc(s.in, isGone)
 		s.out = slices.DeleteFunc(s.out, isGone)
 		s.links = slices.DeleteFunc(s.links, func(side linkSide) bool { return links[side.link] })
-		if s.refs--; s.refs == 0 {
+		if s.refs == 0 {
 			unused = append(unused, s)
 		}
 	}

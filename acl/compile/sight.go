@@ -8,54 +8,68 @@ import (
 
 // This file answers, when rules change, whose list of peers changes. To work
 // out every list before and after would cost the more the more rules there are;
-// instead the pairs of subjects that only one side links are looked at, and of
-// a device on such a pair it is asked whether something else links it with the
-// other side anyway. One device that it is not linked with settles that, and
+// instead the links that only one side has are looked at, and of a device on
+// such a link it is asked whether something else links it with the other side
+// anyway. One device that it is not linked with settles that, and
 // because links are symmetric one such witness settles it for many devices at
 // once.
 
-// sight is a pair of subjects whose devices see each other.
-type sight struct {
-	source, target *subject
-	self           bool // between devices of one user only
+// linkDifference returns the links that only the removed rules have, and those
+// that only the added ones have. A link whose pairs other links of the other
+// side have may be among them.
+func linkDifference(removed, added []*compiledRule) (lost, gained []*link) {
+	return linksBeyond(removed, added), linksBeyond(added, removed)
 }
 
-// linkDifference returns the pairs that only the removed rules link, and those
-// that only the added ones do.
-func linkDifference(removed, added []*compiledRule) (lost, gained []sight) {
-	was, is := map[sight]bool{}, map[sight]bool{}
-	before, after := sights(removed, was), sights(added, is)
-	lost = slices.DeleteFunc(before, func(s sight) bool { return is[s] })
-	gained = slices.DeleteFunc(after, func(s sight) bool { return was[s] })
-	return lost, gained
+// linkKey is equal for equal links; not only for them.
+type linkKey struct {
+	source, target   *subject
+	sources, targets int
+	self             bool
 }
 
-// sights lists the pairs that the rules link, each once, and adds them to the
-// set.
-func sights(rules []*compiledRule, set map[sight]bool) []sight {
-	var list []sight
+func (l *link) key() linkKey {
+	k := linkKey{sources: len(l.sources), targets: len(l.targets), self: l.self}
+	if k.sources > 0 {
+		k.source = l.sources[0]
+	}
+	if k.targets > 0 {
+		k.target = l.targets[0]
+	}
+	return k
+}
+
+func (l *link) equal(m *link) bool {
+	return l.self == m.self && slices.Equal(l.sources, m.sources) && slices.Equal(l.targets, m.targets)
+}
+
+// linksBeyond returns the links of the rules without those that equal one of
+// the other rules.
+func linksBeyond(rules, others []*compiledRule) []*link {
+	theirs := map[linkKey][]*link{}
+	for _, c := range others {
+		for _, l := range c.links {
+			theirs[l.key()] = append(theirs[l.key()], l)
+		}
+	}
+	var out []*link
 	for _, c := range rules {
 		for _, l := range c.links {
-			for _, s := range l.sources {
-				for _, t := range l.targets {
-					if k := (sight{s, t, l.self}); !set[k] {
-						set[k] = true
-						list = append(list, k)
-					}
-				}
+			if !slices.ContainsFunc(theirs[l.key()], l.equal) {
+				out = append(out, l)
 			}
 		}
 	}
-	return list
+	return out
 }
 
-// farSide is what a subject is paired with.
+// farSide is what a subject is linked with.
 type farSide struct {
 	number    uint32
-	any, self []*subject
+	any, self []bitmap
 }
 
-// strangers finds the devices that would have a peer by some pairs which they
+// strangers finds the devices that would have a peer by some links which they
 // do not have by the rules in place.
 type strangers struct {
 	p     *Policy
@@ -64,7 +78,7 @@ type strangers struct {
 	subjects []*subject
 	key      []byte
 	left     bitmap
-	// seen has what the pairs link a device with, for each combination of
+	// seen has what the links join a device with, for each combination of
 	// subjects, because many devices are of the same.
 	seen map[string]*crowd
 }
@@ -84,19 +98,24 @@ type witness struct {
 // maxWitnesses bounds the witnesses of a crowd.
 const maxWitnesses = 8
 
-// addStrangers names the devices that the pairs give a peer which they do not
+// addStrangers names the devices that the links give a peer which they do not
 // have by the rules in place.
-func (p *Policy) addStrangers(pairs []sight, changed *changes) {
-	if len(pairs) == 0 {
+func (p *Policy) addStrangers(links []*link, changed *changes) {
+	if len(links) == 0 {
 		return
 	}
 	f := &strangers{p: p, pairs: map[*subject]*farSide{}, left: newBitmap(len(p.slots)), seen: map[string]*crowd{}}
 	affected := newBitmap(len(p.slots))
-	for _, k := range pairs {
-		f.add(k.source, k.target, k.self)
-		f.add(k.target, k.source, k.self)
-		k.source.members.orInto(affected)
-		k.target.members.orInto(affected)
+	for _, l := range links {
+		sources, targets := f.union(l.sources), f.union(l.targets)
+		if sources.count() == 0 || targets.count() == 0 {
+			continue
+		}
+		f.add(l.sources, targets, l.self)
+		f.add(l.targets, sources, l.self)
+		for i := range affected {
+			affected[i] |= sources[i] | targets[i]
+		}
 	}
 	affected.each(func(at int32) {
 		if f.stranger(at) {
@@ -105,22 +124,32 @@ func (p *Policy) addStrangers(pairs []sight, changed *changes) {
 	})
 }
 
-func (f *strangers) add(near, far *subject, self bool) {
-	side := f.pairs[near]
-	if side == nil {
-		side = &farSide{number: uint32(len(f.pairs))}
-		f.pairs[near] = side
+// union returns the devices of all the subjects.
+func (f *strangers) union(subjects []*subject) bitmap {
+	b := newBitmap(len(f.p.slots))
+	for _, s := range subjects {
+		s.members.orInto(b)
 	}
-	list := &side.any
-	if self {
-		list = &side.self
-	}
-	if !slices.Contains((*list)[max(0, len(*list)-1):], far) {
+	return b
+}
+
+// add says that the near subjects are linked with the far devices.
+func (f *strangers) add(near []*subject, far bitmap, self bool) {
+	for _, s := range near {
+		side := f.pairs[s]
+		if side == nil {
+			side = &farSide{number: uint32(len(f.pairs))}
+			f.pairs[s] = side
+		}
+		list := &side.any
+		if self {
+			list = &side.self
+		}
 		*list = append(*list, far)
 	}
 }
 
-// stranger reports whether the pairs give the device a new peer.
+// stranger reports whether the links give the device a new peer.
 func (f *strangers) stranger(at int32) bool {
 	f.subjects = f.p.index.findInto(f.subjects, f.p.slots[at])
 	subjects, key := f.subjects, f.key[:0]
@@ -155,8 +184,8 @@ func (f *strangers) stranger(at int32) bool {
 	return own != nil && f.firstStranger(at, subjects, own) >= 0
 }
 
-// ownPeers adds the devices of the device's user that are of the subjects.
-func (f *strangers) ownPeers(b bitmap, at int32, of []*subject) bitmap {
+// ownPeers adds the devices of the device's user that are among the others.
+func (f *strangers) ownPeers(b bitmap, at int32, of []bitmap) bitmap {
 	owner := f.p.slots[at].identity.Owner
 	if owner == 0 || len(of) == 0 {
 		return b
@@ -165,20 +194,22 @@ func (f *strangers) ownPeers(b bitmap, at int32, of []*subject) bitmap {
 		b = newBitmap(len(f.p.slots))
 	}
 	f.p.byOwner[owner].each(func(peer int32) {
-		if slices.ContainsFunc(of, func(s *subject) bool { return s.members.has(peer) }) {
+		if slices.ContainsFunc(of, func(far bitmap) bool { return far.has(peer) }) {
 			b.set(peer)
 		}
 	})
 	return b
 }
 
-// crowd unites what the pairs link devices of the subjects with.
+// crowd unites what the links join devices of the subjects with.
 func (f *strangers) crowd(subjects []*subject) *crowd {
 	c := &crowd{members: newBitmap(len(f.p.slots))}
 	for _, s := range subjects {
 		if side := f.pairs[s]; side != nil {
 			for _, far := range side.any {
-				far.members.orInto(c.members)
+				for i := range far {
+					c.members[i] |= far[i]
+				}
 			}
 		}
 	}

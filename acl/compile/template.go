@@ -173,26 +173,55 @@ func (b *builder) build(r *policy.Rule, key string) *compiledRule {
 	if postures == nil {
 		postures = b.doc.DefaultSrc
 	}
+	sources := map[string]*sourceSide{}
 	for _, g := range b.destinations(r) {
-		var sources []pattern
-		for _, sel := range r.Src {
-			source, ok := sourcePattern(sel)
-			if !ok {
-				continue
-			}
-			source = source.with(g.labels...)
-			if len(postures) == 0 {
-				sources = append(sources, source)
-			}
-			for _, posture := range postures {
-				sources = append(sources, source.with(posture.Name))
-			}
+		key := strings.Join(g.labels, "\x00")
+		if g.self {
+			key += "\x00self"
 		}
-		if sources = distinct(sources); len(sources) > 0 {
-			b.place(c, g, sources)
+		side := sources[key]
+		if side == nil {
+			side = b.sources(c, g, postures)
+			sources[key] = side
+		}
+		if len(side.patterns) > 0 {
+			b.place(c, g, side)
 		}
 	}
 	return c
+}
+
+// sourceSide is the sources of a rule, as all destinations share them that ask
+// the same of a source.
+type sourceSide struct {
+	patterns  []pattern
+	subjects  []*subject // nil for autogroup:self, which has subjects of its own
+	selectors []ruleset.Selector
+}
+
+func (b *builder) sources(c *compiledRule, g *destinationGroup, postures []policy.Name) *sourceSide {
+	var sources []pattern
+	for _, sel := range c.rule.Src {
+		source, ok := sourcePattern(sel)
+		if !ok {
+			continue
+		}
+		source = source.with(g.labels...)
+		if len(postures) == 0 {
+			sources = append(sources, source)
+		}
+		for _, posture := range postures {
+			sources = append(sources, source.with(posture.Name))
+		}
+	}
+	side := &sourceSide{patterns: distinct(sources)}
+	if !g.self {
+		for _, p := range side.patterns {
+			s := b.subject(c, p)
+			side.subjects, side.selectors = append(side.subjects, s), append(side.selectors, s.selector())
+		}
+	}
+	return side
 }
 
 // distinct drops repeats and keeps the order.
@@ -336,7 +365,7 @@ func compileServices(services []policy.Service, protocols []uint8) []ruleset.Ser
 }
 
 // place makes the templates and links of one group of destinations.
-func (b *builder) place(c *compiledRule, g *destinationGroup, sources []pattern) {
+func (b *builder) place(c *compiledRule, g *destinationGroup, sources *sourceSide) {
 	base := ruleset.Rule{
 		ID: ruleset.RuleID(c.rule.ID), Services: g.services,
 		NotBefore: c.rule.NotBefore, NotAfter: c.rule.NotAfter, Schedule: compileSchedule(c.rule.Schedule), MaxSession: g.maxSession,
@@ -348,15 +377,12 @@ func (b *builder) place(c *compiledRule, g *destinationGroup, sources []pattern)
 		base.Mode = ruleset.Audit
 	}
 	if g.self {
-		b.placeSelf(c, base, sources)
+		b.placeSelf(c, base, sources.patterns)
 		return
 	}
-	l := &link{}
-	var from, to []ruleset.Selector
-	for _, p := range sources {
-		s := b.subject(c, p)
-		l.sources, from = append(l.sources, s), append(from, s.selector())
-	}
+	l := &link{sources: sources.subjects}
+	from := sources.selectors
+	var to []ruleset.Selector
 	for _, p := range g.patterns {
 		s := b.subject(c, p)
 		l.targets, to = append(l.targets, s), append(to, s.selector())

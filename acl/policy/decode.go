@@ -47,6 +47,8 @@ type decoder struct {
 	postures  map[string]bool
 	resources map[string]bool
 	levels    map[string]bool
+	// combinations counts towards MaxCombinations.
+	combinations int
 }
 
 func (d *decoder) groupNames() []string { return slices.Sorted(maps.Keys(d.groups)) }
@@ -366,12 +368,7 @@ func appendRule(b []byte, r *Rule) []byte {
 	b = binary.AppendUvarint(b, uint64(len(r.Dst)))
 	for _, s := range r.Dst {
 		b = appendText(append(b, byte(s.Kind)), s.Name)
-		b = binary.AppendUvarint(b, uint64(len(s.Services)))
-		for _, service := range s.Services {
-			b = appendText(b, string(service.Protocols))
-			b = binary.BigEndian.AppendUint16(b, service.First)
-			b = binary.BigEndian.AppendUint16(b, service.Last)
-		}
+		b = appendServices(b, s.Services)
 	}
 	b = binary.AppendUvarint(b, uint64(len(r.App)))
 	for _, a := range r.App {
@@ -389,6 +386,16 @@ func appendRule(b []byte, r *Rule) []byte {
 	}
 	if r.Schedule != nil {
 		b = fmt.Appendf(b, "%q %v", r.Schedule.Zone, r.Schedule.Windows)
+	}
+	return b
+}
+
+func appendServices(b []byte, services []Service) []byte {
+	b = binary.AppendUvarint(b, uint64(len(services)))
+	for _, service := range services {
+		b = appendText(b, string(service.Protocols))
+		b = binary.BigEndian.AppendUint16(b, service.First)
+		b = binary.BigEndian.AppendUint16(b, service.Last)
 	}
 	return b
 }

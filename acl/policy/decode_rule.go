@@ -325,7 +325,35 @@ func (d *decoder) finishRule(r *Rule) {
 		d.fail(r.Pos, "", fmt.Sprintf("the rule has %d pairs of src and dst", pairs), fmt.Sprintf("at most %d are allowed; split it, or use groups and tags", MaxExpansion))
 		return
 	}
+	before := d.combinations
+	if d.combinations += d.combinationsOf(r); d.combinations > MaxCombinations {
+		if before <= MaxCombinations {
+			d.fail(r.Pos, "", "the rules up to this one come to too much", fmt.Sprintf("at most %d combinations of sources, postures and different ports are compiled; use groups and tags", MaxCombinations))
+		}
+		return
+	}
 	d.doc.Rules = append(d.doc.Rules, *r)
+}
+
+// combinationsOf returns what a rule counts towards MaxCombinations.
+func (d *decoder) combinationsOf(r *Rule) int {
+	postures := len(r.SrcPosture)
+	if r.SrcPosture == nil {
+		postures = len(d.doc.DefaultSrc)
+	}
+	services := map[string]bool{}
+	var key []byte
+	for _, to := range r.Dst {
+		if to.Kind == ResourceName {
+			key = append(key[:0], to.Name...)
+		} else {
+			key = appendServices(key[:0], to.Services)
+		}
+		if !services[string(key)] {
+			services[string(key)] = true
+		}
+	}
+	return len(r.Src) * max(1, postures) * len(services)
 }
 
 // mayHaveSelf reports whether a source picks devices by their user, so that

@@ -24,6 +24,10 @@ const (
 	// MaxExpansion bounds how many pairs of source and destination selectors
 	// one rule may come to.
 	MaxExpansion = 1_000_000
+	// MaxCombinations bounds what all rules together compile to: for each rule
+	// its sources, times its postures, times the different services among its
+	// destinations. One takes about 400 bytes and a microsecond.
+	MaxCombinations = 500_000
 	// MaxNameLength bounds a name in bytes.
 	MaxNameLength = 254
 	// MaxErrors bounds how many errors of one document are reported.

@@ -151,6 +151,7 @@ func TestHostileTexts(t *testing.T) {
 		"many groups":     `{"groups": {` + many(MaxDefinitions+1, `"group:%d": [],`) + `}}`,
 		"long name":       `{"groups": {"group:` + strings.Repeat("a", 300) + `": []}}`,
 		"wide rule":       `{"acls": [{"action": "accept", "src": [` + strings.Repeat(`"*",`, 2_000) + `], "dst": [` + strings.Repeat(`"*:1",`, 2_000) + `]}]}`,
+		"many pairs":      `{"acls": [{"action": "accept", "src": [` + strings.Repeat(`"*",`, 999) + `], "dst": [` + many(1_000, `"*:1%d",`) + `]}]}`,
 		"many ports":      `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:` + strings.Repeat("1,", 1_500) + `1"]}]}`,
 		"ipset work":      `{"ipsets": {"ipset:a": [` + many(9_999, `"fd00:%x::1-fd00:%[1]x:ffff::fffe",`) + `]}}`,
 		"ipset pyramid":   `{"ipsets": {"ipset:0": [` + many(5_000, `"fd00:%x::-fd00:%[1]x:ffff::1",`) + `], ` + pyramid(40) + `}}`,
