@@ -154,6 +154,10 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 	var rejects [][]byte
 	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
 	h := holder{e: d.e}
+	if unfiltered {
+		f.touchAll(d.e)
+		return
+	}
 	for i := range bufs {
 		b := bufs[i][offset : offset+sizes[i]]
 		sizes[i] = 0
@@ -219,6 +223,10 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	kept := 0
 	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
 	h := holder{e: d.e}
+	if unfiltered {
+		f.touchAll(d.e)
+		return len(bufs)
+	}
 	var sender ident.NodeKey
 	known := false
 	if len(bufs) > 0 {

@@ -184,19 +184,29 @@ func TestSwapDelaysNoPacket(t *testing.T) {
 	for n := range l.peers {
 		l.open(t, n, filter.MaxFlows)
 	}
-	best := time.Hour
-	for attempt := 0; attempt < 20 && best > time.Millisecond; attempt++ {
+	best, attempts := time.Hour, 20
+	if raceDetector { // it finds races, and no figures
+		attempts = 1
+	}
+	for attempt := 0; attempt < attempts && best > time.Millisecond; attempt++ {
 		took := l.swap(t)
 		best = min(best, slices.Max(took))
 	}
 	t.Logf("the longest wait of a packet: %v", best)
-	if best > time.Millisecond {
+	if best > time.Millisecond && !raceDetector {
 		t.Errorf("a packet waited for %v", best)
 	}
 	for n, p := range l.peers {
 		if got := p.filter.Flows(); got != filter.MaxFlows {
 			t.Errorf("peer %d holds %d flows", n, got)
 		}
+	}
+}
+
+// TestFilterIsOn: what is built without a tag filters.
+func TestFilterIsOn(t *testing.T) {
+	if unfiltered {
+		t.Fatal("packets pass unseen")
 	}
 }
 

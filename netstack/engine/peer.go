@@ -114,3 +114,14 @@ func (e *Engine) touch(p *peer) {
 		p.touched.Store(false) // the next packet tries again
 	}
 }
+
+// touchAll is what remains of the filter where packets pass unseen: paths are
+// kept only for peers that are used.
+func (f *forwarding) touchAll(e *Engine) {
+	if f == nil {
+		return
+	}
+	for _, p := range f.peers {
+		e.touch(p)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -116,13 +117,20 @@ func engineConfig(self int, other netip.AddrPort) (*config.Config, error) {
 // engineTunnel joins two hosts by two engines.
 func engineTunnel(b *testing.B, from, to *lab.Host) *tunnel {
 	b.Helper()
-	t := &tunnel{name: "engine", from: from, to: to}
+	program, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return engineTunnelOf(b, "engine", program, from, to)
+}
+
+// engineTunnelOf is engineTunnel with engines of the given build of this test
+// binary.
+func engineTunnelOf(b *testing.B, name, program string, from, to *lab.Host) *tunnel {
+	b.Helper()
+	t := &tunnel{name: name, from: from, to: to}
 	hosts := [2]*lab.Host{from, to}
 	for i, h := range hosts {
-		program, err := os.Executable()
-		if err != nil {
-			b.Fatal(err)
-		}
 		cmd := exec.Command(program)
 		cmd.Env = append(os.Environ(), engineVariable+"=1")
 		cmd.Stderr = os.Stderr
@@ -166,6 +174,21 @@ func BenchmarkEngine(b *testing.B) {
 	l := lab.New(b)
 	from, to := l.Host("a"), l.Host("b")
 	compare(b, [2]*tunnel{bareTunnel(b, from, to), engineTunnel(b, from, to)})
+}
+
+// BenchmarkFilter measures what the filter costs: two engines against two whose
+// build lets every packet pass unseen. Each pair has hosts of its own.
+func BenchmarkFilter(b *testing.B) {
+	program := filepath.Join(b.TempDir(), "unfiltered")
+	build := exec.Command("go", "test", "-c", "-tags", "warren_unfiltered", "-o", program, ".")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	l := lab.New(b)
+	off := engineTunnelOf(b, "filter off", program, l.Host("a"), l.Host("b"))
+	on := engineTunnel(b, l.Host("c"), l.Host("d"))
+	on.name = "filter on"
+	compare(b, [2]*tunnel{off, on})
 }
 
 // BenchmarkEngineLatency measures round trips of small messages on one TCP

@@ -1,0 +1,6 @@
+//go:build warren_unfiltered
+
+package engine
+
+// unfiltered: see measure_off.go.
+const unfiltered = true
