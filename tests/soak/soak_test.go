@@ -325,7 +325,9 @@ func (n *network) mustEnd(c net.Conn, why string) {
 	}
 	// A byte that is answered shows that it lives.
 	one := make([]byte, 1)
-	for {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ; ; <-tick.C {
 		_, err := c.Write(one)
 		if err == nil {
 			_, err = io.ReadFull(c, one)
