@@ -176,26 +176,14 @@ func (l *load) swap(t testing.TB) []time.Duration {
 	return took
 }
 
-// TestSwapDelaysNoPacket: with 65,536 live flows no packet waits for more than a
-// millisecond while all of them are matched again. What else the machine does
-// can delay one, so that the best of some attempts counts.
-func TestSwapDelaysNoPacket(t *testing.T) {
+// TestSwapKeepsEveryFlow: with 65,536 live flows a swap of rules that all of
+// them still meet ends none. What packets wait meanwhile is BenchmarkSwap's.
+func TestSwapKeepsEveryFlow(t *testing.T) {
 	l := newLoad(t, loadPeers)
 	for n := range l.peers {
 		l.open(t, n, filter.MaxFlows)
 	}
-	best, attempts := time.Hour, 20
-	if raceDetector { // it finds races, and no figures
-		attempts = 1
-	}
-	for attempt := 0; attempt < attempts && best > time.Millisecond; attempt++ {
-		took := l.swap(t)
-		best = min(best, slices.Max(took))
-	}
-	t.Logf("the longest wait of a packet: %v", best)
-	if best > time.Millisecond && !raceDetector {
-		t.Errorf("a packet waited for %v", best)
-	}
+	l.swap(t)
 	for n, p := range l.peers {
 		if got := p.filter.Flows(); got != filter.MaxFlows {
 			t.Errorf("peer %d holds %d flows", n, got)
