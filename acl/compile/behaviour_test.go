@@ -312,8 +312,8 @@ func TestAuditDocumentAllowsNothing(t *testing.T) {
 
 var policyTime = acltest.PolicyTime
 
-// Documents made to be expensive are compiled in bounded time.
-func TestHostileDocuments(t *testing.T) {
+// hostileDocuments are accepted documents made to be expensive, each at a limit.
+func hostileDocuments() map[string]string {
 	list := func(n int, format string) string {
 		var b strings.Builder
 		for i := range n {
@@ -323,14 +323,19 @@ func TestHostileDocuments(t *testing.T) {
 	}
 	wide := `{"action": "accept", "src": [` + list(1_000, `"10.1.%d.%d",`) + `], "dst": [` + list(1_000, `"10.2.%d.%d:1",`) + `]},`
 	long := `{"action": "accept", "src": ["*"], "dst": [` + list(10_000, `"10.2.%d.%d:1-2,4,6-7",`) + `]},`
-	for name, text := range map[string]string{
+	return map[string]string{
 		"wide rules":    `{"acls": [` + strings.Repeat(wide, 20) + `]}`,
 		"long rules":    `{"acls": [` + strings.Repeat(long, 10) + `]}`,
 		"many ports":    `{"acls": [{"action": "accept", "src": [` + list(1_000, `"10.1.%d.%d",`) + `], "dst": [` + list(490, `"10.2.0.1:1%d%03d",`) + `]}]}`,
 		"many alike":    `{"acls": [` + strings.Repeat(`{"action": "accept", "src": ["*"], "dst": ["*:*"]},`, 20_000) + `]}`,
 		"many postures": `{"postures": {` + list(5_000, `"posture:p%dx%d": ["a:b == 'c'"],`) + `}, "grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"], "srcPosture": [` + list(5_000, `"posture:p%dx%d",`) + `]}]}`,
 		"many tests":    `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}], "tests": [` + strings.Repeat(`{"src": "autogroup:member", "accept": ["autogroup:member:1"]},`, 5_000) + `]}`,
-	} {
+	}
+}
+
+// Documents made to be expensive are compiled in bounded time.
+func TestHostileDocuments(t *testing.T) {
+	for name, text := range hostileDocuments() {
 		doc := parse(t, text)
 		start := time.Now()
 		p, err := compile.Compile(doc, office(), ident.LabelKey{}, 1)
