@@ -76,7 +76,7 @@ func BenchmarkRevoke(b *testing.B) {
 		port++
 		flow := lab.StartUDP(b, host, db.Host, net.JoinHostPort(db.IP("-4"), strconv.Itoa(port)))
 		begin := time.Now()
-		c.Admin("devices", "revoke", "laptop")
+		c.Admin("devices", "revoke", "--keep-key", "laptop")
 		times = append(times, flow.CutAfter(b, begin))
 		laptop.Kill()
 	}
