@@ -1,11 +1,11 @@
 package agent
 
 import (
-	"crypto/rand"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/config"
@@ -13,23 +13,9 @@ import (
 
 // TestDeviceOfAddress tells devices by their addresses and by what they route.
 func TestDeviceOfAddress(t *testing.T) {
-	signer, err := ident.NewSignerPrivate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	channel, err := ident.NewChannelPrivate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := time.Unix(1_800_000_000, 0)
-	g := &authority.Genesis{
-		Created: now, Channel: channel.Public(), Signers: []authority.Signer{{Key: signer.Public(), Roles: authority.SignDevices | authority.SignRules | authority.SignRelayTokens}},
-		Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd00::/48"),
-	}
-	a, err := authority.New(g, ident.NodeKey{1}, authority.State{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := acltest.NewNetwork(1, now)
+	a := n.Authority(ident.NodeKey{1})
 	peer := func(id ident.NodeID, routes ...string) config.Peer {
 		c := &authority.Certificate{
 			Serial: uint64(id), Node: id, NodeKey: ident.NodeKey{byte(id)}, Name: id.String(), Owner: 7,
@@ -39,7 +25,7 @@ func TestDeviceOfAddress(t *testing.T) {
 		for _, r := range routes {
 			c.Routes = append(c.Routes, netip.MustParsePrefix(r))
 		}
-		signed, err := authority.IssueCertificate(g, c, signer)
+		signed, err := authority.IssueCertificate(n.Genesis, c, n.Signer)
 		if err != nil {
 			t.Fatal(err)
 		}

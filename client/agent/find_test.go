@@ -1,11 +1,11 @@
 package agent
 
 import (
-	"crypto/rand"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
@@ -14,29 +14,15 @@ import (
 // TestIDGoesBeforeName has a device whose name is the id of another one: the
 // id goes on standing for whose it is.
 func TestIDGoesBeforeName(t *testing.T) {
-	signer, err := ident.NewSignerPrivate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	channel, err := ident.NewChannelPrivate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := time.Unix(1_800_000_000, 0)
-	g := &authority.Genesis{
-		Created: now, Channel: channel.Public(), Signers: []authority.Signer{{Key: signer.Public(), Roles: authority.SignDevices | authority.SignRules | authority.SignRelayTokens}},
-		Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd00::/48"),
-	}
-	a, err := authority.New(g, ident.NodeKey{1}, authority.State{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := acltest.NewNetwork(1, now)
+	a := n.Authority(ident.NodeKey{1})
 	member := func(id ident.NodeID, name string) control.Peer {
-		signed, err := authority.IssueCertificate(g, &authority.Certificate{
+		signed, err := authority.IssueCertificate(n.Genesis, &authority.Certificate{
 			Serial: uint64(id), Node: id, NodeKey: ident.NodeKey{byte(id)}, Name: name, Owner: 7,
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 0, byte(id)})},
 			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
-		}, signer)
+		}, n.Signer)
 		if err != nil {
 			t.Fatal(err)
 		}
