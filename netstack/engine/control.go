@@ -60,7 +60,8 @@ type control struct {
 	connected []netip.Prefix
 	unguarded bool // whether it was said that the router cannot guard
 	stats     controlStats
-	events    []filter.Event // of collect, kept for the next one
+	events    []filter.Event  // of collect, kept for the next one
+	checks    []chan struct{} // closed when the round of STUN is over
 }
 
 // controlStats counts what the control goroutine dropped.
@@ -124,6 +125,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 		c.resolve.start(ctx, running)
 		c.underlay.start(ctx, running)
 		c.drainNAT()
+		c.endChecks()
 		if next := c.nextTimeout(); next.IsZero() {
 			timer.Stop()
 		} else {

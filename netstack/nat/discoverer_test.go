@@ -284,3 +284,58 @@ func TestCaps(t *testing.T) {
 		d.HandleTimeout(next)
 	}
 }
+
+// TestCheck: somebody who asks gets a round at once, and knows when it is over,
+// whether servers answer or not; many who ask get one.
+func TestCheck(t *testing.T) {
+	d := newDiscoverer()
+	d.HandleCheck(epoch)
+	if d.Asking() {
+		t.Error("asking without servers")
+	}
+	d.SetServers([]netip.AddrPort{server1, server2}, epoch)
+	now := epoch.Add(time.Second)
+	for server, id := range asked(t, d) {
+		if err := d.HandleResponse(server, response(id, "1.1.1.1:5000"), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d.Asking() {
+		t.Error("asking after all have answered")
+	}
+	for range 3 {
+		d.HandleCheck(now)
+		if !d.Asking() {
+			t.Error("over before it began")
+		}
+	}
+	requests := asked(t, d)
+	if len(requests) != 2 || !d.Report().UDP {
+		t.Errorf("asked %v, report %v", requests, d.Report())
+	}
+	if err := d.HandleResponse(server1, response(requests[server1], "1.1.1.1:5000"), now); err != nil {
+		t.Fatal(err)
+	}
+	if !d.Asking() {
+		t.Error("over before the second server answered or was given up")
+	}
+	began := now
+	for d.Asking() {
+		next, ok := d.NextTimeout()
+		if !ok || next.Sub(began) > 3*time.Second {
+			t.Fatalf("not over after 3 s: %v", next)
+		}
+		asked(t, d)
+		d.NextEvent()
+		now = next
+		d.HandleTimeout(now)
+	}
+	if d.Stats().RequestsSent != 2+2+3 {
+		t.Errorf("%d requests", d.Stats().RequestsSent)
+	}
+	// Soon after the last one: not at once, but sure.
+	d.HandleCheck(now)
+	if !d.Asking() {
+		t.Error("no round soon after the last one")
+	}
+}

@@ -130,6 +130,8 @@ type Agent struct {
 	candidates []*candidate // in order of arrival
 	relay      bool
 	primary    Path
+	why        Reason    // of the primary, zero where there never was one
+	since      time.Time // when it became primary
 
 	active bool
 	used   time.Time // last use while active
@@ -407,6 +409,7 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 		return
 	}
 	a.primary, a.checking, a.distress = p, time.Time{}, distress{}
+	a.why, a.since = why, a.now
 	a.stats.PrimaryChanges++
 	if len(a.events) == maxOutput {
 		a.events = slices.Delete(a.events, 0, 1)

@@ -9,6 +9,10 @@ import (
 // Agent.
 type Snapshot struct {
 	Primary Path
+	// Why is why the primary became it, and Since when; zero where there never
+	// was one.
+	Why   Reason
+	Since time.Time
 	// Active means that the peer is used: paths are probed and watched.
 	Active bool
 	// Relay means that the relay can carry packets.
@@ -17,15 +21,69 @@ type Snapshot struct {
 	Stats      Stats
 }
 
+// Standing says what an address of the peer is worth at the moment.
+type Standing uint8
+
+const (
+	// StandingPrimary: packets go there.
+	StandingPrimary Standing = iota + 1
+	// StandingWorks: it answers, and is not so much better than the primary that
+	// it is worth to change (Better).
+	StandingWorks
+	// StandingProbing: it is being asked, and has not answered yet.
+	StandingProbing
+	// StandingSilent: it was asked again and again, and has not answered.
+	StandingSilent
+	// StandingStale: it answered once, too long ago to count.
+	StandingStale
+	// StandingLost: it was primary and stopped answering.
+	StandingLost
+	// StandingBarred: it answers, but carried no tunnel.
+	StandingBarred
+	// StandingIdle: it is not asked, since the peer is not used.
+	StandingIdle
+)
+
+// String returns the standing in one word, which never changes.
+func (s Standing) String() string {
+	switch s {
+	case StandingPrimary:
+		return "primary"
+	case StandingWorks:
+		return "works"
+	case StandingProbing:
+		return "probing"
+	case StandingSilent:
+		return "silent"
+	case StandingStale:
+		return "stale"
+	case StandingLost:
+		return "lost"
+	case StandingBarred:
+		return "barred"
+	case StandingIdle:
+		return "idle"
+	}
+	return "unknown"
+}
+
 // CandidateState is what is known of one address of the peer.
 type CandidateState struct {
-	Addr    netip.AddrPort
-	Sources Source
-	Class   Class
+	Addr     netip.AddrPort
+	Sources  Source
+	Standing Standing
+	Class    Class
 	// RTT is the least of the recent round trips, zero where none was measured.
 	RTT time.Duration
+	// Cost is what candidates that work are compared by, less being better; zero
+	// where no round trip was measured.
+	Cost time.Duration
 	// Proved is the time of the last answer, zero for none.
 	Proved time.Time
+	// Heard is when anything authentic came from there last, zero for never.
+	Heard time.Time
+	// Next is when it is asked next, zero for not.
+	Next time.Time
 	// Lost means that it was primary and stopped answering.
 	Lost bool
 	// Barred is until when it is not used since it carried no tunnel, zero for
@@ -36,14 +94,38 @@ type CandidateState struct {
 // Snapshot returns the state for people. It costs one allocation for the list.
 func (a *Agent) Snapshot() Snapshot {
 	s := Snapshot{
-		Primary: a.primary, Active: a.active, Relay: a.relay, Stats: a.stats,
+		Primary: a.primary, Why: a.why, Since: a.since, Active: a.active, Relay: a.relay, Stats: a.stats,
 		Candidates: make([]CandidateState, len(a.candidates)),
 	}
 	for i, c := range a.candidates {
 		s.Candidates[i] = CandidateState{
-			Addr: c.addr, Sources: c.sources, Class: ClassOf(c.addr.Addr()),
-			RTT: c.rtt(), Proved: c.proved, Lost: c.lost, Barred: c.barred,
+			Addr: c.addr, Sources: c.sources, Standing: a.standing(c), Class: ClassOf(c.addr.Addr()),
+			RTT: c.rtt(), Proved: c.proved, Heard: c.heard, Next: c.next, Lost: c.lost, Barred: c.barred,
+		}
+		if len(c.samples) > 0 {
+			s.Candidates[i].Cost = c.score().cost()
 		}
 	}
 	return s
+}
+
+// standing returns what c is worth at a.now.
+func (a *Agent) standing(c *candidate) Standing {
+	switch {
+	case DirectTo(c.addr) == a.primary:
+		return StandingPrimary
+	case a.now.Before(c.barred):
+		return StandingBarred
+	case c.lost:
+		return StandingLost
+	case a.alive(c):
+		return StandingWorks
+	case !c.proved.IsZero():
+		return StandingStale
+	case c.next.IsZero() && (!a.active || c.step == 0):
+		return StandingIdle
+	case c.step < len(probeDelays):
+		return StandingProbing
+	}
+	return StandingSilent
 }

@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun/stunserver"
+)
+
+// TestPaths: what is said of the ways to a peer is what its agent knows.
+func TestPaths(t *testing.T) {
+	_, a, b := two(t)
+	now := time.Now()
+	if _, err := a.engine.Paths(b.Addr4()); !errors.Is(err, ErrStopped) && !errors.Is(err, ErrNoPeer) {
+		t.Errorf("before there are peers: %v", err)
+	}
+	a.apply(t, a.Config(now, enginetest.AllowAll(b.Member), b.Member))
+	b.apply(t, b.Config(now, enginetest.AllowAll(a.Member), a.Member))
+	before, err := a.engine.Paths(b.Addr4())
+	if err != nil || before.Path.Kind != PathNone || before.Paths.Active || len(before.Paths.Candidates) != 1 ||
+		before.Paths.Candidates[0].Standing != path.StandingIdle {
+		t.Errorf("unused: %+v, %v", before, err)
+	}
+	go func() {
+		request := <-b.tun.Received()
+		b.tun.Send(enginetest.EchoReply(request))
+	}()
+	if _, err := a.ping(t, b.Addr4()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := a.engine.Paths(b.Addr6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := got.Paths.Candidates[0]
+	if got.Name != "db" || got.Path.Addr != b.Endpoints[0] || got.LastHandshake.IsZero() || got.Unanswered != 0 ||
+		got.Paths.Why != path.ReasonProved || c.Standing != path.StandingPrimary || c.RTT <= 0 || c.Heard.IsZero() || got.Now.Before(c.Heard) {
+		t.Errorf("%+v", got)
+	}
+	if _, err := a.engine.Paths(netip.MustParseAddr("100.64.9.9")); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("of nobody: %v", err)
+	}
+}
+
+// TestCheckNetwork: it ends when the servers have answered, and when they are
+// given up.
+func TestCheckNetwork(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	a := newNode(t, network.Join("laptop", nil))
+	check := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := a.engine.CheckNetwork(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check() // nobody to ask
+	conn, err := sock.Listen(sock.Config{Addresses: []netip.Addr{loopback}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	server, done := stunserver.New(conn), make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	cfg := a.Config(time.Now(), nil)
+	cfg.STUN = []string{netip.AddrPortFrom(loopback, server.Port()).String()}
+	a.apply(t, cfg)
+	for !a.engine.Status().NAT.UDP { // the name is looked up meanwhile
+		check()
+	}
+	if report := a.engine.Status().NAT; report.Public4 != a.Endpoints[0] {
+		t.Errorf("report %v", report)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	check()
+	if report := a.engine.Status().NAT; report.UDP {
+		t.Errorf("the server is gone, and the report is %v", report)
+	}
+}
