@@ -28,6 +28,8 @@ type DataPlane interface {
 	Ping(ctx context.Context, to netip.Addr) (engine.PingReply, error)
 	Endpoints() <-chan []netip.AddrPort
 	HandleNetworkChange()
+	Paths(to netip.Addr) (engine.PeerPaths, error)
+	CheckNetwork(ctx context.Context) error
 }
 
 // Decisions tells of the packet filter's decisions. *engine.Engine is one.
@@ -91,9 +93,9 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// Agent is a node. It implements localapi.Backend and
-// localapi.Decisions. Its methods may be called
-// concurrently; they wait for Run.
+// Agent is a node. It implements localapi.Backend, localapi.Decisions and
+// localapi.Connectivity. Its methods may be called concurrently; they wait for
+// Run.
 type Agent struct {
 	cfg      Config
 	log      *slog.Logger

@@ -108,6 +108,18 @@ func TestJoin(t *testing.T) {
 		if r, err := n.Ping(t.Context(), localapi.PingRequest{Target: "node2", Timeout: time.Second}); err != nil || r.Path.Relay != "default" {
 			t.Errorf("ping: %+v, %v", r, err)
 		}
+		for target, want := range map[string]localapi.Code{"node3": localapi.CodeNotFound, "nobody": localapi.CodeNotFound, "node1": localapi.CodeBadRequest} {
+			var e *localapi.Error
+			if _, err := n.Paths(t.Context(), target); !errors.As(err, &e) || e.Code != want {
+				t.Errorf("paths to %s: %v, want %s", target, err, want)
+			}
+		}
+		if r, err := n.Paths(t.Context(), "100.64.0.2"); err != nil || r.Name != "node2" || r.Addr.String() != "100.64.0.2" || r.NotDirect == "" {
+			t.Errorf("paths: %+v, %v", r, err)
+		}
+		if r, err := n.Netcheck(t.Context()); err != nil || n.plane.checks != 1 || r.CaptivePortal == nil || *r.CaptivePortal || len(r.Hints) == 0 {
+			t.Errorf("netcheck: %+v, %v", r, err)
+		}
 		n.stop()
 	})
 }

@@ -138,7 +138,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := d.listen(ctx, own); err != nil {
 		return err
 	}
-	d.api, err = localapi.Listen(o.Socket, d.agent, d.agent, o.Logger.With("part", "localapi"))
+	d.api, err = localapi.Listen(o.Socket, d.agent, d.agent, d.agent, o.Logger.With("part", "localapi"))
 	return err
 }
 

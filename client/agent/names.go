@@ -92,22 +92,11 @@ func (a *Agent) Ping(ctx context.Context, r localapi.PingRequest) (localapi.Ping
 	if err != nil {
 		return localapi.PingReply{}, err
 	}
-	switch {
-	case s.view.Self == nil || !s.preferences.WantRunning:
-		return localapi.PingReply{}, localapi.Errorf(localapi.CodeNotConnected, "this device is not connected; run `warren up`")
-	}
-	p := find(s.view, r.Target)
-	if p == nil {
-		return localapi.PingReply{}, localapi.Errorf(localapi.CodeNotFound, "%q is no device that this one may see; `warren status` lists them. A policy that allows nothing between two devices hides them from each other", r.Target)
-	}
-	addr := p.Member.Identity().Addresses[0]
-	if given, err := netip.ParseAddr(r.Target); err == nil {
-		addr = given.Unmap()
+	p, addr, err := reachable(s, r.Target)
+	if err != nil {
+		return localapi.PingReply{}, err
 	}
 	reply := localapi.PingReply{Name: p.Member.Name(), Addr: addr}
-	if p.Member == s.view.Self {
-		return reply, localapi.Errorf(localapi.CodeBadRequest, "%s is this device", r.Target)
-	}
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
 	answer, err := a.cfg.DataPlane.Ping(ctx, addr)

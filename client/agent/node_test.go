@@ -34,6 +34,7 @@ type plane struct {
 	mu      sync.Mutex // protects the rest
 	applied []*config.Config
 	changes int
+	checks  int
 }
 
 func (p *plane) Apply(c *config.Config) error {
@@ -83,6 +84,20 @@ func (p *plane) Why(q engine.Question) (engine.Answer, error) {
 		a.Reason = filter.DropNoRule
 	}
 	return a, nil
+}
+
+func (p *plane) Paths(to netip.Addr) (engine.PeerPaths, error) {
+	if to != netip.MustParseAddr("100.64.0.2") {
+		return engine.PeerPaths{}, engine.ErrNoPeer
+	}
+	return engine.PeerPaths{Name: "node2", Path: engine.Path{Kind: engine.PathRelay, Relay: "default"}}, nil
+}
+
+func (p *plane) CheckNetwork(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.checks++
+	return nil
 }
 
 func (p *plane) Endpoints() <-chan []netip.AddrPort { return p.endpoints }

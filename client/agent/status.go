@@ -74,7 +74,8 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 	}
 	out.State, out.Reason = stateOf(s)
 	if e.Relay != nil {
-		out.Relay = &localapi.Relay{Name: e.Relay.Name, URL: e.Relay.URL, Connected: e.Relay.Connected, RTT: e.Relay.RTT, Error: e.Relay.Error}
+		relay := relayOf(*e.Relay)
+		out.Relay = &relay
 	}
 	if s.view.Self == nil {
 		return out

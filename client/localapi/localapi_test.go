@@ -113,17 +113,26 @@ func (f *fake) Capture(_ context.Context, r localapi.CaptureRequest) (localapi.C
 	}, f.note("capture")
 }
 
-// both is all that a server serves.
-type both interface {
+func (f *fake) Netcheck(context.Context) (localapi.NetcheckReply, error) {
+	return localapi.NetcheckReply{UDP: true, NearestRelay: "r"}, f.note("netcheck")
+}
+
+func (f *fake) Paths(_ context.Context, target string) (localapi.PathsReply, error) {
+	return localapi.PathsReply{Name: target}, f.note("paths")
+}
+
+// all is all that a server serves.
+type all interface {
 	localapi.Backend
 	localapi.Decisions
+	localapi.Connectivity
 }
 
 // serve runs a server on a socket of its own and returns the socket's path.
-func serve(t *testing.T, backend both, log *slog.Logger) string {
+func serve(t *testing.T, backend all, log *slog.Logger) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s", "warrend.sock")
-	s, err := localapi.Listen(path, backend, backend, log)
+	s, err := localapi.Listen(path, backend, backend, backend, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +180,12 @@ func TestEveryVerb(t *testing.T) {
 	if r, err := c.Why(ctx, localapi.WhyRequest{To: "a b&c", Protocol: 6, Port: 80}); err != nil || !r.Allowed || r.Text != "a b&c 6 80" {
 		t.Errorf("why %+v, %v", r, err)
 	}
+	if r, err := c.Netcheck(ctx); err != nil || !r.UDP || r.NearestRelay != "r" {
+		t.Errorf("netcheck %+v, %v", r, err)
+	}
+	if r, err := c.Paths(ctx, "a b&c"); err != nil || r.Name != "a b&c" {
+		t.Errorf("paths %+v, %v", r, err)
+	}
 	on := true
 	if p, err := c.ChangePreferences(ctx, localapi.PreferencesChange{ShieldsUp: &on}); err != nil || !p.ShieldsUp {
 		t.Errorf("prefs %+v, %v", p, err)
@@ -178,7 +193,7 @@ func TestEveryVerb(t *testing.T) {
 	if p, err := c.Preferences(ctx); err != nil || p.ShieldsUp {
 		t.Errorf("prefs %+v, %v", p, err)
 	}
-	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s why prefs prefs]"; got != want {
+	if got, want := fmt.Sprint(f.calls), "[up http://c k down logout ping 5s why netcheck paths prefs prefs]"; got != want {
 		t.Errorf("calls %s, want %s", got, want)
 	}
 }
@@ -238,7 +253,7 @@ func TestSocketIsPrivate(t *testing.T) {
 func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	f := newFake()
 	path := serve(t, f, slog.New(slog.DiscardHandler))
-	if _, err := localapi.Listen(path, f, f, slog.New(slog.DiscardHandler)); !errors.Is(err, localapi.ErrInUse) {
+	if _, err := localapi.Listen(path, f, f, f, slog.New(slog.DiscardHandler)); !errors.Is(err, localapi.ErrInUse) {
 		t.Errorf("a second daemon: %v, want ErrInUse", err)
 	}
 	left := filepath.Join(t.TempDir(), "left.sock")
@@ -248,7 +263,7 @@ func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	s, err := localapi.Listen(left, f, f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(left, f, f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatalf("over the socket of a daemon that died: %v", err)
 	}
@@ -257,10 +272,10 @@ func TestSecondDaemonAndLeftoverSocket(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := localapi.Listen(file, f, f, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := localapi.Listen(file, f, f, f, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a file that is no socket was replaced")
 	}
-	if _, err := localapi.Listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)), f, f, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := localapi.Listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)), f, f, f, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a path too long for a socket was taken")
 	}
 }
@@ -276,7 +291,7 @@ func TestNotRunning(t *testing.T) {
 // only read.
 func TestWithoutCredentials(t *testing.T) {
 	f := newFake()
-	s, err := localapi.Listen(filepath.Join(t.TempDir(), "x.sock"), f, f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(filepath.Join(t.TempDir(), "x.sock"), f, f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

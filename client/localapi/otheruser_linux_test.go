@@ -37,7 +37,7 @@ func TestOtherUser(t *testing.T) {
 		}
 	}
 	path := filepath.Join(dir, "s")
-	s, err := localapi.Listen(path, f, f, slog.New(slog.DiscardHandler))
+	s, err := localapi.Listen(path, f, f, f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,11 +60,12 @@ type Decisions interface {
 
 // Server serves a Backend on a Unix socket.
 type Server struct {
-	backend  Backend
-	decided  Decisions
-	log      *slog.Logger
-	listener net.Listener
-	path     string
+	backend      Backend
+	decided      Decisions
+	connectivity Connectivity
+	log          *slog.Logger
+	listener     net.Listener
+	path         string
 	// uid is the daemon's user.
 	uid int
 }
@@ -75,7 +76,7 @@ var ErrInUse = errors.New("localapi: another daemon serves this socket")
 // Listen makes the socket at path, and its directory where it does not exist. A
 // socket that a daemon left behind is replaced; one that is served is ErrInUse.
 // Nothing is served before Run.
-func Listen(path string, backend Backend, decisions Decisions, log *slog.Logger) (*Server, error) {
+func Listen(path string, backend Backend, decisions Decisions, connectivity Connectivity, log *slog.Logger) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("localapi: making the socket's directory: %w", err)
 	}
@@ -95,7 +96,7 @@ func Listen(path string, backend Backend, decisions Decisions, log *slog.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("localapi: %w", err)
 	}
-	return &Server{backend: backend, decided: decisions, log: log, listener: listener, path: path, uid: os.Geteuid()}, nil
+	return &Server{backend: backend, decided: decisions, connectivity: connectivity, log: log, listener: listener, path: path, uid: os.Geteuid()}, nil
 }
 
 // Path returns the socket's path.
@@ -163,6 +164,8 @@ var verbs = []verb{
 	{http.MethodPost, "logout", true, (*Server).logout},
 	{http.MethodPost, "ping", true, (*Server).ping},
 	{http.MethodGet, "why", false, (*Server).why},
+	{http.MethodGet, "netcheck", false, (*Server).netcheck},
+	{http.MethodGet, "paths", false, (*Server).paths},
 	{http.MethodGet, "flows", true, (*Server).flows},
 	{http.MethodGet, "capture", true, (*Server).capture},
 }

@@ -18,7 +18,7 @@ var errDenied = errors.New("denied")
 func (m *Main) debugCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "debug",
-		Short: "Find out why something is allowed or not",
+		Short: "Find out why something is allowed or not, and how packets go",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -27,7 +27,7 @@ func (m *Main) debugCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(m.whyCommand(), m.captureCommand())
+	cmd.AddCommand(m.whyCommand(), m.debugPathsCommand(), m.captureCommand())
 	return cmd
 }
 
@@ -59,6 +59,7 @@ The exit status is 0 where it is allowed, 1 where it is not, 2 for wrong usage.`
 			}
 			return errors.New("give a device's name or address, and a port such as tcp:5432")
 		}),
+		ValidArgsFunction: m.completePeer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := localapi.WhyRequest{From: from}
 			if len(args) == 2 {

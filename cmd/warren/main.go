@@ -118,7 +118,7 @@ On a new machine: start the daemon, then
 	root.PersistentFlags().StringVar(&m.socket, "socket", defaultSocket(m.Getenv), "path of the daemon's socket")
 	root.AddCommand(
 		m.daemonCommand(), m.upCommand(), m.setCommand(), m.downCommand(), m.logoutCommand(), m.statusCommand(),
-		m.ipCommand(), m.pingCommand(), m.whoisCommand(), policy.Command(), m.flowsCommand(), m.debugCommand(), m.versionCommand(),
+		m.ipCommand(), m.pingCommand(), m.netcheckCommand(), m.whoisCommand(), policy.Command(), m.flowsCommand(), m.debugCommand(), m.versionCommand(),
 		m.exitNodeCommand(),
 	)
 	return root

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -21,13 +22,24 @@ func (m *Main) pingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ping NAME|IP",
 		Short: "Ping a device inside the tunnel, and show the path",
-		Long: `Send ICMP echo requests to a device through the tunnel, and show how each answer
-came: over a relay, or directly. The rules of both devices apply: what they
-refuse is not answered.`,
-		Args: arguments(cobra.ExactArgs(1)),
+		Long: `Send ICMP echo requests to a device through the tunnel, one a second, and show
+how each answer came: over a relay, or directly. The rules of both devices
+apply: what they refuse is not answered.
+
+It ends with the first answer over a direct path, or after -c pings. The exit
+status is 0 where there was an answer. With --until-direct on the command line
+it is 0 only where there was one over a direct path, and the reason why there
+was none is printed otherwise. With --until-direct=false all pings are sent.`,
+		Example: `  warren ping -c 1 db
+  warren ping --until-direct --timeout 2s db`,
+		Args:              arguments(cobra.ExactArgs(1)),
+		ValidArgsFunction: m.completePeer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if count < 1 {
 				return usagef("-c: a number from 1")
+			}
+			if timeout <= 0 {
+				return usagef("--timeout: a time above 0, such as 2s")
 			}
 			ctx := cmd.Context()
 			answered := 0
@@ -55,21 +67,34 @@ refuse is not answered.`,
 					return err
 				}
 				if untilDirect && reply.Path.Kind == "direct" {
-					break
+					return nil
 				}
 			}
 			if answered == 0 {
 				return last
+			}
+			if untilDirect && cmd.Flags().Changed("until-direct") {
+				return m.notDirect(ctx, args[0], count)
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
 	f.IntVarP(&count, "count", "c", 10, "how many pings at most")
-	f.BoolVar(&untilDirect, "until-direct", true, "stop after the first answer over a direct path")
+	f.BoolVar(&untilDirect, "until-direct", true, "stop at the first answer over a direct path; where it is given, fail without one")
 	f.DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for each answer")
 	f.BoolVar(&asJSON, "json", false, "print each answer as a line of JSON")
 	return cmd
+}
+
+// notDirect says why there is no direct path after so many pings.
+func (m *Main) notDirect(ctx context.Context, target string, count int) error {
+	why := ""
+	// The daemon may not say it; that there is no path holds all the same.
+	if paths, err := m.client().Paths(ctx, target); err == nil && paths.NotDirect != "" {
+		why = ": " + paths.NotDirect
+	}
+	return fmt.Errorf("no direct path to %s after %d pings%s. `warren debug paths %s` shows every address", target, count, why, target)
 }
 
 func (m *Main) printPong(r localapi.PingReply, asJSON bool) error {
@@ -83,11 +108,7 @@ func (m *Main) printPong(r localapi.PingReply, asJSON bool) error {
 	case "relay":
 		via = "relay(" + r.Path.Relay + ")"
 	}
-	unit := time.Millisecond
-	if r.RTT < 10*time.Millisecond {
-		unit = 10 * time.Microsecond
-	}
-	_, err := fmt.Fprintf(m.Stdout, "pong from %s (%v) via %s in %v\n", r.Name, r.Addr, via, r.RTT.Round(unit))
+	_, err := fmt.Fprintf(m.Stdout, "pong from %s (%v) via %s in %v\n", r.Name, r.Addr, via, roundRTT(r.RTT))
 	return err
 }
 

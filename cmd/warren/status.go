@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +21,8 @@ func (m *Main) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show this device, its peers and what is wrong",
 		Long: `Show this device and its peers, one a line: address, name, owner, system, and
-how packets go: "active" where there were some lately, then the path and the
-bytes sent and received. What is wrong stands below, with stable codes.`,
+how packets go: "active" where there were some lately, then the path, the last
+handshake and the bytes sent and received. What is wrong stands below, with stable codes.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := m.client().Status(cmd.Context())
@@ -95,6 +96,9 @@ func activity(n localapi.Node) string {
 	default:
 		parts = append(parts, "offline")
 	}
+	if n.Active && !n.LastHandshake.IsZero() {
+		parts = append(parts, fmt.Sprintf("handshake %v ago", max(0, time.Since(n.LastHandshake)).Round(time.Second)))
+	}
 	if n.TxBytes+n.RxBytes > 0 {
 		parts = append(parts, fmt.Sprintf("tx %d rx %d", n.TxBytes, n.RxBytes))
 	}
@@ -156,9 +160,10 @@ func (m *Main) printJSON(v any) error {
 func (m *Main) ipCommand() *cobra.Command {
 	var four, six, asJSON bool
 	cmd := &cobra.Command{
-		Use:   "ip [NAME]",
-		Short: "Show the overlay addresses of this device or of a peer",
-		Args:  arguments(cobra.MaximumNArgs(1)),
+		Use:               "ip [NAME]",
+		Short:             "Show the overlay addresses of this device or of a peer",
+		Args:              arguments(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: m.completePeer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if four && six {
 				return usagef("-4 and -6 leave nothing to show; give one of them")

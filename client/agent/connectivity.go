@@ -1,0 +1,313 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/authority"
+	"github.com/warren-overlay/warren/client/control"
+	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/nat"
+	"github.com/warren-overlay/warren/netstack/path"
+)
+
+const (
+	// checkTime bounds a check of the network: a round of STUN takes 3 s, and
+	// portalTime comes before it.
+	checkTime = 10 * time.Second
+	// portalTime bounds the question whether it is the coordinator that answers.
+	portalTime = 5 * time.Second
+)
+
+// Netcheck measures this device's network anew.
+func (a *Agent) Netcheck(ctx context.Context) (localapi.NetcheckReply, error) {
+	s, err := ask(ctx, a, (*loop).standing)
+	if err != nil {
+		return localapi.NetcheckReply{}, err
+	}
+	if s.view.Self == nil || !s.preferences.WantRunning {
+		return localapi.NetcheckReply{}, localapi.Errorf(localapi.CodeNotConnected, "this device is not connected, so it has no servers to ask; run `warren up`")
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	portal := a.portal(ctx, s)
+	if err := a.cfg.DataPlane.CheckNetwork(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return localapi.NetcheckReply{}, err
+	}
+	reply := netcheck(a.cfg.DataPlane.Status())
+	reply.CaptivePortal = portal
+	reply.Hints = hints(reply)
+	return reply, nil
+}
+
+// portal says whether something else answers in the coordinator's place, nil
+// where nothing answers at all.
+func (a *Agent) portal(ctx context.Context, s standing) *bool {
+	if s.known && s.control.State == control.Streaming {
+		return new(bool) // it proved its key on this network
+	}
+	ctx, cancel := context.WithTimeout(ctx, portalTime)
+	defer cancel()
+	_, err := a.cfg.Coordinator.FetchGenesis(ctx, s.preferences.LoginServer, s.preferences.Network)
+	switch {
+	case err == nil:
+		return new(bool)
+	case errors.Is(err, authority.ErrFingerprint), errors.Is(err, authority.ErrMalformed):
+		yes := true
+		return &yes
+	}
+	return nil
+}
+
+// netcheck puts the data plane's status in the words of the local API.
+func netcheck(e engine.Status) localapi.NetcheckReply {
+	r := localapi.NetcheckReply{
+		UDP: e.NAT.UDP, IPv4: e.NAT.Public4, IPv6: e.NAT.Public6, MappingVariesByDestIP: known(e.NAT.MappingVaries),
+		Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...),
+		Servers: []localapi.STUNServer{}, Relays: relaysOf(e), Hints: []string{},
+	}
+	for _, s := range e.NAT.Servers {
+		r.Servers = append(r.Servers, localapi.STUNServer{Server: s.Server, Mapped: s.Mapped, RTT: s.RTT})
+	}
+	least := time.Duration(0)
+	for _, relay := range r.Relays {
+		switch {
+		case relay.RTT > 0 && (least == 0 || relay.RTT < least):
+			r.NearestRelay, least = relay.Name, relay.RTT
+		case relay.Connected && r.NearestRelay == "":
+			r.NearestRelay = relay.Name // none is known to be nearer
+		}
+	}
+	return r
+}
+
+// known is a tristate as JSON has it: nil for unknown.
+func known(t nat.Tristate) *bool {
+	if t == nat.Unknown {
+		return nil
+	}
+	yes := t == nat.Yes
+	return &yes
+}
+
+// relaysOf lists the relays of a status.
+func relaysOf(e engine.Status) []localapi.Relay {
+	if e.Relay == nil {
+		return []localapi.Relay{}
+	}
+	return []localapi.Relay{relayOf(*e.Relay)}
+}
+
+func relayOf(r engine.RelayStatus) localapi.Relay {
+	return localapi.Relay{Name: r.Name, URL: r.URL, Connected: r.Connected, RTT: r.RTT, Error: r.Error}
+}
+
+// hints says what is wrong with a network and what to do.
+func hints(r localapi.NetcheckReply) []string {
+	out := []string{}
+	yes := func(b *bool) bool { return b != nil && *b }
+	relayed := false
+	for _, relay := range r.Relays {
+		relayed = relayed || relay.Connected
+	}
+	if yes(r.CaptivePortal) {
+		out = append(out, "Something else than the coordinator answers at its address, such as the sign-in page of a hotel's network: open a web page in a browser and sign in there.")
+	}
+	if !r.UDP {
+		text := "UDP is blocked, or no STUN server answers: allow UDP from this device to port 3478, and from port " + fmt.Sprint(r.Port) + " to anywhere."
+		if relayed {
+			text += " Until then, peers that are not on this network are reached over the relay."
+		}
+		out = append(out, text)
+	}
+	if yes(r.MappingVariesByDestIP) {
+		out = append(out, "The NAT in front of this device takes another port for each destination: peers behind a NAT of that kind are reached over the relay. A port mapping in the router helps, or a forwarded port and `warren up --endpoint ADDR:PORT`.")
+	}
+	if !relayed {
+		switch {
+		case len(r.Relays) == 0:
+			out = append(out, "The coordinator names no relay: peers that cannot be reached directly cannot be reached at all.")
+		case !yes(r.CaptivePortal):
+			out = append(out, fmt.Sprintf("No relay is connected (%s): peers that cannot be reached directly cannot be reached at all. Allow TCP to the relay's address.", r.Relays[0].Error))
+		}
+	}
+	return out
+}
+
+// Paths says how packets reach the device that target names.
+func (a *Agent) Paths(ctx context.Context, target string) (localapi.PathsReply, error) {
+	s, err := ask(ctx, a, (*loop).standing)
+	if err != nil {
+		return localapi.PathsReply{}, err
+	}
+	p, addr, err := reachable(s, target)
+	if err != nil {
+		return localapi.PathsReply{}, err
+	}
+	paths, err := a.cfg.DataPlane.Paths(addr)
+	if errors.Is(err, engine.ErrNoPeer) {
+		return localapi.PathsReply{}, localapi.Errorf(localapi.CodeNotFound, "%s is not in force yet; try it again", p.Member.Name())
+	}
+	if err != nil {
+		return localapi.PathsReply{}, err
+	}
+	reply := describePaths(paths, a.cfg.DataPlane.Status())
+	reply.Addr = addr
+	return reply, nil
+}
+
+// reachable returns the peer that target names, and the address to send to.
+func reachable(s standing, target string) (*control.Peer, netip.Addr, error) {
+	if s.view.Self == nil || !s.preferences.WantRunning {
+		return nil, netip.Addr{}, localapi.Errorf(localapi.CodeNotConnected, "this device is not connected; run `warren up`")
+	}
+	p := find(s.view, target)
+	if p == nil {
+		return nil, netip.Addr{}, localapi.Errorf(localapi.CodeNotFound, "%q is no device that this one may see; `warren status` lists them. A policy that allows nothing between two devices hides them from each other", target)
+	}
+	addr := p.Member.Identity().Addresses[0]
+	if given, err := netip.ParseAddr(target); err == nil {
+		addr = given.Unmap()
+	}
+	if p.Member == s.view.Self {
+		return nil, netip.Addr{}, localapi.Errorf(localapi.CodeBadRequest, "%s is this device", target)
+	}
+	return p, addr, nil
+}
+
+// describePaths puts the paths to one peer in the words of the local API.
+func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
+	r := localapi.PathsReply{
+		Name: p.Name, Time: p.Now, Path: pathOf(p.Path), Since: p.Paths.Since, Why: whyPrimary(p),
+		Active: p.Paths.Active, LastHandshake: p.LastHandshake, UnansweredHandshakes: p.Unanswered,
+		Candidates: []localapi.PathCandidate{}, Relays: relaysOf(e),
+		Endpoints: append([]netip.AddrPort{}, e.Endpoints...), MappingVariesByDestIP: known(e.NAT.MappingVaries),
+	}
+	var primary path.CandidateState
+	for _, c := range p.Paths.Candidates {
+		if c.Standing == path.StandingPrimary {
+			primary = c
+		}
+	}
+	for _, c := range p.Paths.Candidates {
+		r.Candidates = append(r.Candidates, localapi.PathCandidate{
+			Addr: c.Addr, Sources: sourceNames(c.Sources), State: c.Standing.String(),
+			Why: whyCandidate(c, primary, p.Now), RTT: c.RTT, Heard: c.Heard,
+		})
+	}
+	if p.Path.Kind != engine.PathDirect {
+		r.NotDirect = whyNotDirect(p, e.NAT)
+	}
+	return r
+}
+
+// sourceNames lists who named a candidate.
+func sourceNames(s path.Source) []string {
+	out := []string{}
+	for _, n := range []struct {
+		source path.Source
+		name   string
+	}{
+		{path.SourceListed, "coordinator"},
+		{path.SourceCalled, "peer"},
+		{path.SourceObserved, "observed"},
+		{path.SourceProved, "proved"},
+	} {
+		if s&n.source != 0 {
+			out = append(out, n.name)
+		}
+	}
+	return out
+}
+
+// whyPrimary says why packets go as they do.
+func whyPrimary(p engine.PeerPaths) string {
+	switch p.Path.Kind {
+	case engine.PathDirect:
+		return "it answered a challenge from that very address, and nothing else that works is so much better that a change would pay"
+	case engine.PathRelay:
+		switch p.Paths.Why {
+		case path.ReasonLost:
+			return "the direct path stopped answering"
+		case path.ReasonIdle:
+			return "no packets were exchanged lately, and the last proof of a direct path is too old"
+		case path.ReasonNetwork:
+			return "this device's network changed, and no direct path was proved since"
+		case path.ReasonProved, path.ReasonRelay:
+		}
+		return "the relay can carry packets, and no direct path is proved"
+	case engine.PathNone:
+	}
+	if p.Relayed {
+		return "no packets were exchanged yet"
+	}
+	return "no direct path is proved, and no relay is connected"
+}
+
+// whyCandidate says why an address of the peer stands where it does.
+func whyCandidate(c, primary path.CandidateState, now time.Time) string {
+	ago := func(t time.Time) string { return now.Sub(t).Round(100*time.Millisecond).String() + " ago" }
+	next := ""
+	if !c.Next.IsZero() && c.Next.After(now) {
+		next = "; next in " + c.Next.Sub(now).Round(100*time.Millisecond).String()
+	}
+	switch c.Standing {
+	case path.StandingPrimary:
+		if c.Proved.IsZero() {
+			return "packets go there for want of anything better: it did not answer since the network changed"
+		}
+		return "packets go there; answered " + ago(c.Proved)
+	case path.StandingWorks:
+		if primary.Cost == 0 {
+			return "answered " + ago(c.Proved)
+		}
+		return fmt.Sprintf("answered %s; costs %v against %v of the primary (round trip and kind of address), and a change must gain 5ms and a tenth",
+			ago(c.Proved), c.Cost.Round(10*time.Microsecond), primary.Cost.Round(10*time.Microsecond))
+	case path.StandingProbing:
+		return "asked, and no answer yet" + next
+	case path.StandingSilent:
+		return "asked again and again without an answer" + next
+	case path.StandingStale:
+		return "answered last " + ago(c.Proved) + ", which is too old to count" + next
+	case path.StandingLost:
+		return "was primary and stopped answering" + next
+	case path.StandingBarred:
+		return "answered, but carried no tunnel; not used for another " + c.Barred.Sub(now).Round(time.Second).String()
+	case path.StandingIdle:
+		return "not asked while no packets are exchanged"
+	}
+	return ""
+}
+
+// whyNotDirect says why there is no direct path.
+func whyNotDirect(p engine.PeerPaths, own nat.Report) string {
+	byStanding := map[path.Standing]int{}
+	for _, c := range p.Paths.Candidates {
+		byStanding[c.Standing]++
+	}
+	var why string
+	switch n := len(p.Paths.Candidates); {
+	case !p.Paths.Active:
+		return "no packets were exchanged lately, so no path is looked for"
+	case n == 0:
+		why = fmt.Sprintf("no address of %s is known", p.Name)
+	case byStanding[path.StandingBarred] > 0:
+		why = fmt.Sprintf("%d of the %d addresses of %s answered, but carried no tunnel", byStanding[path.StandingBarred], n, p.Name)
+	case byStanding[path.StandingProbing] > 0:
+		why = fmt.Sprintf("%d of the %d addresses of %s are still being asked", byStanding[path.StandingProbing], n, p.Name)
+	default:
+		why = fmt.Sprintf("none of the %d addresses of %s answers", n, p.Name)
+	}
+	switch {
+	case !own.UDP:
+		why += "; no STUN server answers this device either, so UDP seems to be blocked here"
+	case own.MappingVaries == nat.Yes:
+		why += "; this device's NAT takes another port for each destination, so that a peer behind such a NAT, or behind a strict firewall, cannot be reached directly"
+	}
+	return strings.TrimSpace(why)
+}

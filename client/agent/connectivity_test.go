@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/nat"
+	"github.com/warren-overlay/warren/netstack/path"
+)
+
+// TestHints: each fault of a network has its hint, and a sound one has none.
+func TestHints(t *testing.T) {
+	yes := true
+	up := engine.RelayStatus{Name: "default", Connected: true, RTT: 3 * time.Millisecond}
+	server := []nat.ServerReport{{Server: netip.MustParseAddrPort("192.0.2.1:3478"), Mapped: netip.MustParseAddrPort("192.0.2.9:4000"), RTT: time.Millisecond}}
+	for _, c := range []struct {
+		name   string
+		status engine.Status
+		portal *bool
+		want   []string
+	}{
+		{"sound", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relay: &up}, new(bool), nil},
+		{"hard NAT", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.Yes}, Relay: &up}, nil, []string{"another port for each destination"}},
+		{"UDP blocked", engine.Status{Relay: &up, Port: 41641}, nil, []string{"UDP is blocked, .* port 3478, and from port 41641 .* over the relay"}},
+		{"no relay named", engine.Status{NAT: nat.Report{UDP: true}}, nil, []string{"names no relay"}},
+		{"relay down", engine.Status{NAT: nat.Report{UDP: true}, Relay: &engine.RelayStatus{Error: "refused"}}, nil, []string{`No relay is connected \(refused\)`}},
+		{"portal", engine.Status{Relay: &engine.RelayStatus{Error: "moved"}}, &yes, []string{"sign-in page", "UDP is blocked"}},
+	} {
+		r := netcheck(c.status)
+		r.CaptivePortal = c.portal
+		got := hints(r)
+		if len(got) != len(c.want) {
+			t.Errorf("%s: %q", c.name, got)
+			continue
+		}
+		for i := range got {
+			rest := got[i]
+			for part := range strings.SplitSeq(strings.ReplaceAll(strings.ReplaceAll(c.want[i], `\(`, "("), `\)`, ")"), ".*") {
+				_, after, ok := strings.Cut(rest, part)
+				if !ok {
+					t.Errorf("%s: %q, want %q", c.name, got[i], c.want[i])
+				}
+				rest = after
+			}
+		}
+	}
+	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relay: &up})
+	if r.NearestRelay != "default" || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestDescribePaths: every standing of an address has its own explanation, and
+// so has every reason why there is no direct path.
+func TestDescribePaths(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	addr := netip.MustParseAddrPort("192.0.2.9:4000")
+	direct := engine.Path{Kind: engine.PathDirect, Addr: addr}
+	relay := engine.Path{Kind: engine.PathRelay, Relay: "default"}
+	for _, c := range []struct {
+		standing  path.Standing
+		path      engine.Path
+		own       nat.Report
+		why       string
+		notDirect string
+	}{
+		{path.StandingPrimary, direct, nat.Report{UDP: true}, "packets go there; answered 2s ago", ""},
+		{path.StandingWorks, direct, nat.Report{UDP: true}, "costs 40ms against 1ms of the primary", ""},
+		{path.StandingProbing, relay, nat.Report{UDP: true}, "no answer yet; next in 3s", "1 of the 2 addresses of db are still being asked"},
+		{path.StandingSilent, relay, nat.Report{UDP: true}, "again and again without an answer; next in 3s", "none of the 2 addresses of db answers"},
+		{path.StandingSilent, relay, nat.Report{}, "without an answer", "UDP seems to be blocked here"},
+		{path.StandingSilent, relay, nat.Report{UDP: true, MappingVaries: nat.Yes}, "without an answer", "this device's NAT takes another port"},
+		{path.StandingStale, relay, nat.Report{UDP: true}, "answered last 2s ago, which is too old", "none of the 2"},
+		{path.StandingLost, relay, nat.Report{UDP: true}, "was primary and stopped answering", "none of the 2"},
+		{path.StandingBarred, relay, nat.Report{UDP: true}, "carried no tunnel; not used for another 7s", "carried no tunnel"},
+		{path.StandingIdle, relay, nat.Report{UDP: true}, "not asked while no packets", "none of the 2"},
+	} {
+		candidate := path.CandidateState{
+			Addr: addr, Standing: c.standing, Sources: path.SourceListed | path.SourceObserved, RTT: time.Millisecond,
+			Cost: 40 * time.Millisecond, Proved: now.Add(-2 * time.Second), Next: now.Add(3 * time.Second), Barred: now.Add(7 * time.Second),
+		}
+		other := path.CandidateState{Standing: path.StandingPrimary, Cost: time.Millisecond, Proved: now}
+		if c.path != direct {
+			other.Standing = path.StandingSilent
+		}
+		if c.standing == path.StandingPrimary {
+			other.Standing = path.StandingSilent
+		}
+		p := engine.PeerPaths{Name: "db", Path: c.path, Now: now, Relayed: true, Paths: path.Snapshot{Active: true, Candidates: []path.CandidateState{candidate, other}}}
+		r := describePaths(p, engine.Status{NAT: c.own})
+		got := r.Candidates[0]
+		if got.State != c.standing.String() || !strings.Contains(got.Why, c.why) || strings.Join(got.Sources, ",") != "coordinator,observed" {
+			t.Errorf("%v: %+v, want %q", c.standing, got, c.why)
+		}
+		if (c.notDirect == "") != (r.NotDirect == "") || !strings.Contains(r.NotDirect, c.notDirect) || r.Why == "" {
+			t.Errorf("%v: %q, not direct %q, want %q", c.standing, r.Why, r.NotDirect, c.notDirect)
+		}
+		p.Paths.Active, p.Paths.Candidates = false, nil
+		if r := describePaths(p, engine.Status{}); c.path != direct && !strings.Contains(r.NotDirect, "no packets were exchanged lately") {
+			t.Errorf("idle: %q", r.NotDirect)
+		}
+	}
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/client/localapi"
+)
+
+func (m *Main) netcheckCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "netcheck",
+		Short: "Measure this device's network: UDP, NAT, relays",
+		Long: `Have the daemon ask its STUN servers anew, and show what this device's network is
+like: whether UDP works, the addresses it is seen under, whether the NAT takes
+another port for each destination, and how far the relays are. What is wrong,
+and what to do about it, stands below.`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := m.client().Netcheck(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return m.printJSON(r)
+			}
+			m.printNetcheck(r)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
+
+func (m *Main) printNetcheck(r localapi.NetcheckReply) {
+	line := func(name, value string) { fmt.Fprintf(m.Stdout, "\t* %s: %s\n", name, value) }
+	fmt.Fprintln(m.Stdout, "Report:")
+	line("UDP", fmt.Sprint(r.UDP))
+	line("IPv4", yesAddress(r.IPv4))
+	line("IPv6", yesAddress(r.IPv6))
+	line("MappingVariesByDestIP", knownText(r.MappingVariesByDestIP))
+	line("CaptivePortal", knownText(r.CaptivePortal))
+	nearest := r.NearestRelay
+	if nearest == "" {
+		nearest = "unknown"
+	}
+	line("Nearest relay", nearest)
+	line("Relay latency", "")
+	for _, relay := range r.Relays {
+		fmt.Fprintf(m.Stdout, "\t\t- %s: %s\n", relay.Name, relayText(relay))
+	}
+	if len(r.Hints) > 0 {
+		fmt.Fprintln(m.Stdout, "\n# What to do:")
+		for _, hint := range r.Hints {
+			fmt.Fprintln(m.Stdout, "#   "+hint)
+		}
+	}
+}
+
+func yesAddress(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "no"
+	}
+	return "yes, " + a.String()
+}
+
+func knownText(b *bool) string {
+	if b == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*b)
+}
+
+func relayText(r localapi.Relay) string {
+	switch {
+	case r.RTT > 0:
+		return roundRTT(r.RTT).String()
+	case r.Connected:
+		return "connected"
+	}
+	return "no connection: " + r.Error
+}
+
+// roundRTT leaves a round trip the digits that mean something.
+func roundRTT(d time.Duration) time.Duration {
+	if d < 10*time.Millisecond {
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}
+
+func (m *Main) debugPathsCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "paths NAME|IP",
+		Short: "Show every way to a device, and why packets go as they do",
+		Long: `Show every address at which a device was looked for: who named it, whether it
+answers, its round trip, when it was last heard, and why packets go there or do
+not. Nothing is sent; a device that no packets were exchanged with lately is not
+looked for, so send some with "warren ping" first.
+
+An address is used only after the device answered a challenge from it.`,
+		Args:              arguments(cobra.ExactArgs(1)),
+		ValidArgsFunction: m.completePeer,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := m.client().Paths(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return m.printJSON(r)
+			}
+			return m.printPaths(r)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return cmd
+}
+
+func (m *Main) printPaths(r localapi.PathsReply) error {
+	ago := func(t time.Time) string {
+		if t.IsZero() {
+			return "never"
+		}
+		return r.Time.Sub(t).Round(100*time.Millisecond).String() + " ago"
+	}
+	fmt.Fprintf(m.Stdout, "%s (%v): %s", r.Name, r.Addr, pathText(r.Path))
+	if !r.Since.IsZero() {
+		fmt.Fprintf(m.Stdout, ", since %s", ago(r.Since))
+	}
+	fmt.Fprintf(m.Stdout, "\nwhy: %s\n", r.Why)
+	if r.NotDirect != "" {
+		fmt.Fprintf(m.Stdout, "why not direct: %s\n", r.NotDirect)
+	}
+	fmt.Fprintf(m.Stdout, "last handshake: %s", ago(r.LastHandshake))
+	if r.UnansweredHandshakes > 0 {
+		fmt.Fprintf(m.Stdout, ", %d unanswered since", r.UnansweredHandshakes)
+	}
+	fmt.Fprintln(m.Stdout, "\n\nAddresses of the device:")
+	w := tabwriter.NewWriter(m.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ADDRESS\tSOURCE\tSTATE\tRTT\tHEARD\tWHY")
+	for _, c := range r.Candidates {
+		rtt := "-"
+		if c.RTT > 0 {
+			rtt = roundRTT(c.RTT).String()
+		}
+		fmt.Fprintf(w, "%v\t%s\t%s\t%s\t%s\t%s\n", c.Addr, strings.Join(c.Sources, ","), c.State, rtt, ago(c.Heard), c.Why)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(m.Stdout, "\nRelays:")
+	for _, relay := range r.Relays {
+		fmt.Fprintf(m.Stdout, "  %s: %s\n", relay.Name, relayText(relay))
+	}
+	fmt.Fprintln(m.Stdout, "\nThis device:")
+	for _, e := range r.Endpoints {
+		fmt.Fprintf(m.Stdout, "  %v\n", e)
+	}
+	_, err := fmt.Fprintf(m.Stdout, "  MappingVariesByDestIP: %s\n", knownText(r.MappingVariesByDestIP))
+	return err
+}
+
+// completePeer offers the names of peers for a first argument.
+func (m *Main) completePeer(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	s, err := m.client().Status(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range s.Peers {
+		if strings.HasPrefix(p.Name, prefix) {
+			names = append(names, p.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
