@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/health"
+	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/config"
 )
 
@@ -56,7 +58,7 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)), Overlay: view.Overlay,
 	}
 	for _, p := range view.Peers {
-		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints})
+		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints, HomeRelay: p.State.HomeRelay})
 	}
 	facts := routes(c, view, preferences, now)
 	underlay(c, login)
@@ -66,24 +68,59 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 			Text: fmt.Sprintf("The coordinator's setting %s %q is not used: %v. Tell your administrator.", what, value, err),
 		})
 	}
+	stun := func(server string) string {
+		complete, err := STUNServer(login, server)
+		if err != nil {
+			ignore("STUN server", server, err)
+			return ""
+		}
+		if !slices.Contains(c.STUN, complete) {
+			c.STUN = append(c.STUN, complete)
+		}
+		return complete
+	}
+	for _, s := range view.Settings.STUN {
+		stun(s)
+	}
 	for _, r := range view.Settings.Relays {
-		complete, err := RelayURL(login, r.URL)
+		complete, err := relayAt(login, r)
+		if err == nil && slices.ContainsFunc(c.Relays, func(other config.Relay) bool { return other.Name == r.Name }) {
+			err = fmt.Errorf("%w: another relay is called %s", ErrSetting, r.Name)
+		}
+		if err == nil && len(c.Relays) == wire.MaxRelays {
+			err = fmt.Errorf("%w: there are %d already", ErrSetting, wire.MaxRelays)
+		}
 		if err != nil {
 			ignore("relay", r.URL, err)
 			continue
 		}
-		c.Relays = append(c.Relays, config.Relay{Name: r.Name, URL: complete})
-		underlay(c, complete)
-	}
-	for _, s := range view.Settings.STUN {
-		complete, err := STUNServer(login, s)
-		if err != nil {
-			ignore("STUN server", s, err)
-			continue
+		if r.STUN != "" {
+			complete.STUN = stun(r.STUN)
 		}
-		c.STUN = append(c.STUN, complete)
+		c.Relays = append(c.Relays, complete)
+		underlay(c, complete.URL)
+		if complete.UDP != "" {
+			underlay(c, "udp://"+complete.UDP)
+		}
 	}
 	return c, facts
+}
+
+// relayAt returns the relay with its addresses completed, all but that of its
+// STUN server.
+func relayAt(login string, r wire.Relay) (config.Relay, error) {
+	if r.Name == "" {
+		return config.Relay{}, fmt.Errorf("%w: it has no name", ErrSetting)
+	}
+	out := config.Relay{Name: r.Name, Region: r.Region}
+	var err error
+	if out.URL, err = RelayURL(login, r.URL); err != nil {
+		return config.Relay{}, err
+	}
+	if r.UDP != "" {
+		out.UDP, err = hostPort(login, r.UDP)
+	}
+	return out, err
 }
 
 // ErrSetting is wrapped by the errors of RelayURL and STUNServer.
@@ -131,8 +168,10 @@ func RelayURL(login, relay string) (string, error) {
 
 // STUNServer completes the host:port of a STUN server: an empty host becomes
 // that of login. The error wraps ErrSetting.
-func STUNServer(login, server string) (string, error) {
-	u, err := url.Parse("stun://" + server)
+func STUNServer(login, server string) (string, error) { return hostPort(login, server) }
+
+func hostPort(login, server string) (string, error) {
+	u, err := url.Parse("udp://" + server)
 	if err != nil || u.Port() == "" || u.Host != server {
 		return "", fmt.Errorf("%w: not host:port", ErrSetting)
 	}

@@ -130,10 +130,15 @@ func routedView(t *testing.T, own, peers []netip.Prefix) (*control.View, ident.N
 	endpoints := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:41641")}
 	return &control.View{
 		Self: members[1], Rules: rules, RelayToken: []byte("token"), Overlay: []netip.Prefix{g.Prefix4, g.Prefix6},
-		Peers: []control.Peer{{Member: members[2], State: wire.PeerState{Endpoints: endpoints}}},
+		Peers: []control.Peer{{Member: members[2], State: wire.PeerState{Endpoints: endpoints, HomeRelay: "fra-1"}}},
 		Settings: wire.Settings{
-			Relays: []wire.Relay{{Name: "default", URL: "ws:///relay"}, {Name: "bad", URL: "gopher://x"}},
-			STUN:   []string{":3478", "bad"},
+			Relays: []wire.Relay{
+				{Name: "default", URL: "ws:///relay", STUN: ":3478"},
+				{Name: "bad", URL: "gopher://x"},
+				{Name: "fra-1", Region: "eu", URL: "wss://fra/relay", UDP: "fra:3479", STUN: "fra:3478"},
+				{Name: "fra-1", URL: "wss://other/relay"},
+			},
+			STUN: []string{":3478", "bad"},
 		},
 	}, keys[1]
 }
@@ -147,16 +152,23 @@ func TestDesired(t *testing.T) {
 	if c.Self != v.Self || c.Rules != v.Rules || !c.ShieldsUp || string(c.RelayToken) != "token" {
 		t.Errorf("configuration %+v", c)
 	}
-	if len(c.Peers) != 1 || c.Peers[0].Member != v.Peers[0].Member || !slices.Equal(c.Peers[0].Endpoints, v.Peers[0].State.Endpoints) {
+	if len(c.Peers) != 1 || c.Peers[0].Member != v.Peers[0].Member || !slices.Equal(c.Peers[0].Endpoints, v.Peers[0].State.Endpoints) || c.Peers[0].HomeRelay != "fra-1" {
 		t.Errorf("peers %+v", c.Peers)
 	}
-	if want := []config.Relay{{Name: "default", URL: "ws://10.0.0.1:8080/relay"}}; !slices.Equal(c.Relays, want) {
+	if want := []config.Relay{
+		{Name: "default", URL: "ws://10.0.0.1:8080/relay", STUN: "10.0.0.1:3478"},
+		{Name: "fra-1", Region: "eu", URL: "wss://fra/relay", UDP: "fra:3479", STUN: "fra:3478"},
+	}; !slices.Equal(c.Relays, want) {
 		t.Errorf("relays %v, want %v", c.Relays, want)
 	}
-	if want := []string{"10.0.0.1:3478"}; !slices.Equal(c.STUN, want) {
+	if want := []string{"10.0.0.1:3478", "fra:3478"}; !slices.Equal(c.STUN, want) {
 		t.Errorf("STUN %v, want %v", c.STUN, want)
 	}
-	if len(facts) != 2 || facts[0].Code != health.SettingIgnored || facts[1].Subject != "STUN server bad" {
+	if want := []string{"10.0.0.1:8080", "fra:443", "fra:3479"}; !slices.Equal(c.Underlay, want) {
+		t.Errorf("underlay %v, want %v", c.Underlay, want)
+	}
+	if len(facts) != 3 || facts[0].Code != health.SettingIgnored || facts[0].Subject != "STUN server bad" ||
+		facts[1].Subject != "relay gopher://x" || facts[2].Subject != "relay wss://other/relay" {
 		t.Errorf("facts %+v", facts)
 	}
 }

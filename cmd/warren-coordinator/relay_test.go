@@ -3,9 +3,11 @@ package main
 import (
 	"crypto/rand"
 	"encoding/json"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +124,45 @@ func enter(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token [
 	return s.Ready(), func() {
 		for !s.Failed() && step() {
 			continue
+		}
+	}
+}
+
+// TestRelayList tells devices of the relays that the flags name, and of the one
+// beside the coordinator unless it is switched off.
+func TestRelayList(t *testing.T) {
+	const other = "name=fra-1,region=eu,url=wss://fra.example.com,udp=fra.example.com:3479,stun=fra.example.com:3478"
+	fra := wire.Relay{
+		Name: "fra-1", Region: "eu", URL: "wss://fra.example.com" + relayhttp.Path, UDP: "fra.example.com:3479", STUN: "fra.example.com:3478",
+	}
+	for _, builtin := range []bool{true, false} {
+		data := filepath.Join(t.TempDir(), "data")
+		args := []string{"--relay", other, "--relay", "name=b,url=ws://192.0.2.1/prefix"}
+		if builtin {
+			args = append(args, "--builtin-relay-region", "home")
+		} else {
+			args = append(args, "--builtin-relay=false")
+		}
+		said, _ := serving(t, data, args...)
+		url := regexp.MustCompile(`http://\S+`).FindString(said)
+		got := join(t, data, url).m.Settings
+		if builtin {
+			own := got.Relays[0]
+			if own.Name != "default" || own.Region != "home" || own.STUN != got.STUN[0] || !strings.HasSuffix(own.URL, relayhttp.Path) {
+				t.Errorf("the built-in relay is told as %+v", own)
+			}
+			got.Relays = got.Relays[1:]
+		}
+		if want := []wire.Relay{fra, {Name: "b", URL: "ws://192.0.2.1/prefix"}}; !slices.Equal(got.Relays, want) {
+			t.Errorf("relays %+v, want %+v", got.Relays, want)
+		}
+		response, err := http.Get(url + relayhttp.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if served := response.StatusCode != http.StatusNotFound; served != builtin {
+			t.Errorf("with --builtin-relay=%v the relay answers %s", builtin, response.Status)
 		}
 	}
 }

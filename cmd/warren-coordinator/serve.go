@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +34,9 @@ const relayName = "default"
 type serveOptions struct {
 	listen, stun, metrics string
 	publicURL             string
-	relay                 bool
+	relays                []string
+	builtin               bool
+	builtinRegion         string
 	validity              time.Duration
 	logFormat, logLevel   string
 }
@@ -54,7 +57,9 @@ in their join key. Behind a proxy that terminates TLS, give --public-url.`,
 	f.StringVar(&o.stun, "stun-listen", "", `address of the STUN server, UDP, or "off" (default: the host of --listen, port 3478)`)
 	f.StringVar(&o.metrics, "metrics-listen", "127.0.0.1:9090", `address for /metrics and /healthz, TCP, or "off"`)
 	f.StringVar(&o.publicURL, "public-url", "", "URL under which devices reach this coordinator, where it is not the address they connect to")
-	f.BoolVar(&o.relay, "relay", true, "relay packets of devices that find no direct path")
+	f.BoolVar(&o.builtin, "builtin-relay", true, "relay packets of devices that find no direct path, here; devices know this relay as \""+relayName+"\"")
+	f.StringVar(&o.builtinRegion, "builtin-relay-region", "", "where this relay stands, shown to people, such as eu-central")
+	f.StringArrayVar(&o.relays, "relay", nil, "another relay, as name=NAME,url=wss://HOST[,region=REGION][,udp=HOST:PORT][,stun=HOST:PORT]; may be repeated")
 	f.DurationVar(&o.validity, "certificate-validity", 7*24*time.Hour, "life of a device's certificate; renewed at half of it")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -64,6 +69,9 @@ in their join key. Behind a proxy that terminates TLS, give --public-url.`,
 			return &usageError{c, err}
 		}
 		if _, err := publicRelay(o.publicURL); err != nil {
+			return &usageError{c, err}
+		}
+		if _, err := o.relayList(1, ""); err != nil {
 			return &usageError{c, err}
 		}
 		return m.runServe(c.Context(), o, c.Flags().Changed("metrics-listen"), log)
@@ -100,6 +108,44 @@ func publicRelay(public string) (string, error) {
 	return (&url.URL{Scheme: scheme, Host: u.Host, Path: u.Path}).JoinPath(relayhttp.Path).String(), nil
 }
 
+// relayList returns the relays that devices are told of: the one beside the
+// coordinator, which listens on port and has the STUN server beside it, before
+// the others.
+func (o *serveOptions) relayList(port int, stun string) ([]wire.Relay, error) {
+	var out []wire.Relay
+	if o.builtin {
+		target, err := publicRelay(o.publicURL)
+		if err != nil {
+			return nil, err
+		}
+		if target == "" {
+			target = fmt.Sprintf("ws://:%d%s", port, relayhttp.Path)
+		}
+		out = append(out, wire.Relay{Name: relayName, Region: o.builtinRegion, URL: target, STUN: stun})
+	} else if o.builtinRegion != "" {
+		return nil, errors.New("--builtin-relay-region is of no use without the built-in relay")
+	}
+	for _, text := range o.relays {
+		if text == "true" || text == "false" {
+			return nil, fmt.Errorf("--relay names another relay; the one beside the coordinator is switched by --builtin-relay=%s", text)
+		}
+		r, err := wire.ParseRelay(text)
+		if err != nil {
+			return nil, fmt.Errorf("--relay %q: %w", text, err)
+		}
+		out = append(out, withRelayPath(r))
+	}
+	return out, server.ValidateRelays(out)
+}
+
+// withRelayPath gives a URL without a path the one at which relays serve.
+func withRelayPath(r wire.Relay) wire.Relay {
+	if u, err := url.Parse(r.URL); err == nil && strings.Trim(u.Path, "/") == "" {
+		r.URL = u.JoinPath(relayhttp.Path).String()
+	}
+	return r
+}
+
 // runServe wires coordinator, relay and STUN server together and runs them
 // until the context ends or one of them fails.
 func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, log *slog.Logger) error {
@@ -120,17 +166,12 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 		defer stun.Close()
 		cfg.STUN = []string{":" + strconv.Itoa(int(stun.LocalPort()))}
 	}
+	if cfg.Relays, err = o.relayList(port, strings.Join(cfg.STUN, "")); err != nil {
+		return err
+	}
 	var relays *relayhttp.Server
 	var members *server.Members
-	if o.relay {
-		target, err := publicRelay(o.publicURL)
-		if err != nil {
-			return err
-		}
-		if target == "" {
-			target = fmt.Sprintf("ws://:%d%s", port, relayhttp.Path)
-		}
-		cfg.Relays = []wire.Relay{{Name: relayName, URL: target}}
+	if o.builtin {
 		cfg.OnRevoke = func(key ident.NodeKey) {
 			if relays != nil { // nobody is connected before the relay is made
 				relays.Revoke(members.Network(), key)
@@ -156,7 +197,7 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer cancel()
-	if o.relay {
+	if o.builtin {
 		members = s.Members()
 		relays, err = relayhttp.NewServer(relayhttp.ServerConfig{
 			ServerConfig: relay.ServerConfig{Name: relayName, Admitter: members, Rand: m.Rand}, Logger: log,

@@ -45,10 +45,13 @@ type Presence struct {
 	Online    bool
 	Endpoints []netip.AddrPort
 	OS        string
+	// HomeRelay is the name of the relay at which the device listens, empty for
+	// none.
+	HomeRelay string
 }
 
 func (p *Presence) equal(q *Presence) bool {
-	return p.Online == q.Online && p.OS == q.OS && slices.Equal(p.Endpoints, q.Endpoints)
+	return p.Online == q.Online && p.OS == q.OS && p.HomeRelay == q.HomeRelay && slices.Equal(p.Endpoints, q.Endpoints)
 }
 
 // Touch says that the view of a device is no longer what it was: all of it

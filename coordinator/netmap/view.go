@@ -57,7 +57,7 @@ func (n *Network) Peer(id ident.NodeID) (wire.Peer, bool) {
 	p := n.presence[id]
 	return wire.Peer{
 		Certificate: cert.Signed(),
-		State:       wire.PeerState{Endpoints: p.Endpoints, Online: p.Online, OS: p.OS},
+		State:       wire.PeerState{Endpoints: p.Endpoints, Online: p.Online, OS: p.OS, HomeRelay: p.HomeRelay},
 	}, true
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/url"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -48,11 +47,24 @@ func (c *Config) Validate() error {
 	case c.CertificateValidity < 0 || c.CertificateValidity > 0 && c.CertificateValidity < minValidity || c.CertificateValidity > maxValidity:
 		return fmt.Errorf("%w: a certificate validity of %v; want %v to %v", ErrConfig, c.CertificateValidity, minValidity, maxValidity)
 	}
-	for _, r := range c.Relays {
-		u, err := url.Parse(r.URL)
-		if err != nil || u.Scheme != "ws" && u.Scheme != "wss" {
-			return fmt.Errorf("%w: the relay URL %q is neither ws nor wss", ErrConfig, r.URL)
+	return ValidateRelays(c.Relays)
+}
+
+// ValidateRelays reports what is wrong with a list of relays: too many, two of
+// one name, or one that makes no sense. The error wraps ErrConfig.
+func ValidateRelays(relays []wire.Relay) error {
+	if len(relays) > wire.MaxRelays {
+		return fmt.Errorf("%w: %d relays, at most %d are allowed", ErrConfig, len(relays), wire.MaxRelays)
+	}
+	names := make(map[string]bool)
+	for _, r := range relays {
+		if err := r.Validate(); err != nil {
+			return fmt.Errorf("%w: %w", ErrConfig, err)
 		}
+		if names[r.Name] {
+			return fmt.Errorf("%w: two relays have the name %s", ErrConfig, r.Name)
+		}
+		names[r.Name] = true
 	}
 	return nil
 }

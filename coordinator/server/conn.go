@@ -239,7 +239,7 @@ func (s *Server) handleRequest(ctx context.Context, c *conn, request session.Req
 		s.stream(ctx, c, r)
 	case session.Update:
 		p := s.network.Presence(c.session.Node())
-		p.Endpoints = r.Endpoints
+		p.Endpoints, p.HomeRelay = r.Endpoints, r.HomeRelay
 		s.touch(s.network.SetPresence(c.session.Node(), p))
 		s.advertise(ctx, c.session.Node(), r.Routes)
 	case session.Logout:
@@ -335,7 +335,7 @@ func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
 		s.endSession(other, &wire.Error{Code: wire.CodeReplaced, Message: "the same device connected again"})
 	}
 	s.byNode[id], c.attached = c, id
-	s.touch(s.network.SetPresence(id, netmap.Presence{Online: true, Endpoints: r.Endpoints, OS: h.OS}))
+	s.touch(s.network.SetPresence(id, netmap.Presence{Online: true, Endpoints: r.Endpoints, OS: h.OS, HomeRelay: r.HomeRelay}))
 	s.advertise(ctx, id, r.Routes)
 	if err := c.session.Begin(s.network, s.cfg.Now()); err != nil {
 		s.metrics.viewErrors.Inc()

@@ -71,6 +71,9 @@ type Stream struct {
 	Routes []netip.Prefix
 	Proof  wire.Proof
 	Host   wire.HostInfo
+	// HomeRelay is the name of the relay at which the node listens, empty for
+	// none.
+	HomeRelay string
 }
 
 // Update tells where the node is now, and all that it offers to route. It
@@ -78,6 +81,7 @@ type Stream struct {
 type Update struct {
 	Endpoints []netip.AddrPort
 	Routes    []netip.Prefix
+	HomeRelay string
 }
 
 // Logout asks for the end of the membership. The answer is Close.
@@ -116,6 +120,8 @@ type Session struct {
 	node  ident.NodeID
 	host  wire.HostInfo
 	now   time.Time
+	// version is what both ends speak, zero before Hello.
+	version wire.Version
 
 	frames   [][]byte
 	requests []Request
@@ -251,7 +257,7 @@ func (s *Session) HandleFrame(frame []byte, now time.Time) {
 			s.malformed("Update comes after MapRequest")
 			return
 		}
-		s.update, s.hasUpdate = Update{s.outside(m.Endpoints), m.Routes}, true
+		s.update, s.hasUpdate = Update{s.outside(m.Endpoints), m.Routes, m.HomeRelay}, true
 		s.passUpdate()
 	case wire.Pong:
 	case wire.Logout:
@@ -272,7 +278,7 @@ func (s *Session) hello(m wire.Hello) {
 			"this coordinator speaks versions %d to %d of the protocol, the device up to %d; update the older program", wire.Oldest, wire.Newest, m.Version)})
 		return
 	}
-	s.host = m.Host
+	s.host, s.version = m.Host, version
 	s.state = waitRegister
 	if s.node != 0 {
 		s.state = waitMap
@@ -304,7 +310,7 @@ func (s *Session) mapRequest(m wire.MapRequest) {
 		m.HaveSequence = 0
 	}
 	s.have = m
-	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Routes: m.Routes, Proof: m.Proof, Host: s.host})
+	s.requests = append(s.requests, Stream{NodeKey: m.NodeKey, Endpoints: s.outside(m.Endpoints), Routes: m.Routes, Proof: m.Proof, Host: s.host, HomeRelay: m.HomeRelay})
 }
 
 // outside drops the endpoints that lie in the overlay.
@@ -331,7 +337,7 @@ func (s *Session) Begin(source Source, now time.Time) error {
 }
 
 func (s *Session) begin(source Source) error {
-	m, err := source.Map(s.node)
+	m, err := s.view(source)
 	if err == nil {
 		m.RelayToken, s.renewToken, err = source.RelayToken(s.node, s.now)
 	}
@@ -353,6 +359,15 @@ func (s *Session) begin(source Source) error {
 	}
 	s.send(s.stream.Map())
 	return nil
+}
+
+// view returns what the node may know, as far as its version goes.
+func (s *Session) view(source Source) (*wire.Map, error) {
+	m, err := source.Map(s.node)
+	if err != nil {
+		return nil, err
+	}
+	return m.For(s.version), nil
 }
 
 // fail ends the connection because the source has nothing for the node.
@@ -404,7 +419,7 @@ func (s *Session) delta(source Source) (*wire.Delta, error) {
 	var m *wire.Map
 	if s.whole {
 		var err error
-		if m, err = source.Map(s.node); err != nil {
+		if m, err = s.view(source); err != nil {
 			return nil, err
 		}
 		// With another certificate the node may have another key, for which
@@ -425,7 +440,7 @@ func (s *Session) delta(source Source) (*wire.Delta, error) {
 	peers := make(map[ident.NodeID]wire.Peer, len(s.peers))
 	for _, id := range slices.Sorted(maps.Keys(s.peers)) {
 		if p, ok := source.Peer(id); ok {
-			peers[id] = p
+			peers[id] = p.For(s.version)
 		}
 	}
 	return s.stream.Peers(peers, token), nil

@@ -138,6 +138,74 @@ func TestRegistrationThenStream(t *testing.T) {
 	}
 }
 
+// TestOlderNode gives a node of Version1 nothing that it does not know: its
+// hashes would be others.
+func TestOlderNode(t *testing.T) {
+	src := newSource()
+	src.m.Settings.Relays = []wire.Relay{{Name: "default", URL: "ws://:80/", Region: "eu", STUN: ":1"}}
+	home := func(id ident.NodeID, relay string) {
+		src.m.Peers[id] = wire.Peer{Certificate: src.m.Peers[id].Certificate, State: wire.PeerState{Online: true, HomeRelay: relay}}
+	}
+	home(2, "default")
+	s := New(Config{Node: 1}, begin)
+	hear(s, begin, wire.Hello{Version: wire.Version1})
+	hear(s, begin, wire.MapRequest{NodeKey: ident.NodeKey{9}})
+	wanted(t, s)
+	if err := s.Begin(src, begin); err != nil {
+		t.Fatal(err)
+	}
+	all := said(t, s)
+	if w := all[0].(wire.Welcome); w.Version != wire.Version1 {
+		t.Errorf("it answers with version %d", w.Version)
+	}
+	held := all[1].(*wire.Map)
+	if held.Settings.Relays[0] != (wire.Relay{Name: "default", URL: "ws://:80/"}) || held.Peers[2].State.HomeRelay != "" {
+		t.Errorf("it is told %+v", held)
+	}
+	flush := func() []wire.ServerMessage {
+		if err := s.Flush(src, begin); err != nil {
+			t.Fatal(err)
+		}
+		return said(t, s)
+	}
+	home(2, "other")
+	s.Touch(2)
+	if all := flush(); len(all) > 0 {
+		t.Errorf("a relay that it does not know of is told: %+v", all)
+	}
+	delete(src.m.Peers, 3)
+	s.Touch(0)
+	all = flush()
+	if len(all) != 1 {
+		t.Fatalf("it says %v", all)
+	}
+	if next, err := held.Apply(all[0].(*wire.Delta)); err != nil || next.Peers[2].State.HomeRelay != "" || len(next.Peers) != 1 {
+		t.Errorf("%+v, %v", next, err)
+	}
+}
+
+// TestHomeRelay passes a node's home on, and that of its peers to it.
+func TestHomeRelay(t *testing.T) {
+	src := newSource()
+	s, held := listening(t, src)
+	hear(s, begin, wire.Update{HomeRelay: "fra-1"})
+	if u := wanted(t, s).(Update); u.HomeRelay != "fra-1" {
+		t.Errorf("%+v", u)
+	}
+	src.m.Peers[2] = wire.Peer{Certificate: []byte("two"), State: wire.PeerState{HomeRelay: "ams-1"}}
+	s.Touch(2)
+	if err := s.Flush(src, begin); err != nil {
+		t.Fatal(err)
+	}
+	all := said(t, s)
+	if len(all) != 1 {
+		t.Fatalf("it says %v", all)
+	}
+	if next, err := held.Apply(all[0].(*wire.Delta)); err != nil || next.Peers[2].State.HomeRelay != "ams-1" {
+		t.Errorf("%+v, %v", next, err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	old := hello
 	old.Version = 0

@@ -58,11 +58,11 @@ func EncodeClient(m ClientMessage) []byte {
 	case MapRequest:
 		out.Message = &wirepb.ClientMessage_MapRequest{MapRequest: &wirepb.MapRequest{
 			NodeKey: m.NodeKey[:], Endpoints: endpointsOut(m.Endpoints), HaveSequence: m.HaveSequence, HaveHash: m.HaveHash[:],
-			Routes: prefixesOut(m.Routes), Proof: m.Proof[:],
+			Routes: prefixesOut(m.Routes), Proof: m.Proof[:], HomeRelay: m.HomeRelay,
 		}}
 	case Update:
 		out.Message = &wirepb.ClientMessage_Update{Update: &wirepb.Update{
-			Endpoints: endpointsOut(m.Endpoints), Routes: prefixesOut(m.Routes),
+			Endpoints: endpointsOut(m.Endpoints), Routes: prefixesOut(m.Routes), HomeRelay: m.HomeRelay,
 		}}
 	case Pong:
 		out.Message = &wirepb.ClientMessage_Pong{Pong: &wirepb.Pong{Number: m.Number}}
@@ -157,13 +157,13 @@ func DecodeClient(b []byte) (ClientMessage, error) {
 		}
 		out = r
 	case *wirepb.ClientMessage_MapRequest:
-		r := MapRequest{Endpoints: d.endpoints(m.MapRequest.GetEndpoints()), HaveSequence: m.MapRequest.GetHaveSequence(), Routes: d.prefixes(m.MapRequest.GetRoutes())}
+		r := MapRequest{Endpoints: d.endpoints(m.MapRequest.GetEndpoints()), HaveSequence: m.MapRequest.GetHaveSequence(), Routes: d.prefixes(m.MapRequest.GetRoutes()), HomeRelay: d.relayName(m.MapRequest.GetHomeRelay())}
 		d.fixed(r.NodeKey[:], m.MapRequest.GetNodeKey())
 		d.fixed(r.HaveHash[:], m.MapRequest.GetHaveHash())
 		d.fixed(r.Proof[:], m.MapRequest.GetProof())
 		out = r
 	case *wirepb.ClientMessage_Update:
-		out = Update{Endpoints: d.endpoints(m.Update.GetEndpoints()), Routes: d.prefixes(m.Update.GetRoutes())}
+		out = Update{Endpoints: d.endpoints(m.Update.GetEndpoints()), Routes: d.prefixes(m.Update.GetRoutes()), HomeRelay: d.relayName(m.Update.GetHomeRelay())}
 	case *wirepb.ClientMessage_Pong:
 		out = Pong{Number: m.Pong.GetNumber()}
 	case *wirepb.ClientMessage_Logout:
@@ -250,6 +250,14 @@ func (d *decoder) text(s string) string {
 	return s
 }
 
+// relayName reads the name of a relay, or none.
+func (d *decoder) relayName(s string) string {
+	if s != "" && !validLabel(s) {
+		d.fail("%q is no name of a relay", s)
+	}
+	return s
+}
+
 func (d *decoder) count(what string, n, limit int) {
 	if n > limit {
 		d.fail("%d %s, at most %d are allowed", n, what, limit)
@@ -305,7 +313,7 @@ func (d *decoder) prefixes(in []*wirepb.Prefix) []netip.Prefix {
 }
 
 func (d *decoder) state(in *wirepb.PeerState) PeerState {
-	return PeerState{Endpoints: d.endpoints(in.GetEndpoints()), Online: in.GetOnline(), OS: d.text(in.GetOs())}
+	return PeerState{Endpoints: d.endpoints(in.GetEndpoints()), Online: in.GetOnline(), OS: d.text(in.GetOs()), HomeRelay: d.text(in.GetHomeRelay())}
 }
 
 func (d *decoder) peers(in []*wirepb.Peer) map[ident.NodeID]Peer {
@@ -332,7 +340,9 @@ func (d *decoder) settings(in *wirepb.Settings) Settings {
 		return out
 	}
 	for _, r := range in.GetRelays() {
-		out.Relays = append(out.Relays, Relay{Name: d.text(r.GetName()), URL: d.text(r.GetUrl())})
+		out.Relays = append(out.Relays, Relay{
+			Name: d.text(r.GetName()), Region: d.text(r.GetRegion()), URL: d.text(r.GetUrl()), UDP: d.text(r.GetUdp()), STUN: d.text(r.GetStun()),
+		})
 	}
 	for _, s := range in.GetStun() {
 		out.STUN = append(out.STUN, d.text(s))
@@ -388,7 +398,7 @@ func prefixesOut(in []netip.Prefix) []*wirepb.Prefix {
 }
 
 func stateOut(in PeerState) *wirepb.PeerState {
-	return &wirepb.PeerState{Endpoints: endpointsOut(in.Endpoints), Online: in.Online, Os: in.OS}
+	return &wirepb.PeerState{Endpoints: endpointsOut(in.Endpoints), Online: in.Online, Os: in.OS, HomeRelay: in.HomeRelay}
 }
 
 func peersOut(in map[ident.NodeID]Peer) []*wirepb.Peer {
@@ -402,7 +412,7 @@ func peersOut(in map[ident.NodeID]Peer) []*wirepb.Peer {
 func settingsOut(in *Settings) *wirepb.Settings {
 	out := &wirepb.Settings{Stun: in.STUN}
 	for _, r := range in.Relays {
-		out.Relays = append(out.Relays, &wirepb.Relay{Name: r.Name, Url: r.URL})
+		out.Relays = append(out.Relays, &wirepb.Relay{Name: r.Name, Region: r.Region, Url: r.URL, Udp: r.UDP, Stun: r.STUN})
 	}
 	for _, u := range in.Users {
 		out.Users = append(out.Users, &wirepb.User{Id: uint64(u.ID), Login: u.Login})

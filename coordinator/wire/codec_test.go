@@ -21,8 +21,8 @@ func TestClientMessages(t *testing.T) {
 	for _, m := range []ClientMessage{
 		Hello{Version: Version1, Host: HostInfo{ProgramVersion: "1", OS: "linux", OSVersion: "6.1", Architecture: "amd64"}},
 		Register{AuthKey: "wkey-auth-x", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}},
-		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: endpoints, HaveSequence: 7, HaveHash: Hash{9}},
-		Update{Endpoints: endpoints},
+		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: endpoints, HaveSequence: 7, HaveHash: Hash{9}, HomeRelay: "fra-1"},
+		Update{Endpoints: endpoints, HomeRelay: "default"},
 		Pong{Number: 3},
 		Logout{},
 	} {
@@ -34,8 +34,8 @@ func TestClientMessages(t *testing.T) {
 }
 
 func TestServerMessages(t *testing.T) {
-	peer := Peer{Certificate: []byte{1, 2}, State: PeerState{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, Online: true, OS: "linux"}}
-	settings := Settings{Relays: []Relay{{"default", "ws://:8080/"}}, STUN: []string{":3478"}, Users: []User{{3, "alice@example.com"}}}
+	peer := Peer{Certificate: []byte{1, 2}, State: PeerState{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, Online: true, OS: "linux", HomeRelay: "fra-1"}}
+	settings := Settings{Relays: []Relay{{Name: "default", URL: "ws://:8080/"}, {Name: "fra-1", Region: "eu", URL: "wss://fra.example.com/", UDP: "fra.example.com:1", STUN: ":2"}}, STUN: []string{":3478"}, Users: []User{{3, "alice@example.com"}}}
 	full := &Map{Sequence: 4, Self: []byte{3}, Rules: []byte{4}, Peers: map[ident.NodeID]Peer{7: peer}, Settings: settings, RelayToken: []byte{5}}
 	for _, m := range []ServerMessage{
 		Welcome{Version: Version1, Time: time.UnixMilli(1700000000123).UTC(), Registered: true},
@@ -66,6 +66,7 @@ func TestRefusedMessages(t *testing.T) {
 		"multicast":        EncodeClient(Update{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("224.0.0.1:1")}}),
 		"many endpoints":   EncodeClient(Update{Endpoints: make([]netip.AddrPort, MaxEndpoints+1)}),
 		"escape sequences": EncodeClient(Register{Hostname: "\x1b]0;owned\x07"}),
+		"a relay's name":   EncodeClient(Update{HomeRelay: "Fra 1"}),
 	} {
 		if m, err := DecodeClient(b); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %+v, %v", name, m, err)

@@ -51,13 +51,18 @@ type MapRequest struct {
 	// Proof is of NodeKey. It is looked at where that is another key than
 	// before.
 	Proof Proof
+	// HomeRelay is the name of the relay at which the node listens, empty where
+	// there is none.
+	HomeRelay string
 }
 
-// Update tells that the node's endpoints, and what it offers to route, are now
-// these. Both lists are whole.
+// Update tells that the node's endpoints, what it offers to route, and where it
+// listens are now these. It is whole.
 type Update struct {
 	Endpoints []netip.AddrPort
 	Routes    []netip.Prefix
+	// HomeRelay is as in MapRequest.
+	HomeRelay string
 }
 
 // Pong answers Ping with its number.

@@ -23,10 +23,13 @@ type PeerState struct {
 	Endpoints []netip.AddrPort
 	Online    bool
 	OS        string
+	// HomeRelay is the name of the relay at which the peer listens, empty where
+	// it is not known.
+	HomeRelay string
 }
 
 func (s PeerState) equal(t PeerState) bool {
-	return s.Online == t.Online && s.OS == t.OS && slices.Equal(s.Endpoints, t.Endpoints)
+	return s.Online == t.Online && s.OS == t.OS && s.HomeRelay == t.HomeRelay && slices.Equal(s.Endpoints, t.Endpoints)
 }
 
 // Peer is a device that a node may see. Certificate is signed and opaque here.
@@ -34,10 +37,6 @@ type Peer struct {
 	Certificate []byte
 	State       PeerState
 }
-
-// Relay is a relay that nodes may meet at. An empty host in URL stands for the
-// coordinator's own address as the node reached it.
-type Relay struct{ Name, URL string }
 
 // User is an owner of a device that a node may see.
 type User struct {
@@ -225,7 +224,11 @@ func hashPeer(id ident.NodeID, p Peer) Hash {
 	if p.State.Online {
 		online = 1
 	}
-	return sha256.Sum256(canonical.AppendText(canonical.AppendUint(b, online), p.State.OS))
+	b = canonical.AppendText(canonical.AppendUint(b, online), p.State.OS)
+	if p.State.HomeRelay != "" { // without one it is the hash of Version1
+		b = canonical.AppendText(b, p.State.HomeRelay)
+	}
+	return sha256.Sum256(b)
 }
 
 func (s *Settings) hash() Hash {
@@ -240,6 +243,11 @@ func (s *Settings) hash() Hash {
 	b = canonical.AppendArray(b, len(s.Users))
 	for _, u := range s.Users {
 		b = canonical.AppendText(canonical.AppendUint(b, uint64(u.ID)), u.Login)
+	}
+	if slices.ContainsFunc(s.Relays, Relay.described) { // else it is the hash of Version1
+		for _, r := range s.Relays {
+			b = canonical.AppendText(canonical.AppendText(canonical.AppendText(b, r.Region), r.UDP), r.STUN)
+		}
 	}
 	return sha256.Sum256(b)
 }

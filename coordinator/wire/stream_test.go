@@ -11,7 +11,7 @@ import (
 )
 
 func randomPeer(r *rand.Rand) Peer {
-	p := Peer{Certificate: []byte{byte(r.IntN(3))}, State: PeerState{Online: r.IntN(2) == 0, OS: []string{"linux", "macos"}[r.IntN(2)]}}
+	p := Peer{Certificate: []byte{byte(r.IntN(3))}, State: PeerState{Online: r.IntN(2) == 0, OS: []string{"linux", "macos"}[r.IntN(2)], HomeRelay: []string{"", "default"}[r.IntN(2)]}}
 	for range r.IntN(3) {
 		p.State.Endpoints = append(p.State.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(3))}), uint16(1+r.IntN(3))))
 	}
@@ -22,7 +22,7 @@ func randomMap(r *rand.Rand) *Map {
 	m := &Map{
 		Self: []byte{byte(r.IntN(3))}, Rules: []byte{byte(r.IntN(3))}, RelayToken: []byte{byte(r.IntN(3))},
 		Peers:    make(map[ident.NodeID]Peer),
-		Settings: Settings{STUN: []string{fmt.Sprint(r.IntN(2))}, Users: []User{{ident.UserID(1 + r.IntN(2)), "alice"}}, Relays: []Relay{{"default", "u"}}},
+		Settings: Settings{STUN: []string{fmt.Sprint(r.IntN(2))}, Users: []User{{ident.UserID(1 + r.IntN(2)), "alice"}}, Relays: []Relay{{Name: "default", Region: []string{"", "eu"}[r.IntN(2)], URL: "u"}}},
 	}
 	for range r.IntN(5) {
 		m.Peers[ident.NodeID(1+r.IntN(6))] = randomPeer(r)
@@ -147,7 +147,7 @@ func clientMessages() []ClientMessage {
 		Hello{Version: 1, Host: HostInfo{"1.0", "linux", "6.1", "amd64"}},
 		Register{AuthKey: "wkey-auth-x-y", NodeKey: ident.NodeKey{1}, Hostname: "laptop", Tags: []ident.Tag{"tag:db"}, Proof: Proof{5}},
 		MapRequest{NodeKey: ident.NodeKey{1}, Endpoints: e, HaveSequence: 9, HaveHash: Hash{1}, Routes: routes, Proof: Proof{6}},
-		Update{Endpoints: e, Routes: routes},
+		Update{Endpoints: e, Routes: routes, HomeRelay: "fra-1"},
 		Pong{Number: 4},
 		Logout{},
 	}

@@ -21,8 +21,8 @@ type Config struct {
 	Rules *authority.Rules
 	// Peers are the other members that this device may meet.
 	Peers []Peer
-	// Relays are where peers can be met when there is no direct path, the
-	// preferred one first.
+	// Relays are where peers can be met when there is no direct path. Their order
+	// is the same on all devices; no two have one name.
 	Relays []Relay
 	// RelayToken admits this device to the relays.
 	RelayToken []byte
@@ -61,19 +61,37 @@ const (
 type Peer struct {
 	Member    *authority.Peer
 	Endpoints []netip.AddrPort
+	// HomeRelay is the name of the relay at which the peer is said to listen,
+	// empty where that is not known. It need not be one of Relays.
+	HomeRelay string
 	// Routes are those of the member's approved routes that this device uses.
 	// Where several peers have one, the engine uses the one that answers.
 	Routes []netip.Prefix
 }
 
-// Relay is a relay's name and its ws or wss URL.
-type Relay struct{ Name, URL string }
+// Relay is a relay at which peers can be met.
+type Relay struct {
+	// Name tells the relay from the others, and is part of what this device
+	// proves to it.
+	Name string
+	// Region says where the relay stands, for people; it may be empty.
+	Region string
+	// URL is a ws or wss URL.
+	URL string
+	// UDP is the host:port at which the relay takes packets over UDP, empty where
+	// it takes none.
+	UDP string
+	// STUN is the host:port of the STUN server beside the relay, empty where there
+	// is none. It is in Config.STUN, too.
+	STUN string
+}
 
 // ErrInvalid is wrapped by every error of Validate.
 var ErrInvalid = errors.New("config: invalid data-plane configuration")
 
 // Validate reports what cannot be carried out: a missing key, rules made for
-// another device, a route that a certificate does not have, or two members that claim one key or address. The error wraps
+// another device, a route that a certificate does not have, two relays of one
+// name, or two members that claim one key or address. The error wraps
 // ErrInvalid.
 func (c *Config) Validate() error {
 	switch {
@@ -88,6 +106,16 @@ func (c *Config) Validate() error {
 		if !slices.Contains(c.Self.Identity().Routes, r) {
 			return fmt.Errorf("%w: this device is not approved to route %v", ErrInvalid, r)
 		}
+	}
+	relays := make(map[string]bool)
+	for _, r := range c.Relays {
+		if r.Name == "" || r.URL == "" {
+			return fmt.Errorf("%w: a relay without a name or a URL", ErrInvalid)
+		}
+		if relays[r.Name] {
+			return fmt.Errorf("%w: two relays have the name %s", ErrInvalid, r.Name)
+		}
+		relays[r.Name] = true
 	}
 	keys := map[ident.NodeKey]string{c.Self.NodeKey(): c.Self.Name()}
 	addresses := make(map[netip.Addr]string)

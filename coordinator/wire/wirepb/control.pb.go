@@ -738,7 +738,10 @@ type MapRequest struct {
 	// All that the node offers to route.
 	Routes []*Prefix `protobuf:"bytes,5,rep,name=routes,proto3" json:"routes,omitempty"`
 	// As in Register; looked at where the key is another one than before.
-	Proof         []byte `protobuf:"bytes,6,opt,name=proof,proto3" json:"proof,omitempty"`
+	Proof []byte `protobuf:"bytes,6,opt,name=proof,proto3" json:"proof,omitempty"`
+	// The name of the relay at which the node listens; empty where there is none.
+	// Since version 2.
+	HomeRelay     string `protobuf:"bytes,7,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -815,11 +818,20 @@ func (x *MapRequest) GetProof() []byte {
 	return nil
 }
 
-// Update tells of a change on the node. Both lists are whole.
+func (x *MapRequest) GetHomeRelay() string {
+	if x != nil {
+		return x.HomeRelay
+	}
+	return ""
+}
+
+// Update tells of a change on the node. It is whole: what is absent is gone.
 type Update struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Routes        []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Routes    []*Prefix              `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	// As in MapRequest.
+	HomeRelay     string `protobuf:"bytes,3,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -866,6 +878,13 @@ func (x *Update) GetRoutes() []*Prefix {
 		return x.Routes
 	}
 	return nil
+}
+
+func (x *Update) GetHomeRelay() string {
+	if x != nil {
+		return x.HomeRelay
+	}
+	return ""
 }
 
 // Pong answers Ping with its number.
@@ -1169,10 +1188,13 @@ func (x *Peer) GetNode() uint64 {
 
 // PeerState is what the coordinator knows of a peer and cannot vouch for.
 type PeerState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Online        bool                   `protobuf:"varint,2,opt,name=online,proto3" json:"online,omitempty"`
-	Os            string                 `protobuf:"bytes,3,opt,name=os,proto3" json:"os,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Online    bool                   `protobuf:"varint,2,opt,name=online,proto3" json:"online,omitempty"`
+	Os        string                 `protobuf:"bytes,3,opt,name=os,proto3" json:"os,omitempty"`
+	// The name of the relay at which the peer listens; empty where it is not
+	// known. Since version 2.
+	HomeRelay     string `protobuf:"bytes,4,opt,name=home_relay,json=homeRelay,proto3" json:"home_relay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1228,6 +1250,13 @@ func (x *PeerState) GetOs() string {
 	return ""
 }
 
+func (x *PeerState) GetHomeRelay() string {
+	if x != nil {
+		return x.HomeRelay
+	}
+	return ""
+}
+
 // Relay is a relay that nodes may meet at.
 type Relay struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1235,7 +1264,16 @@ type Relay struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// A ws or wss URL. An empty host stands for the coordinator's own address
 	// as the node reached it.
-	Url           string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// Where the relay stands, for people: such as "eu-central". May be empty.
+	// Since version 2, like all below.
+	Region string `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	// host:port at which the relay takes packets over UDP; empty where it takes
+	// none. An empty host is as in url.
+	Udp string `protobuf:"bytes,4,opt,name=udp,proto3" json:"udp,omitempty"`
+	// host:port of the STUN server beside the relay; empty where there is none.
+	// An empty host is as in url.
+	Stun          string `protobuf:"bytes,5,opt,name=stun,proto3" json:"stun,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1280,6 +1318,27 @@ func (x *Relay) GetName() string {
 func (x *Relay) GetUrl() string {
 	if x != nil {
 		return x.Url
+	}
+	return ""
+}
+
+func (x *Relay) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Relay) GetUdp() string {
+	if x != nil {
+		return x.Udp
+	}
+	return ""
+}
+
+func (x *Relay) GetStun() string {
+	if x != nil {
+		return x.Stun
 	}
 	return ""
 }
@@ -1789,7 +1848,7 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"Registered\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xed\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x8c\x02\n" +
 	"\n" +
 	"MapRequest\x12\x19\n" +
 	"\bnode_key\x18\x01 \x01(\fR\anodeKey\x129\n" +
@@ -1797,10 +1856,14 @@ const file_control_proto_rawDesc = "" +
 	"\rhave_sequence\x18\x03 \x01(\x04R\fhaveSequence\x12\x1b\n" +
 	"\thave_hash\x18\x04 \x01(\fR\bhaveHash\x121\n" +
 	"\x06routes\x18\x05 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\x12\x14\n" +
-	"\x05proof\x18\x06 \x01(\fR\x05proof\"v\n" +
+	"\x05proof\x18\x06 \x01(\fR\x05proof\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\a \x01(\tR\thomeRelay\"\x95\x01\n" +
 	"\x06Update\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x121\n" +
-	"\x06routes\x18\x02 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\"\x1e\n" +
+	"\x06routes\x18\x02 \x03(\v2\x19.warren.control.v1.PrefixR\x06routes\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x03 \x01(\tR\thomeRelay\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"\b\n" +
 	"\x06Logout\"\x1e\n" +
@@ -1815,14 +1878,19 @@ const file_control_proto_rawDesc = "" +
 	"\x04Peer\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x122\n" +
 	"\x05state\x18\x02 \x01(\v2\x1c.warren.control.v1.PeerStateR\x05state\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\x04R\x04node\"n\n" +
+	"\x04node\x18\x03 \x01(\x04R\x04node\"\x8d\x01\n" +
 	"\tPeerState\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1b.warren.control.v1.EndpointR\tendpoints\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x0e\n" +
-	"\x02os\x18\x03 \x01(\tR\x02os\"-\n" +
+	"\x02os\x18\x03 \x01(\tR\x02os\x12\x1d\n" +
+	"\n" +
+	"home_relay\x18\x04 \x01(\tR\thomeRelay\"k\n" +
 	"\x05Relay\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
-	"\x03url\x18\x02 \x01(\tR\x03url\",\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x10\n" +
+	"\x03udp\x18\x04 \x01(\tR\x03udp\x12\x12\n" +
+	"\x04stun\x18\x05 \x01(\tR\x04stun\",\n" +
 	"\x04User\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05login\x18\x02 \x01(\tR\x05login\"\x7f\n" +

@@ -1,0 +1,86 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+func TestParseRelay(t *testing.T) {
+	for text, want := range map[string]Relay{
+		"name=fra-1,url=wss://fra.example.com":                     {Name: "fra-1", URL: "wss://fra.example.com"},
+		" url=ws://192.0.2.1:8081/x , name=a":                      {Name: "a", URL: "ws://192.0.2.1:8081/x"},
+		"name=a,url=ws://h,region=eu,udp=h:1,stun=[2001:db8::1]:3": {Name: "a", URL: "ws://h", Region: "eu", UDP: "h:1", STUN: "[2001:db8::1]:3"},
+	} {
+		if got, err := ParseRelay(text); err != nil || got != want {
+			t.Errorf("%q: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"":                              "want name=NAME,url=URL",
+		"fra-1":                         "want name=NAME,url=URL",
+		"name=a,url=ws://h,weight=3":    `"weight=3"`,
+		"name=a,url=ws://h,region=":     "region has no value",
+		"name=a,name=b,url=ws://h":      "name is given twice",
+		"url=ws://h":                    `the name ""`,
+		"name=Fra,url=ws://h":           `the name "Fra"`,
+		"name=-a,url=ws://h":            `the name "-a"`,
+		"name=a,url=ws://h,region=E U":  `the region "E U"`,
+		"name=a":                        "neither ws nor wss",
+		"name=a,url=https://h":          "neither ws nor wss",
+		"name=a,url=ws://u:p@h":         "neither ws nor wss",
+		"name=a,url=ws://h:0":           "no valid port",
+		"name=a,url=ws://:80":           "names no host",
+		"name=a,url=ws:///p":            "names no host",
+		"name=a,url=ws://h,udp=h":       `udp of relay a is "h", not HOST:PORT`,
+		"name=a,url=ws://h,udp=h:65536": "not HOST:PORT",
+		"name=a,url=ws://h,stun=h/x:1":  "not HOST:PORT",
+		"name=a,url=ws://h,stun=:3478":  "names no host",
+		"name=" + strings.Repeat("a", 64) + ",url=ws://h": "the name",
+	} {
+		got, err := ParseRelay(text)
+		if !errors.Is(err, ErrRelay) || !strings.Contains(fmt.Sprint(err), want) || got != (Relay{}) {
+			t.Errorf("%q: %+v, %v; want an error with %q", text, got, err, want)
+		}
+	}
+}
+
+// TestVersion1 holds the hashes that programs of Version1 compute, and that a
+// node of Version1 is told nothing that its hash does not cover.
+func TestVersion1(t *testing.T) {
+	peer := PeerState{Online: true, OS: "linux", HomeRelay: "fra-1"}
+	m := &Map{
+		Self: []byte("self"), Rules: []byte("rules"), Peers: map[ident.NodeID]Peer{7: {Certificate: []byte("c"), State: peer}},
+		Settings: Settings{
+			Relays: []Relay{{Name: "default", URL: "ws://:8080/", STUN: ":3478"}, {Name: "fra-1", Region: "eu", URL: "wss://fra/", UDP: "fra:1"}},
+			STUN:   []string{":3478"}, Users: []User{{ID: 3, Login: "alice"}},
+		},
+	}
+	const want = "525016f784865abca43cf89d6de35ced8a0950874ffaed9a80b7f4585f039763"
+	old := m.For(Version1)
+	if got := fmt.Sprintf("%x", old.Hash()); got != want {
+		t.Errorf("hash %s, want %s", got, want)
+	}
+	if old.Settings.Relays[1] != (Relay{Name: "fra-1", URL: "wss://fra/"}) || old.Peers[7].State.HomeRelay != "" {
+		t.Errorf("it is told %+v", old)
+	}
+	if m.For(Version2) != m || m.Peers[7].State.HomeRelay != "fra-1" || m.Settings.Relays[1].Region != "eu" {
+		t.Errorf("the map itself is changed: %+v", m)
+	}
+	for what, change := range map[string]func(*Map){
+		"region": func(m *Map) { m.Settings.Relays[1].Region = "us" },
+		"udp":    func(m *Map) { m.Settings.Relays[1].UDP = "" },
+		"stun":   func(m *Map) { m.Settings.Relays[0].STUN = ":1" },
+		"home":   func(m *Map) { m.Peers[7] = Peer{Certificate: []byte("c"), State: PeerState{Online: true, OS: "linux"}} },
+	} {
+		other := cloneMap(m)
+		other.Settings.Relays = append([]Relay(nil), m.Settings.Relays...)
+		change(other)
+		if other.Hash() == m.Hash() {
+			t.Errorf("another %s has the same hash", what)
+		}
+	}
+}
