@@ -118,7 +118,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	if d.engine, err = engine.New(engine.Config{
 		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
-		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: transport()}}.Dial,
+		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return underlay().Resolver.LookupNetIP(ctx, "ip", host)
 		},
@@ -128,7 +128,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.monitor = osconf.NewMonitor(d.isOverlay, o.Logger.With("part", "network"))
 	d.monitor.Control = router.Control // the way out is that of the overlay's own packets
 	if d.agent, err = New(Config{
-		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: transport()}, rand.Reader),
+		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: newTransport()}, rand.Reader),
 		NetworkChanges: d.monitor.Changes(),
 		Connected:      func() ([]netip.Prefix, error) { return sock.ConnectedPrefixes(nil) }, Host: o.Host, Hostname: o.Hostname,
 		Rand: rand.Reader, Now: now.Now, Logger: o.Logger.With("part", "agent"),
@@ -140,18 +140,6 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	d.api, err = localapi.Listen(o.Socket, d.agent, d.agent, d.agent, o.Logger.With("part", "localapi"))
 	return err
-}
-
-// underlay returns what dials, and looks names up, past the overlay: what the
-// overlay needs must not go through it.
-func underlay() *net.Dialer {
-	return &net.Dialer{
-		Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: router.Control,
-		Resolver: &net.Resolver{
-			PreferGo: true,
-			Dial:     (&net.Dialer{Timeout: 5 * time.Second, Control: router.Control}).DialContext,
-		},
-	}
 }
 
 // openPort opens the UDP port past the overlay, and another where the wanted
@@ -170,19 +158,6 @@ func (d *Daemon) openPort(port uint16) (sock.Conn, error) {
 		d.log.Warn("the port cannot be marked, so an exit node would take it in", "error", err)
 	}
 	return conn, nil
-}
-
-// transport is that of the control channel: proxies of the environment are
-// honoured, connections are not kept for later, because there is only one.
-func transport() *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           underlay().DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: 15 * time.Second,
-		MaxIdleConns:          1,
-		IdleConnTimeout:       5 * time.Second,
-	}
 }
 
 // openDevice opens the TUN device or the userspace stack.
