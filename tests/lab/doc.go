@@ -9,7 +9,10 @@
 //	  |              |              |
 //	  +----veth------+----veth------+           a bridge in a namespace of its own
 //
-// It needs root and Linux; New skips the test with the reason elsewhere.
+// An Internet is a router with sites around it instead: public hosts, and
+// gateways with a NAT and a LAN behind them.
+//
+// It needs root and Linux; New and NewInternet skip the test with the reason elsewhere.
 // Namespaces have no names and processes die with the test, so nothing is left
 // behind, not even after a crash. Traffic stays inside.
 //

@@ -27,7 +27,10 @@ type Lab struct {
 // Host is one machine on the LAN.
 type Host struct {
 	Name   string
-	V4, V6 netip.Addr
+	V4, V6 netip.Addr // the zero value for none
+	// Env is added to the environment of the programs that are started on the
+	// host.
+	Env []string
 
 	t     testing.TB
 	space netns.NsHandle
@@ -38,13 +41,7 @@ type Host struct {
 // permitted.
 func New(t testing.TB) *Lab {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: network namespaces and TUN devices")
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("needs /dev/net/tun: ", err)
-	}
-	l := &Lab{t: t}
+	l := newLab(t)
 	l.bridge = l.newHost("bridge")
 	l.bridge.Do(func() error {
 		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
@@ -54,6 +51,18 @@ func New(t testing.TB) *Lab {
 		return netlink.LinkSetUp(br)
 	})
 	return l
+}
+
+// newLab returns a Lab without a LAN.
+func newLab(t testing.TB) *Lab {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: network namespaces and TUN devices")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("needs /dev/net/tun: ", err)
+	}
+	return &Lab{t: t}
 }
 
 // newHost makes a namespace and the thread that lives in it.
@@ -211,6 +220,9 @@ func (h *Host) Start(cmd *exec.Cmd) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if len(h.Env) > 0 {
+		cmd.Env = append(cmd.Environ(), h.Env...)
+	}
 	return h.Try(cmd.Start)
 }
 

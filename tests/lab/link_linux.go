@@ -102,6 +102,18 @@ func (h *Host) Route(prefix, via string) {
 	})
 }
 
+// replaceRoute makes the gateway the one by which the host reaches the prefix.
+func (h *Host) replaceRoute(prefix string, via netip.Addr) {
+	h.t.Helper()
+	h.Do(func() error {
+		p := netip.MustParsePrefix(prefix)
+		return netlink.RouteReplace(&netlink.Route{
+			Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+			Gw:  via.AsSlice(),
+		})
+	})
+}
+
 // Sysctl sets a switch of the host's network, such as "net/ipv4/ip_forward".
 func (h *Host) Sysctl(name, value string) {
 	h.t.Helper()

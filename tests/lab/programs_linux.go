@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/warren-overlay/warren/client/localapi"
 )
 
 // build makes the programs once for each test binary.
@@ -131,12 +134,21 @@ func (h *Host) Coordinator(t testing.TB) *Coordinator {
 }
 
 // URL returns where nodes reach the coordinator.
-func (c *Coordinator) URL() string { return "http://" + c.Host.V4.String() + ":8080" }
+func (c *Coordinator) URL() string { return c.urlFor(c.Host) }
+
+// urlFor returns where a host reaches the coordinator: by IPv4 where it has it.
+func (c *Coordinator) urlFor(h *Host) string {
+	at := c.Host.V4
+	if !h.V4.IsValid() {
+		at = c.Host.V6
+	}
+	return "http://" + netip.AddrPortFrom(at, 8080).String()
+}
 
 // Start starts the coordinator again after Kill and waits until it serves.
 func (c *Coordinator) Start() {
 	c.t.Helper()
-	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), "serve", "--data", c.Dir, "--listen", "0.0.0.0:8080", "--log-level", "debug")
+	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), "serve", "--data", c.Dir, "--listen", ":8080", "--log-level", "debug")
 	Eventually(c.t, 20*time.Second, func() error {
 		_, err := c.Try("users", "list")
 		return err
@@ -243,8 +255,19 @@ func (n *Node) Try(args ...string) (string, error) {
 // Up joins the coordinator's network by a key.
 func (n *Node) Up(c *Coordinator, key string) {
 	n.t.Helper()
-	n.CLI("up", "--login-server", c.URL(), "--auth-key", key, "--hostname", n.Host.Name)
+	if err := n.TryUp(c, key); err != nil {
+		n.t.Fatal(err)
+	}
 }
+
+// TryUp is Up for other goroutines than the test's.
+func (n *Node) TryUp(c *Coordinator, key string) error {
+	_, err := n.Try("up", "--login-server", c.urlFor(n.Host), "--auth-key", key, "--hostname", n.Host.Name)
+	return err
+}
+
+// API returns a client of the daemon's local API.
+func (n *Node) API() *localapi.Client { return localapi.NewClient(n.socket()) }
 
 // IP returns the node's own overlay address of the family, "-4" or "-6".
 func (n *Node) IP(family string) string {
