@@ -127,6 +127,7 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 	state, _ := stateOf(s)
 	for _, each := range []localapi.State{
 		localapi.Stopped, localapi.NeedsLogin, localapi.Connecting, localapi.Connected, localapi.Offline, localapi.Revoked, localapi.Expired,
+		localapi.Suspended,
 	} {
 		gauge(stateDesc, map[bool]float64{true: 1}[each == state], string(each))
 	}

@@ -106,6 +106,8 @@ func stateOf(s standing) (localapi.State, string) {
 		return localapi.Stopped, ""
 	case s.control.State == control.Expired:
 		return localapi.Expired, reason
+	case s.control.State == control.Suspended:
+		return localapi.Suspended, reason
 	case s.control.State == control.Streaming && s.control.Synced:
 		return localapi.Connected, ""
 	case s.view.Self == nil:

@@ -37,7 +37,7 @@ func FuzzHandleFrame(f *testing.F) {
 			if c.view.Self != nil || len(c.view.Peers) > 0 {
 				t.Fatalf("view %+v without membership", c.view)
 			}
-		case control.Idle, control.Dialing, control.Handshaking, control.Registering, control.Streaming, control.Backoff, control.Expired:
+		case control.Idle, control.Dialing, control.Handshaking, control.Registering, control.Streaming, control.Backoff, control.Expired, control.Suspended:
 			if c.view.Self == nil || c.view.Self.Node() != selfID {
 				t.Fatal("the own certificate is gone")
 			}

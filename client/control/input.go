@@ -64,6 +64,7 @@ func (m *Machine) HandleLogout(now time.Time) (told bool) {
 	m.registration, m.revoked = nil, false
 	m.note(m.facts.ClearCode(health.CoordinatorUnreachable))
 	m.note(m.facts.ClearCode(health.Revoked))
+	m.note(m.facts.ClearCode(health.UserSuspended))
 	m.enter(NeedsLogin, "logged out", time.Time{})
 	m.leave()
 	return told
@@ -74,7 +75,7 @@ func (m *Machine) HandleLogout(now time.Time) (told bool) {
 func (m *Machine) HandleNetworkChange(now time.Time) {
 	m.tick(now)
 	switch m.state {
-	case Dialing, Handshaking, Registering, Streaming, Backoff, Expired:
+	case Dialing, Handshaking, Registering, Streaming, Backoff, Expired, Suspended:
 		m.disconnect()
 		m.backoff.reset()
 		m.connect("the network changed")
@@ -201,7 +202,7 @@ func (m *Machine) HandleTimeout(now time.Time) {
 		m.fail(errors.New("it stopped answering"))
 	case Streaming:
 		m.fail(errors.New("it has gone silent"))
-	case Backoff, Expired:
+	case Backoff, Expired, Suspended:
 		m.connect("")
 	case Idle, Revoked, NeedsLogin:
 	}

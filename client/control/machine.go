@@ -418,7 +418,7 @@ func (m *Machine) Snapshot() Snapshot {
 		State: m.state, Since: m.since, Reason: m.reason, Synced: m.synced,
 		Facts: m.facts.Facts(), Counters: m.counters,
 	}
-	if m.state == Backoff || m.state == Expired {
+	if m.state == Backoff || m.state == Expired || m.state == Suspended {
 		s.Retry = m.deadline
 	}
 	return s

@@ -27,11 +27,15 @@ const (
 	// NeedsLogin: the device is no member, or its join key was refused. Only a
 	// login leads on.
 	NeedsLogin
+	// Suspended: the device's user is suspended, so that it knows nobody. It
+	// asks now and then whether that is over.
+	Suspended
 )
 
 // states are the texts of State in its order.
 var states = [...]string{
 	"idle", "dialing", "handshaking", "registering", "streaming", "backoff", "revoked", "expired", "needs-login",
+	"suspended",
 }
 
 // String returns the state's name in lower case.

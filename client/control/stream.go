@@ -188,6 +188,7 @@ func (m *Machine) confirm(member *membership, signed bool) {
 		m.counters.Connections++
 		m.note(m.facts.ClearCode(health.CoordinatorUnreachable))
 		m.note(m.facts.ClearCode(health.LoginNeeded))
+		m.note(m.facts.ClearCode(health.UserSuspended))
 		signed = signed || m.member == nil
 		m.attest(member.self)
 	}
@@ -261,6 +262,8 @@ func (m *Machine) refused(e *wire.Error) {
 	case wire.CodeRevoked:
 		m.revoked = true
 		m.stop(Revoked, e.Error())
+	case wire.CodeSuspended:
+		m.suspend(e)
 	case wire.CodeNotRegistered:
 		m.stop(NeedsLogin, e.Error())
 	case wire.CodeAuthKey, wire.CodeDenied, wire.CodeKeyInUse:
@@ -291,6 +294,20 @@ func (m *Machine) refused(e *wire.Error) {
 		m.disconnect()
 		m.retry(e.Error(), e.RetryAfter)
 	}
+}
+
+// suspend forgets everybody, as everybody has forgotten this device, and asks
+// again later. The membership is not over: no key is needed to come back.
+func (m *Machine) suspend(e *wire.Error) {
+	m.disconnect()
+	m.registration = nil
+	m.note(m.facts.ClearCode(health.CoordinatorUnreachable))
+	m.enter(Suspended, e.Error(), m.now.Add(max(m.backoff.next(m.cfg.Rand), min(e.RetryAfter, longestRetryAfter))))
+	m.leave()
+	m.put(health.Fact{
+		Code: health.UserSuspended, Severity: health.Error, Since: m.now,
+		Text: "An administrator suspended the user of this device, so it has no network. It comes back by itself when the user is resumed; ask your administrator.",
+	})
 }
 
 // stop ends the membership and waits for a person.

@@ -64,6 +64,8 @@ const (
 	ExitNodeUnavailable Code = "exit-node-unavailable"
 	// ListenerUnavailable: an address to listen on is taken.
 	ListenerUnavailable Code = "listener-unavailable"
+	// UserSuspended: an administrator suspended the device's user.
+	UserSuspended Code = "user-suspended"
 )
 
 // Severity says how bad a fact is. The order is from harmless to bad.

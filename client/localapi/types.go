@@ -28,6 +28,8 @@ const (
 	Revoked State = "revoked"
 	// Expired: the device's certificate ended and was not renewed.
 	Expired State = "expired"
+	// Suspended: an administrator suspended the device's user.
+	Suspended State = "suspended"
 )
 
 // Status is all that there is to know of a node.

@@ -10,7 +10,7 @@ import (
 )
 
 func (m *Main) devices() *cobra.Command {
-	devices := group(&cobra.Command{Use: "devices", Short: "List, show and revoke devices, and approve what they route"})
+	devices := group(&cobra.Command{Use: "devices", Short: "List, show, tag and revoke devices, and approve what they route"})
 
 	list := &cobra.Command{Use: "list", Short: "List the devices"}
 	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
@@ -58,12 +58,38 @@ device's name or id.`,
 			}
 		})
 	})
-	devices.AddCommand(m.printable(list), m.printable(show), m.printable(revoke),
+	devices.AddCommand(m.printable(list), m.printable(show), m.printable(m.tagDevice()), m.printable(revoke),
 		m.printable(m.listRoutes()), m.printable(m.approveRoutes()), m.printable(m.removeRoutes()))
 	return devices
 }
 
+func (m *Main) tagDevice() *cobra.Command {
+	c := &cobra.Command{
+		Use: "tag NAME", Short: "Give a device other tags",
+		Long: `Give a device exactly the tags named: others that it had are gone, and
+connections that only they allowed end. A device of a user's belongs to nobody
+from then on, and rules that name the user do not match it any more. NAME is the
+device's name or id. To give a device to a user, let it join again by that
+user's join key.`,
+		Example: "  warren-coordinator --data DIR devices tag db --tags tag:db,tag:prod",
+	}
+	var tags []string
+	c.Flags().StringSliceVar(&tags, "tags", nil, "all tags that the device is to have")
+	c.MarkFlagRequired("tags")
+	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+		d, err := m.client().SetTags(c.Context(), args[0], tags)
+		if err != nil {
+			return err
+		}
+		return m.print(d, func() { fmt.Fprintf(m.Stdout, "%s (%s) now has %s\n", d.Name, d.ID, whose("", d.Tags)) })
+	})
+	return c
+}
+
 func lastSeen(d *admin.Device) string {
+	if d.Suspended {
+		return "suspended"
+	}
 	if d.Online {
 		return "online"
 	}

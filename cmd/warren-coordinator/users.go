@@ -23,7 +23,7 @@ func (m *Main) status() *cobra.Command {
 }
 
 func (m *Main) users() *cobra.Command {
-	users := group(&cobra.Command{Use: "users", Short: "Create and list users"})
+	users := group(&cobra.Command{Use: "users", Short: "Create, list, suspend and resume users"})
 
 	create := &cobra.Command{
 		Use: "create LOGIN", Short: "Create a user",
@@ -48,11 +48,57 @@ func (m *Main) users() *cobra.Command {
 		return m.print(all, func() {
 			var rows [][]string
 			for _, u := range all {
-				rows = append(rows, []string{u.ID, u.Login, strconv.Itoa(u.Devices), when(u.Created)})
+				rows = append(rows, []string{u.ID, u.Login, strconv.Itoa(u.Devices), when(u.Created), when(u.Suspended)})
 			}
-			m.table("ID LOGIN DEVICES CREATED", rows)
+			m.table("ID LOGIN DEVICES CREATED SUSPENDED", rows)
 		})
 	})
-	users.AddCommand(m.printable(create), m.printable(list))
+	users.AddCommand(m.printable(create), m.printable(list), m.printable(m.suspendUser()), m.printable(m.resumeUser()))
 	return users
+}
+
+func (m *Main) suspendUser() *cobra.Command {
+	c := &cobra.Command{
+		Use: "suspend LOGIN", Short: "Cut all devices of a user off until the user is resumed",
+		Long: `Cut all devices of a user off until the user is resumed: their peers drop them,
+their connections end, they cannot come back, and the user's join keys do not
+work. Nothing is forgotten. Devices with tags belong to nobody and stay.`,
+		Example: "  warren-coordinator --data DIR users suspend bob@example.com",
+	}
+	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+		u, err := m.client().SuspendUser(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return m.print(u, func() {
+			fmt.Fprintf(m.Stdout, "suspended %s (%s) with %s\n", u.Login, u.ID, devicesOf(u.Devices))
+		})
+	})
+	return c
+}
+
+func (m *Main) resumeUser() *cobra.Command {
+	c := &cobra.Command{
+		Use: "resume LOGIN", Short: "Let a suspended user's devices and join keys work again",
+		Long: `Let a suspended user's devices and join keys work again. Devices come back by
+themselves, within a minute.`,
+		Example: "  warren-coordinator --data DIR users resume bob@example.com",
+	}
+	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+		u, err := m.client().ResumeUser(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return m.print(u, func() {
+			fmt.Fprintf(m.Stdout, "resumed %s (%s) with %s\n", u.Login, u.ID, devicesOf(u.Devices))
+		})
+	})
+	return c
+}
+
+func devicesOf(n int) string {
+	if n == 1 {
+		return "1 device"
+	}
+	return fmt.Sprintf("%d devices", n)
 }

@@ -53,7 +53,7 @@ func (m *Main) printStatus(s localapi.Status, self, active bool) error {
 		fmt.Fprintln(m.Stdout, "Stopped. To connect: warren up")
 	case localapi.NeedsLogin:
 		fmt.Fprintln(m.Stdout, "Not a member of a network. To join: warren up --login-server URL --auth-key KEY")
-	case localapi.Connecting, localapi.Offline, localapi.Revoked, localapi.Expired:
+	case localapi.Connecting, localapi.Offline, localapi.Revoked, localapi.Expired, localapi.Suspended:
 		line := "State: " + string(s.State)
 		if s.Reason != "" {
 			line += " (" + s.Reason + ")"

@@ -130,7 +130,7 @@ func (m *Main) waitConnected(ctx context.Context) (localapi.Status, error) {
 			if s.Self != nil {
 				return s, nil
 			}
-		case localapi.NeedsLogin, localapi.Revoked, localapi.Expired:
+		case localapi.NeedsLogin, localapi.Revoked, localapi.Expired, localapi.Suspended:
 			return s, refusal(s)
 		case localapi.Stopped:
 			return s, errors.New("the node was stopped meanwhile")

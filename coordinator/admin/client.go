@@ -96,6 +96,16 @@ func (c *Client) CreateUser(ctx context.Context, login string) (User, error) {
 	return ask[User](ctx, c, "POST", "/v1/users", CreateUser{Login: login})
 }
 
+// SuspendUser stops the devices and join keys of a user from working.
+func (c *Client) SuspendUser(ctx context.Context, login string) (User, error) {
+	return ask[User](ctx, c, "POST", "/v1/users/"+url.PathEscape(login)+"/suspend", nil)
+}
+
+// ResumeUser undoes SuspendUser.
+func (c *Client) ResumeUser(ctx context.Context, login string) (User, error) {
+	return ask[User](ctx, c, "POST", "/v1/users/"+url.PathEscape(login)+"/resume", nil)
+}
+
 // Keys returns all join keys.
 func (c *Client) Keys(ctx context.Context) ([]Key, error) {
 	return ask[[]Key](ctx, c, "GET", "/v1/keys", nil)
@@ -119,6 +129,11 @@ func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 // Device returns the device of the name or id.
 func (c *Client) Device(ctx context.Context, name string) (DeviceDetail, error) {
 	return ask[DeviceDetail](ctx, c, "GET", "/v1/devices/"+url.PathEscape(name), nil)
+}
+
+// SetTags gives the device of the name or id exactly these tags.
+func (c *Client) SetTags(ctx context.Context, name string, tags []string) (Device, error) {
+	return ask[Device](ctx, c, "POST", "/v1/devices/"+url.PathEscape(name)+"/tags", SetTags{tags})
 }
 
 // RevokeDevice revokes the device of the name or id, and, unless the join key is

@@ -23,7 +23,7 @@ func describeDevice(v *View, d *registry.Device) Device {
 		ID: d.ID.String(), Name: d.Name, Tags: texts(d.Tags), Addresses: []string{d.IPv4.String(), d.IPv6.String()},
 		Online: v.Network.Presence(d.ID).Online, LastSeen: v.LastSeen[d.ID], Ephemeral: d.Ephemeral,
 		OS: d.Host.OS, OSVersion: d.Host.OSVersion, Version: d.Host.ProgramVersion,
-		NodeKey: d.NodeKey.String(), Created: d.Created, Routes: describeRoutes(v, d),
+		Suspended: v.State.Suspended(d.Owner), NodeKey: d.NodeKey.String(), Created: d.Created, Routes: describeRoutes(v, d),
 	}
 	if u := v.State.User(d.Owner); u != nil {
 		out.User = u.Login
@@ -92,4 +92,42 @@ func (h *Handler) revokeDevice(r *http.Request) (RevokedDevice, error) {
 		out.RevokedKey = result.Key.ID
 	}
 	return out, nil
+}
+
+func (h *Handler) setTags(r *http.Request) (Device, error) {
+	var body SetTags
+	if err := decode(r, &body); err != nil {
+		return Device{}, err
+	}
+	var tags []ident.Tag
+	for _, t := range body.Tags {
+		tags = append(tags, ident.Tag(t))
+	}
+	return h.changeDevice(r, func(id ident.NodeID) registry.Command { return registry.SetTags{Node: id, Tags: tags} })
+}
+
+// changeDevice runs a command about the device that the path names, and returns
+// it as it is then.
+func (h *Handler) changeDevice(r *http.Request, command func(ident.NodeID) registry.Command) (Device, error) {
+	name := r.PathValue("name")
+	id, err := look(h, r, func(v *View) (ident.NodeID, error) {
+		d := v.State.DeviceByName(name)
+		if d == nil {
+			return 0, notFound(name)
+		}
+		return d.ID, nil
+	})
+	if err != nil {
+		return Device{}, err
+	}
+	if _, err := h.execute(r, command(id)); err != nil {
+		return Device{}, err
+	}
+	return look(h, r, func(v *View) (Device, error) {
+		d := v.State.Device(id)
+		if d == nil {
+			return Device{}, notFound(name)
+		}
+		return describeDevice(v, d), nil
+	})
 }

@@ -67,12 +67,15 @@ func NewHandler(cfg Config) *Handler {
 	h.mux.HandleFunc("GET /v1/status", answer(h, h.status))
 	h.mux.HandleFunc("GET /v1/users", answer(h, h.users))
 	h.mux.HandleFunc("POST /v1/users", answer(h, h.createUser))
+	h.mux.HandleFunc("POST /v1/users/{login}/suspend", answer(h, h.suspendUser))
+	h.mux.HandleFunc("POST /v1/users/{login}/resume", answer(h, h.resumeUser))
 	h.mux.HandleFunc("GET /v1/keys", answer(h, h.keys))
 	h.mux.HandleFunc("POST /v1/keys", answer(h, h.createKey))
 	h.mux.HandleFunc("POST /v1/keys/{id}/revoke", answer(h, h.revokeKey))
 	h.mux.HandleFunc("GET /v1/devices", answer(h, h.devices))
 	h.mux.HandleFunc("GET /v1/devices/{name}", answer(h, h.device))
 	h.mux.HandleFunc("POST /v1/devices/{name}/revoke", answer(h, h.revokeDevice))
+	h.mux.HandleFunc("POST /v1/devices/{name}/tags", answer(h, h.setTags))
 	h.mux.HandleFunc("POST /v1/devices/{name}/approve-routes", answer(h, h.approveRoutes))
 	h.mux.HandleFunc("POST /v1/devices/{name}/remove-routes", answer(h, h.removeRoutes))
 	h.mux.HandleFunc("GET /v1/policy", answer(h, h.policy))
@@ -125,6 +128,7 @@ func describe(err error) (int, *Error) {
 		{registry.ErrNotFound, http.StatusNotFound, CodeNotFound},
 		{registry.ErrExists, http.StatusConflict, CodeExists},
 		{registry.ErrConflict, http.StatusConflict, CodeConflict},
+		{registry.ErrSuspended, http.StatusConflict, CodeConflict},
 		{registry.ErrFull, http.StatusInsufficientStorage, CodeFull},
 		{store.ErrBusy, http.StatusServiceUnavailable, CodeUnavailable},
 		{context.Canceled, http.StatusServiceUnavailable, CodeUnavailable},
@@ -208,10 +212,14 @@ func (h *Handler) users(r *http.Request) ([]User, error) {
 		}
 		out := []User{}
 		for _, u := range v.State.Users() {
-			out = append(out, User{ID: u.ID.String(), Login: u.Login, Created: u.Created, Devices: count[u.ID]})
+			out = append(out, describeUser(u, count[u.ID]))
 		}
 		return out, nil
 	})
+}
+
+func describeUser(u *registry.User, devices int) User {
+	return User{ID: u.ID.String(), Login: u.Login, Created: u.Created, Suspended: u.Suspended, Devices: devices}
 }
 
 func (h *Handler) createUser(r *http.Request) (User, error) {
@@ -223,7 +231,26 @@ func (h *Handler) createUser(r *http.Request) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	return User{ID: result.User.ID.String(), Login: result.User.Login, Created: result.User.Created}, nil
+	return describeUser(result.User, 0), nil
+}
+
+func (h *Handler) suspendUser(r *http.Request) (User, error) {
+	return h.changeUser(r, registry.SuspendUser{Login: r.PathValue("login")})
+}
+
+func (h *Handler) resumeUser(r *http.Request) (User, error) {
+	return h.changeUser(r, registry.ResumeUser{Login: r.PathValue("login")})
+}
+
+// changeUser runs a command about a user and returns the user as it is then.
+func (h *Handler) changeUser(r *http.Request, cmd registry.Command) (User, error) {
+	result, err := h.execute(r, cmd)
+	if err != nil {
+		return User{}, err
+	}
+	return look(h, r, func(v *View) (User, error) {
+		return describeUser(result.User, len(v.State.DevicesOf(result.User.ID))), nil
+	})
 }
 
 func (h *Handler) keys(r *http.Request) ([]Key, error) {
@@ -246,6 +273,8 @@ func describeKey(s *registry.State, k *registry.Key, now time.Time) Key {
 	}
 	if reason := k.Usable(now); reason != "" {
 		out.State = reason
+	} else if s.Suspended(k.User) {
+		out.State = "suspended"
 	}
 	return out
 }

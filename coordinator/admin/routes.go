@@ -50,25 +50,5 @@ func (h *Handler) changeRoutes(r *http.Request, command func(ident.NodeID, []net
 	if err := decode(r, &body); err != nil {
 		return Device{}, err
 	}
-	name := r.PathValue("name")
-	id, err := look(h, r, func(v *View) (ident.NodeID, error) {
-		d := v.State.DeviceByName(name)
-		if d == nil {
-			return 0, notFound(name)
-		}
-		return d.ID, nil
-	})
-	if err != nil {
-		return Device{}, err
-	}
-	if _, err := h.execute(r, command(id, body.Routes)); err != nil {
-		return Device{}, err
-	}
-	return look(h, r, func(v *View) (Device, error) {
-		d := v.State.Device(id)
-		if d == nil {
-			return Device{}, notFound(name)
-		}
-		return describeDevice(v, d), nil
-	})
+	return h.changeDevice(r, func(id ident.NodeID) registry.Command { return command(id, body.Routes) })
 }

@@ -25,6 +25,8 @@ type User struct {
 	Login   string    `json:"login"`
 	Created time.Time `json:"created"`
 	Devices int       `json:"devices"`
+	// Suspended is since when the user is suspended.
+	Suspended time.Time `json:"suspended,omitzero"`
 }
 
 // CreateUser is the body of POST /v1/users.
@@ -43,7 +45,8 @@ type Key struct {
 	Expires   time.Time `json:"expires"`
 	Revoked   time.Time `json:"revoked,omitzero"`
 	Uses      uint64    `json:"uses"`
-	// State is "usable", "spent", "expired" or "revoked".
+	// State is "usable", "spent", "expired", "revoked", or "suspended" with its
+	// user.
 	State string `json:"state"`
 }
 
@@ -74,6 +77,8 @@ type Device struct {
 	Online    bool      `json:"online"`
 	LastSeen  time.Time `json:"last_seen,omitzero"`
 	Ephemeral bool      `json:"ephemeral"`
+	// Suspended says that the device's user is suspended.
+	Suspended bool      `json:"suspended,omitempty"`
 	OS        string    `json:"os,omitempty"`
 	OSVersion string    `json:"os_version,omitempty"`
 	Version   string    `json:"version,omitempty"`
@@ -98,6 +103,11 @@ type Route struct {
 // remove-routes.
 type ChangeRoutes struct {
 	Routes []netip.Prefix `json:"routes"`
+}
+
+// SetTags is the body of POST /v1/devices/{name}/tags.
+type SetTags struct {
+	Tags []string `json:"tags"`
 }
 
 // RevokeDevice is the body of POST /v1/devices/{name}/revoke.

@@ -33,7 +33,7 @@ func (n *Network) Renewals(now time.Time) ([]registry.Certificate, []Failure) {
 	var failures []Failure
 	serial := n.state.Counters().Serial
 	for _, id := range n.staleDevices() {
-		d := n.state.Device(id)
+		d := n.member(id)
 		if d == nil || n.upToDate(d, now) {
 			delete(n.stale, id)
 			continue
@@ -85,7 +85,7 @@ func (n *Network) upToDate(d *registry.Device, now time.Time) bool {
 // claimsTooMuch reports whether the device's certificate gives it an owner, a
 // node key, a label, an address or a route that is not its own at present.
 func (n *Network) claimsTooMuch(id ident.NodeID) bool {
-	peer, d := n.issued[id], n.state.Device(id)
+	peer, d := n.issued[id], n.member(id)
 	if peer == nil || d == nil {
 		return false
 	}
@@ -128,7 +128,7 @@ func (n *Network) Withhold() []Touch {
 // HandleTimeout looks for certificates of which half the life is over, so that
 // the next Renewals signs them anew. It is meant for every minute or so.
 func (n *Network) HandleTimeout(now time.Time) {
-	for _, d := range n.state.Devices() {
+	for _, d := range n.members() {
 		if !n.upToDate(d, now) {
 			n.stale[d.ID] = true
 		}

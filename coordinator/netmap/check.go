@@ -51,7 +51,8 @@ func (n *Network) CheckPolicy(text string) (warnings []Problem, err error) {
 	if problems := unsupported(doc); len(problems) > 0 {
 		return nil, &PolicyError{problems}
 	}
-	p, err := n.compile(doc, n.policy.Epoch()+1)
+	// What a policy means does not depend on who happens to be suspended.
+	p, err := n.compile(doc, n.policy.Epoch()+1, n.state.Devices())
 	if err != nil {
 		return nil, refused(err)
 	}

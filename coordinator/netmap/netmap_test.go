@@ -169,7 +169,7 @@ func (o *org) tell(touched []Touch) {
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(o.streams)) {
-		if o.state.Device(id) == nil {
+		if o.net.member(id) == nil {
 			delete(o.streams, id)
 			delete(o.nodes, id)
 			continue
@@ -357,11 +357,11 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 	for seed := range uint64(5) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		o := newOrg(t)
-		for step := range 120 {
+		for step := range 180 {
 			o.now = o.now.Add(time.Duration(r.IntN(6*3600)) * time.Second)
 			n := byte(r.IntN(10))
 			id := ident.NodeID(n)
-			switch r.IntN(14) {
+			switch r.IntN(16) {
 			case 0, 1, 2:
 				o.run(registry.RegisterDevice{
 					Machine: ident.MachineKey{n, 1}, NodeKey: ident.NodeKey{byte(r.IntN(12)), 2}, Hostname: fmt.Sprint("h", r.IntN(3)),
@@ -384,7 +384,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 			case 6:
 				o.run(registry.CreateUser{Login: fmt.Sprint("u", r.IntN(9), "@example.com")})
 			case 7, 8:
-				if o.state.Device(id) != nil {
+				if o.net.member(id) != nil {
 					o.connect(id)
 				}
 			case 9:
@@ -396,6 +396,15 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 					p.Endpoints = append(p.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(5))}), 7))
 				}
 				o.tell(o.net.SetPresence(id, p))
+			case 14:
+				login := []string{"alice@example.com", "bob@example.com"}[r.IntN(2)]
+				if o.state.Suspended(o.state.UserByLogin(login).ID) {
+					o.mustRun(registry.ResumeUser{Login: login})
+				} else if r.IntN(5) == 0 {
+					o.mustRun(registry.SuspendUser{Login: login})
+				}
+			case 15:
+				o.run(registry.SetTags{Node: id, Tags: []ident.Tag{"tag:db", "tag:web", "tag:x"}[r.IntN(2):][:1+r.IntN(2)]})
 			case 12:
 				o.run(registry.AdvertiseRoutes{Node: id, Routes: someRoutes(r)})
 			case 13:

@@ -99,17 +99,17 @@ func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.policy, err = n.compile(doc, state.Policy().Epoch); err != nil {
+	if n.policy, err = n.compile(doc, state.Policy().Epoch, n.members()); err != nil {
 		return nil, err
 	}
-	for _, d := range state.Devices() {
+	for _, d := range n.members() {
 		n.route(d)
 	}
 	verifier, err := authority.New(cfg.Genesis, ident.NodeKey{}, authority.State{})
 	if err != nil {
 		return nil, fmt.Errorf("netmap: %w", err)
 	}
-	for _, d := range state.Devices() {
+	for _, d := range n.members() {
 		n.stale[d.ID] = true
 		if cert := state.Certificate(d.ID); cert != nil {
 			// One that does not verify, because it expired, is made anew.
@@ -133,9 +133,24 @@ func parse(text string) (*policy.Document, error) {
 	return doc, nil
 }
 
-func (n *Network) compile(doc *policy.Document, epoch ruleset.Epoch) (*compile.Policy, error) {
+// member returns the device with the id, nil where there is none or its user
+// is suspended: then it is told nothing, and nobody is told of it.
+func (n *Network) member(id ident.NodeID) *registry.Device {
+	d := n.state.Device(id)
+	if d == nil || n.state.Suspended(d.Owner) {
+		return nil
+	}
+	return d
+}
+
+// members returns all members by ascending id.
+func (n *Network) members() []*registry.Device {
+	return slices.DeleteFunc(n.state.Devices(), func(d *registry.Device) bool { return n.state.Suspended(d.Owner) })
+}
+
+func (n *Network) compile(doc *policy.Document, epoch ruleset.Epoch, devices []*registry.Device) (*compile.Policy, error) {
 	dir := compile.Directory{Users: n.users()}
-	for _, d := range n.state.Devices() {
+	for _, d := range devices {
 		dir.Nodes = append(dir.Nodes, node(d))
 	}
 	p, err := compile.Compile(doc, dir, n.cfg.Labels, epoch)
@@ -164,7 +179,7 @@ func node(d *registry.Device) compile.Node {
 // which an administrator or the policy's autoApprovers approve, in the order
 // of a certificate. Default routes come in pairs or not at all.
 func (n *Network) Routes(id ident.NodeID) []netip.Prefix {
-	d := n.state.Device(id)
+	d := n.member(id)
 	if d == nil {
 		return nil
 	}
@@ -203,7 +218,7 @@ func (n *Network) route(d *registry.Device) []ident.NodeID {
 // reroute asks again what devices may route, and returns the views that
 // changed.
 func (n *Network) reroute(t *toucher) {
-	for _, d := range n.state.Devices() {
+	for _, d := range n.members() {
 		if len(d.Advertised) == 0 {
 			continue
 		}
@@ -235,25 +250,14 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 	if len(c.Users) > 0 {
 		touched.whole(n.policy.SetUsers(n.users()))
 	}
+	for _, u := range c.Users {
+		n.handleSuspension(&u, &touched)
+	}
 	for _, id := range c.Removed {
-		touched.whole(n.policy.RemoveNode(id))
-		delete(n.presence, id)
-		delete(n.issued, id)
-		delete(n.rules, id)
-		delete(n.stale, id)
-		delete(n.excessive, id)
-		delete(n.withheld, id)
+		n.remove(id, &touched)
 	}
 	for _, d := range c.Devices {
-		n.stale[d.ID] = true
-		described := node(&d)
-		if have, ok := n.policy.Identity(d.ID); ok {
-			described.Routes = have.Routes // until it is known who approves
-		}
-		touched.whole(n.policy.SetNode(described))
-		if described.Routes = n.routes(&d); !slices.Equal(described.Routes, n.heldRoutes(d.ID)) {
-			touched.whole(n.policy.SetNode(described))
-		}
+		n.set(&d, &touched)
 	}
 	for _, cert := range c.Certificates {
 		if err := n.handleCertificate(&cert, &touched); err != nil {
@@ -276,6 +280,44 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 	return touched.list, nil
 }
 
+// handleSuspension takes the devices of a user out who is suspended, and back
+// in where that is over.
+func (n *Network) handleSuspension(u *registry.User, t *toucher) {
+	for _, d := range n.state.DevicesOf(u.ID) {
+		_, in := n.policy.Identity(d.ID)
+		switch member := n.member(d.ID) != nil; {
+		case in && !member:
+			n.remove(d.ID, t)
+		case !in && member:
+			n.set(d, t)
+		}
+	}
+}
+
+// remove forgets a device that is no member any more.
+func (n *Network) remove(id ident.NodeID, t *toucher) {
+	t.whole(n.policy.RemoveNode(id))
+	delete(n.presence, id)
+	delete(n.issued, id)
+	delete(n.rules, id)
+	delete(n.stale, id)
+	delete(n.excessive, id)
+	delete(n.withheld, id)
+}
+
+// set takes over what a member is by now.
+func (n *Network) set(d *registry.Device, t *toucher) {
+	n.stale[d.ID] = true
+	described := node(d)
+	if have, ok := n.policy.Identity(d.ID); ok {
+		described.Routes = have.Routes // until it is known who approves
+	}
+	t.whole(n.policy.SetNode(described))
+	if described.Routes = n.routes(d); !slices.Equal(described.Routes, n.heldRoutes(d.ID)) {
+		t.whole(n.policy.SetNode(described))
+	}
+}
+
 // heldRoutes returns what the policy believes that the device routes.
 func (n *Network) heldRoutes(id ident.NodeID) []netip.Prefix {
 	held, ok := n.policy.Identity(id)
@@ -295,7 +337,7 @@ type toucher struct {
 func (t *toucher) whole(ids []ident.NodeID) {
 	for _, id := range ids {
 		delete(t.n.rules, id)
-		if t.n.state.Device(id) != nil {
+		if t.n.member(id) != nil {
 			t.n.stale[id] = true
 		}
 		t.list = append(t.list, Touch{Viewer: id})
@@ -334,7 +376,7 @@ func (n *Network) handleCertificate(cert *registry.Certificate, t *toucher) erro
 // changed.
 func (n *Network) SetPresence(id ident.NodeID, p Presence) []Touch {
 	before := n.presence[id]
-	if n.state.Device(id) == nil || before.equal(&p) {
+	if n.member(id) == nil || before.equal(&p) {
 		return nil
 	}
 	p.Endpoints = slices.Clone(p.Endpoints)

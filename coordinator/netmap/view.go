@@ -15,7 +15,7 @@ import (
 // token. The error wraps ErrNoView.
 func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 	own := n.issued[id]
-	if own == nil || n.state.Device(id) == nil {
+	if own == nil || n.member(id) == nil {
 		return nil, fmt.Errorf("%w: %v has no certificate", ErrNoView, id)
 	}
 	rules, err := n.signedRules(id, own.Serial())
@@ -87,7 +87,7 @@ const tokenValidity = authority.RelayTokenValidity - time.Minute
 // and when the next one is due: before half of its life. The error wraps
 // ErrNoView.
 func (n *Network) RelayToken(id ident.NodeID, now time.Time) (token []byte, renew time.Time, err error) {
-	d := n.state.Device(id)
+	d := n.member(id)
 	if d == nil {
 		return nil, time.Time{}, fmt.Errorf("%w: there is no device %v", ErrNoView, id)
 	}

@@ -14,6 +14,14 @@ type Command interface{ command() }
 // CreateUser adds a user.
 type CreateUser struct{ Login string }
 
+// SuspendUser stops all that the user has from working until ResumeUser: the
+// devices are members that nobody is told of, and the join keys are refused.
+// Who is suspended already stays so.
+type SuspendUser struct{ Login string }
+
+// ResumeUser undoes SuspendUser. Who is not suspended stays so.
+type ResumeUser struct{ Login string }
+
 // CreateKey adds a join key, for a user's devices or for tagged ones.
 type CreateKey struct {
 	ID   string
@@ -53,6 +61,14 @@ type RegisterDevice struct {
 type RotateNodeKey struct {
 	Node    ident.NodeID
 	NodeKey ident.NodeKey
+}
+
+// SetTags gives a device exactly these tags, at least one. A device of a user's
+// is nobody's from then on; approvals of routes were for what it was before and
+// end.
+type SetTags struct {
+	Node ident.NodeID
+	Tags []ident.Tag
 }
 
 // RevokeDevice ends a membership for good: neither the machine key nor the node
@@ -113,10 +129,13 @@ type SetPolicy struct {
 type RenewCertificates struct{ Certificates []Certificate }
 
 func (CreateUser) command()        {}
+func (SuspendUser) command()       {}
+func (ResumeUser) command()        {}
 func (CreateKey) command()         {}
 func (RevokeKey) command()         {}
 func (RegisterDevice) command()    {}
 func (RotateNodeKey) command()     {}
+func (SetTags) command()           {}
 func (RevokeDevice) command()      {}
 func (Logout) command()            {}
 func (RemoveExpired) command()     {}
@@ -129,11 +148,12 @@ func (RenewCertificates) command() {}
 
 // Result is what a command made, as far as its kind says so.
 type Result struct {
-	User   *User   // CreateUser
+	User   *User   // CreateUser, SuspendUser, ResumeUser
 	Key    *Key    // CreateKey, RevokeKey, and RevokeDevice where it revoked one
-	Device *Device // RegisterDevice, RotateNodeKey, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
+	Device *Device // RegisterDevice, RotateNodeKey, SetTags, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
 	Policy *Policy // SetPolicy
 	// Revoked are the node keys that are no longer members': of devices
-	// revoked, logged out or removed, and those that were rotated away.
+	// revoked, logged out, removed or suspended, and those that were rotated
+	// away.
 	Revoked []ident.NodeKey
 }

@@ -44,6 +44,10 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 	switch c := cmd.(type) {
 	case CreateUser:
 		err = d.createUser(c)
+	case SuspendUser:
+		err = d.suspendUser(c)
+	case ResumeUser:
+		err = d.resumeUser(c)
 	case CreateKey:
 		err = d.createKey(c)
 	case RevokeKey:
@@ -52,6 +56,8 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 		err = d.registerDevice(c)
 	case RotateNodeKey:
 		err = d.rotateNodeKey(c)
+	case SetTags:
+		err = d.setTags(c)
 	case RevokeDevice:
 		err = d.revokeDevice(c)
 	case Logout:
@@ -157,6 +163,9 @@ func (d *decision) createKey(c CreateKey) error {
 		if u == nil {
 			return refuse(ErrNotFound, "there is no user %s", cut(c.Login))
 		}
+		if !u.Suspended.IsZero() {
+			return refuse(ErrSuspended, "%s; resume the user first", u.Login)
+		}
 		k.User, owner = u.ID, u.Login
 	}
 	var err error
@@ -232,6 +241,9 @@ func (d *decision) authKey(id string, secret KeyHash) (*Key, error) {
 	}
 	if reason := k.Usable(d.now); reason != "" {
 		return nil, refuse(ErrAuthKey, "%s is %s", k.ID, reason)
+	}
+	if d.state.Suspended(k.User) {
+		return nil, refuse(ErrAuthKey, "%s is of the suspended user %v", k.ID, k.User)
 	}
 	return k, nil
 }

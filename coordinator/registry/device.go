@@ -23,6 +23,10 @@ func (d *decision) registerDevice(c RegisterDevice) error {
 	if d.state.RevokedMachine(c.Machine) {
 		return refuse(ErrRevoked, "the device %v", d.state.revMach[c.Machine])
 	}
+	// So does suspension: another's key does not free a suspended user's device.
+	if device := d.state.DeviceByMachine(c.Machine); device != nil && d.state.Suspended(device.Owner) {
+		return refuse(ErrSuspended, "the device %v", device.ID)
+	}
 	key, err := d.authKey(c.Key, c.Secret)
 	if err != nil {
 		return err

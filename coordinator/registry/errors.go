@@ -12,6 +12,8 @@ var (
 	ErrAuthKey = errors.New("registry: join key refused")
 	// ErrRevoked means a machine key or node key that was revoked.
 	ErrRevoked = errors.New("registry: revoked")
+	// ErrSuspended means a device or join key of a user who is suspended.
+	ErrSuspended = errors.New("registry: the user is suspended")
 	// ErrDenied means something asked for that the asker may not have.
 	ErrDenied = errors.New("registry: not allowed")
 	// ErrKeyInUse means a node key that belongs to another device.

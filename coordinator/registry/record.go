@@ -15,6 +15,9 @@ type User struct {
 	// Login is lower-case and unique, such as "alice@example.com".
 	Login   string
 	Created time.Time
+	// Suspended is since when the user's devices and join keys do not work,
+	// zero where they do.
+	Suspended time.Time
 }
 
 // KeyHash is the SHA-256 of a join key's secret. The secret has 256 random

@@ -405,6 +405,12 @@ func TestCommandsRefuse(t *testing.T) {
 		{CreateKey{ID: "", Hash: secret("n"), Login: "alice@example.com", Expires: hour}, ErrInvalid},
 		{CreateKey{ID: "n", Login: "alice@example.com", Expires: hour}, ErrInvalid},
 		{CreateKey{ID: "once", Hash: secret("n"), Login: "alice@example.com", Expires: hour}, ErrExists},
+		{SuspendUser{"carol@example.com"}, ErrNotFound},
+		{ResumeUser{"x"}, ErrNotFound},
+		{SetTags{Node: 7, Tags: []ident.Tag{"tag:a"}}, ErrNotFound},
+		{SetTags{Node: 1}, ErrInvalid},
+		{SetTags{Node: 1, Tags: []ident.Tag{"tag:a", "db"}}, ErrInvalid},
+		{SetTags{Node: 1, Tags: manyTags(maxTags + 1)}, ErrInvalid},
 		{RevokeKey{"none"}, ErrNotFound},
 		{RevokeDevice{Node: 7}, ErrNotFound},
 		{Logout{7}, ErrNotFound},
@@ -532,7 +538,7 @@ func TestRandomCommands(t *testing.T) {
 		for range 300 {
 			now = now.Add(time.Duration(r.IntN(60)) * time.Second)
 			var cmd Command
-			switch n := byte(r.IntN(20)); r.IntN(8) {
+			switch n := byte(r.IntN(20)); r.IntN(10) {
 			case 0, 1:
 				c := register(n, []string{"once", "many", "bobs", "db"}[r.IntN(4)])
 				c.NodeKey = ident.NodeKey{byte(r.IntN(20)), 2}
@@ -557,6 +563,13 @@ func TestRandomCommands(t *testing.T) {
 					certs = append(certs, Certificate{Node: d.ID, Serial: s.Counters().Serial + 1 + uint64(i), Signed: []byte{1}})
 				}
 				cmd = RenewCertificates{certs}
+			case 8:
+				cmd = ResumeUser{"alice@example.com"}
+				if r.IntN(3) == 0 {
+					cmd = SuspendUser{"alice@example.com"}
+				}
+			case 9:
+				cmd = SetTags{Node: ident.NodeID(n), Tags: manyTags(r.IntN(4))}
 			}
 			run(t, s, cmd, now)
 			if t.Failed() {

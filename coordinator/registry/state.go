@@ -140,6 +140,18 @@ func (s *State) UserByLogin(login string) *User {
 	return s.users[s.byLogin[normal]]
 }
 
+// Suspended reports whether the user is suspended; nobody, the owner of tagged
+// devices, is not.
+func (s *State) Suspended(id ident.UserID) bool {
+	u := s.users[id]
+	return u != nil && !u.Suspended.IsZero()
+}
+
+// DevicesOf returns the user's devices by ascending id.
+func (s *State) DevicesOf(id ident.UserID) []*Device {
+	return slices.DeleteFunc(s.Devices(), func(d *Device) bool { return d.Owner != id })
+}
+
 // Users returns all users by ascending id.
 func (s *State) Users() []*User { return sorted(s.users) }
 

@@ -155,9 +155,18 @@ func (s *Server) attach(c *conn) {
 	if s.state.RevokedMachine(c.machine) {
 		s.endSession(c, &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage})
 	}
+	if s.suspended(cfg.Node) {
+		s.endSession(c, suspended())
+	}
 	if s.ending {
 		s.endSession(c, stopping())
 	}
+}
+
+// suspended reports whether the device's user is.
+func (s *Server) suspended(id ident.NodeID) bool {
+	d := s.state.Device(id)
+	return d != nil && s.state.Suspended(d.Owner)
 }
 
 // detach forgets a connection that has ended. In the loop.
@@ -320,6 +329,9 @@ func (s *Server) stream(ctx context.Context, c *conn, r session.Stream) {
 	err := h.Validate()
 	if s.state.RevokedMachine(c.machine) { // since the connection began
 		err = registry.ErrRevoked
+	}
+	if s.suspended(id) {
+		err = registry.ErrSuspended
 	}
 	if d := s.state.Device(id); err == nil && (d == nil || d.NodeKey != r.NodeKey) {
 		err = s.held(c, r.NodeKey, r.Proof)

@@ -116,8 +116,19 @@ func (s *Server) touch(touched []netmap.Touch) {
 	}
 }
 
-// endSessions ends the sessions of devices that are members no more.
+// endSessions ends the sessions of devices that are members no more, or whose
+// user is suspended.
 func (s *Server) endSessions(changes *registry.Changes) {
+	for _, u := range changes.Users {
+		if u.Suspended.IsZero() {
+			continue
+		}
+		for _, d := range s.state.DevicesOf(u.ID) {
+			if c := s.byNode[d.ID]; c != nil {
+				s.endSession(c, suspended())
+			}
+		}
+	}
 	revoked := make(map[ident.NodeID]bool)
 	for _, r := range changes.Revocations {
 		revoked[r.Node] = true
@@ -139,6 +150,14 @@ func (s *Server) endSessions(changes *registry.Changes) {
 
 const revokedMessage = "this device was revoked by an administrator"
 
+// suspensionRetry is how soon a suspended user's device asks again: a handshake
+// every now and then, and it is back soon after the user is resumed.
+const suspensionRetry = 10 * time.Second
+
+func suspended() *wire.Error {
+	return &wire.Error{Code: wire.CodeSuspended, Message: "the user of this device is suspended", RetryAfter: suspensionRetry}
+}
+
 func (s *Server) endSession(c *conn, why *wire.Error) {
 	c.session.Close(why)
 	s.dirty[c] = struct{}{}
@@ -156,6 +175,8 @@ func refusal(err error) *wire.Error {
 		return &wire.Error{Code: wire.CodeAuthKey, Message: "the join key is unknown, spent, expired or revoked; ask an administrator for another"}
 	case errors.Is(err, registry.ErrRevoked):
 		return &wire.Error{Code: wire.CodeRevoked, Message: revokedMessage}
+	case errors.Is(err, registry.ErrSuspended):
+		return suspended()
 	case errors.Is(err, registry.ErrDenied):
 		return &wire.Error{Code: wire.CodeDenied, Message: plain(err)}
 	case errors.Is(err, registry.ErrKeyInUse):

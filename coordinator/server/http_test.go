@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -243,6 +244,30 @@ func TestAdministrator(t *testing.T) {
 		if _, err := c.RevokeDevice(ctx, name, false); code(err) != admin.CodeNotFound {
 			t.Errorf("revoking %q: %v", name, err)
 		}
+	}
+	if _, err := c.SetTags(ctx, "none", []string{"tag:db"}); code(err) != admin.CodeNotFound {
+		t.Error(err)
+	}
+	if _, err := c.SuspendUser(ctx, "nobody@example.com"); code(err) != admin.CodeNotFound {
+		t.Error(err)
+	}
+	if _, err := c.CreateKey(ctx, admin.CreateKey{User: "alice@example.com", ExpirySeconds: 3600}); err != nil {
+		t.Error(err)
+	}
+	if u, err := c.SuspendUser(ctx, "Alice@example.com"); err != nil || u.Suspended.IsZero() || u.Login != "alice@example.com" {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if all, err := c.Users(ctx); err != nil || all[0].Suspended.IsZero() {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if all, err := c.Keys(ctx); err != nil || !slices.ContainsFunc(all, func(k admin.Key) bool { return k.State == "suspended" }) {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := c.CreateKey(ctx, admin.CreateKey{User: "alice@example.com", ExpirySeconds: 3600}); code(err) != admin.CodeConflict {
+		t.Error(err)
+	}
+	if u, err := c.ResumeUser(ctx, "alice@example.com"); err != nil || !u.Suspended.IsZero() {
+		t.Errorf("%+v, %v", u, err)
 	}
 	before, err := c.Policy(ctx)
 	if err != nil || before.Epoch != 1 {

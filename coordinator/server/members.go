@@ -11,11 +11,12 @@ import (
 	"github.com/warren-overlay/warren/coordinator/registry"
 )
 
-// ErrNotMember means a node key that no device has, or has no more.
+// ErrNotMember means a node key that no device has, or has no more, or that of a
+// suspended user's device.
 var ErrNotMember = errors.New("server: the key is no member's")
 
 // Members says who may use the relay beside the coordinator. It knows of a
-// revocation before anyone is told of it. It is safe for concurrent use and
+// revocation, and of a suspension, before anyone is told of it. It is safe for concurrent use and
 // never waits for the loop.
 type Members struct {
 	genesis *authority.Genesis
@@ -33,7 +34,9 @@ func newMembers(g *authority.Genesis, state *registry.State) *Members {
 		keyOf: make(map[ident.NodeID]ident.NodeKey), byKey: make(map[ident.NodeKey]ident.NodeID),
 	}
 	for _, d := range state.Devices() {
-		m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
+		if !state.Suspended(d.Owner) {
+			m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
+		}
 	}
 	return m
 }
@@ -58,7 +61,7 @@ func (m *Members) Admit(node ident.NodeKey, token []byte, now time.Time) (networ
 
 // follow takes over changes that were just applied to the state.
 func (m *Members) follow(state *registry.State, c *registry.Changes) {
-	if len(c.Devices) == 0 && len(c.Removed) == 0 {
+	if len(c.Devices) == 0 && len(c.Removed) == 0 && len(c.Users) == 0 {
 		return
 	}
 	m.mu.Lock()
@@ -66,8 +69,13 @@ func (m *Members) follow(state *registry.State, c *registry.Changes) {
 	set := func(id ident.NodeID) {
 		delete(m.byKey, m.keyOf[id])
 		delete(m.keyOf, id)
-		if d := state.Device(id); d != nil {
+		if d := state.Device(id); d != nil && !state.Suspended(d.Owner) {
 			m.keyOf[id], m.byKey[d.NodeKey] = d.NodeKey, id
+		}
+	}
+	for _, u := range c.Users {
+		for _, d := range state.DevicesOf(u.ID) {
+			set(d.ID)
 		}
 	}
 	for _, id := range c.Removed {

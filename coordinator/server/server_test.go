@@ -147,6 +147,70 @@ func TestRevokedDeviceIsCutAndStaysOut(t *testing.T) {
 	})
 }
 
+// TestSuspendedUserIsCutUntilResumed suspends a user with two devices, one of
+// them away.
+func TestSuspendedUserIsCutUntilResumed(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		key := o.alices()
+		a, away, b := o.join(key, "a"), o.join(key, "away"), o.join(o.bobs(), "b")
+		away.close()
+		synctest.Wait()
+		token := a.held().RelayToken
+		before := time.Now()
+		o.must(registry.SuspendUser{Login: "alice@example.com"})
+		synctest.Wait()
+		if got := names(b.sees(o)); got != "" || a.why() != wire.CodeSuspended {
+			t.Errorf("b still sees %q; a was told code %d", got, a.why())
+		}
+		if took := time.Since(before); took != 0 {
+			t.Errorf("it took %v of simulated time", took)
+		}
+		if _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
+			t.Errorf("the relay admits it: %v", err)
+		}
+		if !slices.Equal(o.revoked, []ident.NodeKey{a.node, away.node}) {
+			t.Errorf("the relay was told of %v", o.revoked)
+		}
+		// A restart does not forget it.
+		b.close()
+		o.stop()
+		o.restart()
+		if _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
+			t.Errorf("the relay admits it after a restart: %v", err)
+		}
+		for _, d := range []*device{a, away} {
+			_, refused := d.connect(o)
+			if refused == nil || refused.Code != wire.CodeSuspended || refused.RetryAfter != suspensionRetry {
+				t.Errorf("it comes back: %+v", refused)
+			}
+			d.ch.Close()
+		}
+		anew := newDevice(t)
+		anew.connect(o)
+		if _, refused := anew.register(key, "anew"); refused == nil || refused.Code != wire.CodeAuthKey {
+			t.Errorf("another joins by the user's key: %+v", refused)
+		}
+		o.must(registry.ResumeUser{Login: "alice@example.com"})
+		for _, d := range []*device{a, b} {
+			if registered, refused := d.connect(o); !registered || refused != nil {
+				t.Fatalf("after it was resumed: %+v", refused)
+			}
+			if refused := d.listen(); refused != nil {
+				t.Fatal(refused)
+			}
+		}
+		synctest.Wait()
+		if got := names(b.sees(o)); got != "a away" {
+			t.Errorf("after it was resumed b sees %q", got)
+		}
+		if _, err := o.Members().Admit(a.node, a.held().RelayToken, time.Now()); err != nil {
+			t.Errorf("the relay refuses it after it was resumed: %v", err)
+		}
+		a.close()
+		b.close()
+	})
+}
+
 // TestNodeKeyOfAnotherIsRefused claims a victim's key on every path (X-20,
 //
 func TestNodeKeyOfAnotherIsRefused(t *testing.T) {

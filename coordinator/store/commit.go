@@ -112,7 +112,9 @@ func (w *writer) consume(c *registry.Consume) {
 
 func (w *writer) users(users []registry.User) {
 	for _, u := range users {
-		w.exec("INSERT INTO users VALUES (?, ?, ?)", uint64(u.ID), u.Login, millis(u.Created))
+		w.exec(`INSERT INTO users VALUES (?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET login = excluded.login, suspended = excluded.suspended`,
+			uint64(u.ID), u.Login, millis(u.Created), millis(u.Suspended))
 	}
 }
 

@@ -139,11 +139,11 @@ func (r *reader) counters(c *registry.Counters) {
 }
 
 func (r *reader) users() (out []registry.User) {
-	r.each("SELECT id, login, created FROM users", func(rows *sql.Rows) error {
+	r.each("SELECT id, login, created, suspended FROM users", func(rows *sql.Rows) error {
 		var u registry.User
-		var created int64
-		err := rows.Scan(&u.ID, &u.Login, &created)
-		u.Created = instant(created)
+		var created, suspended int64
+		err := rows.Scan(&u.ID, &u.Login, &created, &suspended)
+		u.Created, u.Suspended = instant(created), instant(suspended)
 		out = append(out, u)
 		return err
 	})

@@ -139,7 +139,7 @@ func TestDiskFollowsMemory(t *testing.T) {
 		b.now = b.now.Add(time.Duration(r.IntN(100)) * time.Second)
 		n := uint16(r.IntN(12))
 		var cmd registry.Command
-		switch r.IntN(9) {
+		switch r.IntN(10) {
 		case 0, 1, 2:
 			cmd = register(n, []string{"many", "db"}[r.IntN(2)])
 		case 3:
@@ -161,6 +161,14 @@ func TestDiskFollowsMemory(t *testing.T) {
 			cmd = registry.CreateKey{ID: id, Hash: secret(id), Login: "alice@example.com", Expires: b.now.Add(time.Hour)}
 			if r.IntN(2) == 0 {
 				cmd = registry.RevokeKey{ID: id}
+			}
+		case 9:
+			cmd = registry.SetTags{Node: ident.NodeID(n), Tags: []ident.Tag{"tag:y"}}
+			switch r.IntN(6) {
+			case 0:
+				cmd = registry.SuspendUser{Login: "alice@example.com"}
+			case 1, 2:
+				cmd = registry.ResumeUser{Login: "alice@example.com"}
 			}
 		case 8:
 			routes := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n)}), 16), netip.MustParsePrefix("::/0")}

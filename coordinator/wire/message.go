@@ -115,6 +115,9 @@ const (
 	CodeUnavailable Code = 8
 	// CodeReplaced means that the same device connected again.
 	CodeReplaced Code = 9
+	// CodeSuspended means that the device's user is suspended: it has no
+	// network until somebody resumes the user, and then comes back by itself.
+	CodeSuspended Code = 10
 )
 
 // Error tells why something was refused or why the connection is closed. It is

@@ -50,21 +50,24 @@ const (
 	Code_CODE_UNAVAILABLE Code = 8
 	// The same device connected again; this connection gave way.
 	Code_CODE_REPLACED Code = 9
+	// The device's user is suspended. It may ask again now and then.
+	Code_CODE_SUSPENDED Code = 10
 )
 
 // Enum value maps for Code.
 var (
 	Code_name = map[int32]string{
-		0: "CODE_UNSPECIFIED",
-		1: "CODE_MALFORMED",
-		2: "CODE_VERSION",
-		3: "CODE_AUTH_KEY",
-		4: "CODE_REVOKED",
-		5: "CODE_NOT_REGISTERED",
-		6: "CODE_DENIED",
-		7: "CODE_KEY_IN_USE",
-		8: "CODE_UNAVAILABLE",
-		9: "CODE_REPLACED",
+		0:  "CODE_UNSPECIFIED",
+		1:  "CODE_MALFORMED",
+		2:  "CODE_VERSION",
+		3:  "CODE_AUTH_KEY",
+		4:  "CODE_REVOKED",
+		5:  "CODE_NOT_REGISTERED",
+		6:  "CODE_DENIED",
+		7:  "CODE_KEY_IN_USE",
+		8:  "CODE_UNAVAILABLE",
+		9:  "CODE_REPLACED",
+		10: "CODE_SUSPENDED",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":    0,
@@ -77,6 +80,7 @@ var (
 		"CODE_KEY_IN_USE":     7,
 		"CODE_UNAVAILABLE":    8,
 		"CODE_REPLACED":       9,
+		"CODE_SUSPENDED":      10,
 	}
 )
 
@@ -1927,7 +1931,7 @@ const file_control_proto_rawDesc = "" +
 	"\x05Error\x12+\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x17.warren.control.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs*\xcf\x01\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs*\xe3\x01\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1938,7 +1942,9 @@ const file_control_proto_rawDesc = "" +
 	"\vCODE_DENIED\x10\x06\x12\x13\n" +
 	"\x0fCODE_KEY_IN_USE\x10\a\x12\x14\n" +
 	"\x10CODE_UNAVAILABLE\x10\b\x12\x11\n" +
-	"\rCODE_REPLACED\x10\tB:Z8github.com/warren-overlay/warren/coordinator/wire/wirepbb\x06proto3"
+	"\rCODE_REPLACED\x10\t\x12\x12\n" +
+	"\x0eCODE_SUSPENDED\x10\n" +
+	"B:Z8github.com/warren-overlay/warren/coordinator/wire/wirepbb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
