@@ -155,6 +155,21 @@ func (m *Filter) Remove() {
 	}
 }
 
+// Restart does what filter.Peer.HandOver does at a time, and TakeOver of the
+// Peer of the next run at a later one (P9): flows go on if the snapshot is young
+// enough and the rules admit them; nothing else is remembered.
+func (m *Filter) Restart(saved, taken time.Time) {
+	m.renew()
+	m.errors, m.rejects = [2]credit{}, map[netip.Addr]*credit{}
+	for _, f := range slices.Clone(m.flows) {
+		if taken.Sub(saved) > 60*time.Second {
+			m.end(f, false)
+			continue
+		}
+		m.alive(f, taken)
+	}
+}
+
 // HandleTimeout takes out everything that has ended and matches every flow of
 // an older epoch again (P19).
 func (m *Filter) HandleTimeout(now time.Time) {

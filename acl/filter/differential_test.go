@@ -27,6 +27,8 @@ type pair struct {
 	trace []string
 	// The two have budgets of their own, of the same size.
 	fastBudget, slowBudget *acltest.Budget
+	cfg                    filter.Config
+	restarts               int // that flows survived
 	reasons                map[filter.Reason]int
 	passed                 int
 }
@@ -35,6 +37,7 @@ func newPair(t testing.TB, cfg filter.Config, budget int, self, peer *ident.Iden
 	p := &pair{t: t, now: start, reasons: map[filter.Reason]int{}}
 	p.fastBudget, p.slowBudget = &acltest.Budget{Flows: budget, Fragments: budget}, &acltest.Budget{Flows: budget, Fragments: budget}
 	cfg.Quota = p.fastBudget
+	p.cfg = cfg
 	p.fast = filter.NewPeer(filter.NewDevice(cfg), self, peer, rules.ForPeer(self, peer), p.now)
 	p.slow = acltest.NewFilter(cfg, p.slowBudget, self, peer, rules)
 	return p
@@ -127,12 +130,39 @@ func (p *pair) setRules(self, peer *ident.Identity, rules *ruleset.RuleSet) {
 	p.slow.SetRules(self, peer, rules)
 }
 
+// restart hands the flows over to a filter of a next run, some time later, by
+// way of bytes.
+func (p *pair) restart(pause time.Duration, shields bool, self, peer *ident.Identity, rules *ruleset.RuleSet) {
+	p.t.Helper()
+	p.note("restart after %v", pause)
+	saved := p.now
+	before := filter.Snapshot{At: saved, Peers: []filter.PeerFlows{{Flows: p.fast.HandOver(saved)}}}
+	if cut, ok := p.fast.NextCut(); ok || p.fast.Flows() != 0 {
+		p.fail("handed over, %d flows are left and %+v was cut", p.fast.Flows(), cut)
+	}
+	after, err := filter.ParseSnapshot(before.Append(nil))
+	if err != nil {
+		p.fail("%v", err)
+	}
+	p.now = p.now.Add(pause)
+	p.fast = filter.NewPeer(filter.NewDevice(p.cfg), self, peer, rules.ForPeer(self, peer), p.now)
+	p.fast.SetShields(shields, p.now)
+	taken := p.fast.TakeOver(after.Peers[0].Flows, after.At, p.now)
+	if taken != p.fast.Flows() {
+		p.fail("%d flows taken over, the table has %d", taken, p.fast.Flows())
+	}
+	p.restarts += taken
+	p.slow.Restart(saved, p.now)
+	p.same()
+}
+
 // run plays a random history against both.
 func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 	self, peer := w.Identities()
 	budget := []int{0, 3, 60, 1000, 1000, 1000}[w.Rand.IntN(6)]
 	rules := w.Rules(1)
 	p := newPair(t, w.Config(), budget, self, peer, rules)
+	shields := false
 	for step := range steps {
 		switch w.Rand.IntN(60) {
 		case 0:
@@ -142,10 +172,12 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 			self, peer = w.Identities()
 			p.setRules(self, peer, rules)
 		case 2:
-			up := w.Rand.IntN(4) == 0
-			p.note("shields %v", up)
-			p.fast.SetShields(up, p.now)
-			p.slow.SetShields(up)
+			shields = w.Rand.IntN(4) == 0
+			p.note("shields %v", shields)
+			p.fast.SetShields(shields, p.now)
+			p.slow.SetShields(shields)
+		case 3:
+			p.restart(time.Duration(w.Rand.IntN(64))*time.Second, shields, self, peer, rules)
 		default:
 			b, d := w.Packet()
 			if p.packet(b, d).Verdict == filter.Pass || w.Rand.IntN(10) == 0 {
@@ -172,7 +204,7 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 }
 
 func TestFilterEqualsReference(t *testing.T) {
-	reasons, passed := map[filter.Reason]int{}, 0
+	reasons, passed, restarts := map[filter.Reason]int{}, 0, 0
 	seeds := uint64(150)
 	if testing.Short() {
 		seeds = 50
@@ -181,12 +213,16 @@ func TestFilterEqualsReference(t *testing.T) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			p := run(t, &acltest.FilterWorld{Rand: rand.New(rand.NewPCG(seed, 7)), Start: start}, 500)
 			passed += p.passed
+			restarts += p.restarts
 			for r, n := range p.reasons {
 				reasons[r] += n
 			}
 		})
 	}
-	t.Logf("%d packets passed; %v", passed, reasons)
+	t.Logf("%d packets passed, %d flows outlived a restart; %v", passed, restarts, reasons)
+	if restarts == 0 {
+		t.Error("no flow outlived a restart")
+	}
 	if testing.Short() {
 		return
 	}
@@ -224,6 +260,8 @@ func FuzzCheck(f *testing.F) {
 			case wait == 127:
 				rules = w.Rules(2)
 				p.setRules(self, peer, rules)
+			case wait == 126:
+				p.restart(time.Duration(length)*time.Second, false, self, peer, rules)
 			case wait > 100:
 				p.advance(time.Duration(wait-100) * 10 * time.Second)
 			case wait > 60:

@@ -197,11 +197,14 @@ const (
 	EndShields
 	// EndRemoved: the peer was removed.
 	EndRemoved
+	// EndHandedOver: this run of the program ends, and the next one goes on
+	// with the flow.
+	EndHandedOver
 
 	ends
 )
 
-var endNames = [ends]string{"idle", "reopened", "evicted", "rule", "shields", "removed"}
+var endNames = [ends]string{"idle", "reopened", "evicted", "rule", "shields", "removed", "handed_over"}
 
 // String returns the stable name, or "unknown".
 func (e End) String() string {
