@@ -105,6 +105,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if saved, err := d.state.LoadMembership(); err == nil || !saved.Time.IsZero() {
 		now.Raise(saved.Time)
 	}
+	inherited := d.takeFlows()
 	own := &ownPorts{}
 	if err := d.openDevice(own); err != nil {
 		return err
@@ -118,6 +119,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	if d.engine, err = engine.New(engine.Config{
 		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
+		Inherited: inherited, HandOver: d.handOver(),
 		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return underlay().Resolver.LookupNetIP(ctx, "ip", host)

@@ -201,6 +201,25 @@ func (d *Directory) SaveMembership(saved control.Saved) error {
 	return d.seal(membershipFile, saved)
 }
 
+// SaveFlows replaces the flows that one run of the daemon leaves to the next: a
+// snapshot's bytes. The error is the system's.
+func (d *Directory) SaveFlows(snapshot []byte) error { return d.seal(flowsFile, snapshot) }
+
+// TakeFlows returns what SaveFlows kept, nil where there is nothing, and removes
+// it: nobody can take it twice, whether or not it is sound. The error wraps
+// ErrCorrupt, or is the system's; nothing is returned with it.
+func (d *Directory) TakeFlows() ([]byte, error) {
+	var snapshot []byte
+	there, err := d.unseal(flowsFile, &snapshot)
+	if !there && err == nil {
+		return nil, nil
+	}
+	if err := errors.Join(err, d.remove(flowsFile)); err != nil {
+		return nil, err
+	}
+	return snapshot, nil
+}
+
 func (d *Directory) seal(name string, value any) error {
 	inner, err := json.Marshal(value)
 	if err != nil {
@@ -213,7 +232,7 @@ func (d *Directory) seal(name string, value any) error {
 // Forget removes everything but the directory: keys, preferences and what is
 // kept of the network. The error is the system's.
 func (d *Directory) Forget() error {
-	for _, name := range []string{membershipFile, memoryFile, preferencesFile, keysFile} {
+	for _, name := range []string{membershipFile, memoryFile, flowsFile, preferencesFile, keysFile} {
 		if err := d.remove(name); err != nil {
 			return err
 		}

@@ -29,6 +29,7 @@ const (
 	preferencesFile = "preferences.json"
 	membershipFile  = "membership.json"
 	memoryFile      = "memory.json"
+	flowsFile       = "flows.json"
 	lockFile        = "lock"
 
 	// temporary ends the name of a file that is being written.
@@ -90,7 +91,7 @@ func (d *Directory) tidy() error {
 			continue
 		}
 		switch e.Name() {
-		case keysFile, preferencesFile, membershipFile, memoryFile, lockFile:
+		case keysFile, preferencesFile, membershipFile, memoryFile, flowsFile, lockFile:
 			if err := checkPrivate(path, false); err != nil {
 				return err
 			}

@@ -250,6 +250,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	}
 	p.filter = filter.NewPeer(c.filter, self, identity, rules.ForPeer(self, identity), now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	c.takeOver(p, now)
 	c.peers[p.key] = p
 	c.byTag[opener.Tag()] = p
 	return nil
@@ -338,6 +339,12 @@ func (c *control) bringUp(now time.Time) {
 		p.agent.SetLocalCandidates(endpoints, now)
 		p.agent.HandleRelayState(c.relayed, now)
 		p.agent.SetRemoteCandidates(p.endpoints, now)
+		if p.heir {
+			// What was not taken over is told to both sides, now that there
+			// is a tunnel.
+			p.heir = false
+			c.sweep(p, now)
+		}
 		c.drain(p)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/router"
 	"github.com/warren-overlay/warren/netstack/sock"
@@ -51,6 +52,15 @@ type Config struct {
 	// LookupHost finds the addresses of a STUN server's name. Nil means the
 	// system's resolver.
 	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Inherited are the flows that the last run has handed over, nil for none:
+	// what of them is young enough, this device's own, and admitted by the
+	// rules when its peer comes, goes on. The engine owns it.
+	Inherited *filter.Snapshot
+	// HandOver, if not nil, is called when the context of Run ends while there
+	// are flows, so that the next run can be given them. Neither side of a flow
+	// is told then that it ended. The snapshot is the callee's. Nil is for hosts
+	// whose connections end with the program.
+	HandOver func(*filter.Snapshot)
 	// Logger must not be nil.
 	Logger *slog.Logger
 	// Now is the clock; nil means time.Now. It must agree with package time's

@@ -44,6 +44,8 @@ type control struct {
 	seed   [2]uint64 // of the filters
 	quota  *quota
 	began  time.Time
+	// inherited is nil when nothing is left to be taken over.
+	inherited *inheritance
 
 	cfg       *config.Config
 	peers     map[ident.NodeKey]*peer
@@ -86,7 +88,9 @@ func newControl(e *Engine) (*control, error) {
 		peers:   make(map[ident.NodeKey]*peer),
 		byTag:   make(map[disco.Tag]*peer),
 		resolve: newResolver(e), underlay: newResolver(e),
+		inherited: newInheritance(e.cfg.Inherited),
 	}
+	e.cfg.Inherited = nil
 	c.filter = c.newFilterDevice()
 	return c, nil
 }
@@ -100,6 +104,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 	for {
 		select {
 		case <-ctx.Done():
+			c.handOver()
 			return nil
 		case err := <-c.e.failed:
 			return err
@@ -169,6 +174,7 @@ func (c *control) handleTimeout() {
 	if !c.nextLocal.IsZero() && !now.Before(c.nextLocal) {
 		c.refreshLocal(now)
 	}
+	c.forgetInheritance(now)
 	c.e.flows.update(func(l *flowlog.Log) { l.HandleTimeout(now) })
 	if !c.standby.next.IsZero() && !now.Before(c.standby.next) {
 		c.ask(now)

@@ -25,6 +25,9 @@
 // packet-filter.md, P20: WireGuard's keys are zeroed and nothing of the peer's
 // can be opened any more, then its flows are deleted, then its paths.
 //
+// When Run ends the filters' flows are handed over to the next run, which asks
+// the rules about each of them again when their peer is added (P9).
+//
 // A prefix that moves from one peer to another that both stay is taken from the
 // one by removing it and adding it again, so that no packet that the one sent
 // can be filtered as the other's.

@@ -47,6 +47,7 @@ type peer struct {
 	sealer    *disco.Sealer
 	opener    *disco.Opener
 	retreated bool // whether its session was ended to take a prefix away
+	heir      bool // whether it has just got flows of the last run
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not
