@@ -42,6 +42,8 @@ func (m *Main) daemonCommand() *cobra.Command {
 
 It remembers whether it is to be connected: after a restart it connects by
 itself, and while the coordinator is down it works with what it last verified.
+Connections through a network interface outlive a restart of up to 60 seconds
+where the rules still allow them.
 
 With --tun userspace it needs no root: programs reach the overlay through the
 proxies (--socks5, --http-proxy), and connections from the overlay to this

@@ -214,6 +214,9 @@ func (s *Stream) CutAfter(t testing.TB, begin time.Time) time.Duration {
 	return max(0, time.Unix(0, s.last.Load()).Sub(begin))
 }
 
+// Lines returns how many lines have arrived.
+func (s *Stream) Lines() int64 { return s.lines.Load() }
+
 // Alive ends the test where nothing arrives any more.
 func (s *Stream) Alive(t testing.TB) {
 	t.Helper()

@@ -213,11 +213,11 @@ func (h *Host) Daemon(t testing.TB, flags ...string) *Node {
 	return n
 }
 
-// Start starts the daemon again after Kill, with the same state.
+// Start starts the daemon again after Kill or Stop, with the same state.
 func (n *Node) Start() {
 	n.t.Helper()
 	args := append([]string{
-		"daemon", "--state", filepath.Join(n.dir, "state"), "--socket", n.socket(), "--log-level", "debug",
+		"daemon", "--state", n.State(), "--socket", n.socket(), "--log-level", "debug",
 	}, n.flags...)
 	n.process = n.Host.launch(n.t, Program(n.t, "warren"), args...)
 	Eventually(n.t, 20*time.Second, func() error {
@@ -231,6 +231,21 @@ func (n *Node) Kill() {
 	n.process.kill()
 	os.Remove(n.socket())
 }
+
+// Stop ends the daemon with SIGTERM, as a service manager does, and waits for
+// it.
+func (n *Node) Stop() {
+	n.t.Helper()
+	n.process.signal(syscall.SIGTERM)
+	select {
+	case <-n.process.exited:
+	case <-time.After(30 * time.Second):
+		n.t.Fatalf("%s did not end within 30 s of SIGTERM", n.Host.Name)
+	}
+}
+
+// State returns the path of the daemon's state directory.
+func (n *Node) State() string { return filepath.Join(n.dir, "state") }
 
 // Pid returns the process id of the daemon.
 func (n *Node) Pid() int { return n.process.cmd.Process.Pid }
