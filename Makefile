@@ -70,8 +70,8 @@ arch: ## the rules of the tree: imports, purity, documentation, sizes, dependenc
 	@$(STEPS) test arch -count=1 ./tests/arch
 
 .PHONY: sim
-sim: ## the simulated system with SEEDS=1000 seeds; prints the seed that fails
-	@$(STEPS) test sim -count=1 -timeout=2h ./tests/sim/... -args -seeds=$(SEEDS)
+sim: ## the simulated system, and pairs behind NATs, with SEEDS=1000 seeds; prints the seed that fails
+	@$(STEPS) test sim -count=1 -timeout=2h ./tests/sim/... ./netstack/path -args -seeds=$(SEEDS)
 
 .PHONY: sim-short
 sim-short:

@@ -135,6 +135,9 @@ type Agent struct {
 
 	active bool
 	used   time.Time // last use while active
+	// stirred is when a ping of the peer first made an Agent that is not active
+	// send challenges.
+	stirred time.Time
 
 	// checking is when the check of the primary began, zero for none; checks is
 	// how many of its pings were due.
@@ -147,7 +150,10 @@ type Agent struct {
 	callDue  bool
 	called   time.Time // when the last CallMe fell due
 
-	probes   budget // challenges of ours
+	probes  budget // challenges of ours, but for those to the primary
+	strays  budget // as many of them may go to addresses that nobody lists
+	watches budget // challenges to the primary, which nothing else may use up
+
 	answers  budget // pongs to addresses that are not proved
 	calls    budget // calls of the peer
 	answered sessions
@@ -175,6 +181,8 @@ func New(cfg Config, now time.Time) (*Agent, error) {
 		cfg: cfg, now: now,
 		session:     binary.BigEndian.Uint64(raw[:]),
 		probes:      newBudget(probeBurst, probeInterval, now),
+		strays:      newBudget(strayBurst, strayInterval, now),
+		watches:     newBudget(probeBurst, probeInterval, now),
 		answers:     newBudget(answerBurst, answerInterval, now),
 		liveAnswers: newBudget(answerBurst, answerInterval, now),
 		calls:       newBudget(callBurst, callInterval, now),
@@ -272,6 +280,11 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	c := a.observe(from)
 	switch {
 	case works, a.now.Before(c.barred):
+	case !a.active:
+		if a.stir() && a.now.Sub(c.wanted) >= echoInterval {
+			a.want(c)
+		}
+	case c.stray() && a.now.Sub(c.wanted) < echoInterval:
 	case c.next.IsZero(), c.step == len(probeDelays):
 		a.schedule([]*candidate{c})
 	case a.now.Sub(c.wanted) >= echoInterval:

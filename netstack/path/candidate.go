@@ -53,6 +53,7 @@ type candidate struct {
 
 	proved  time.Time // last answer, zero for never or since the network changed
 	lost    bool      // was primary and stopped answering; until the next answer
+	doubted bool      // has not answered since the primary was found lost
 	barred  time.Time // until when it is not used, since it carries no tunnel
 	bars    int       // how often in a row it was barred
 	heard   time.Time // last ping, pong or data from there
@@ -72,6 +73,10 @@ func (c *candidate) rtt() time.Duration {
 	}
 	return slices.Min(c.samples)
 }
+
+// stray reports whether nothing is known of an address but that a ping came from
+// there.
+func (c *candidate) stray() bool { return c.sources == SourceObserved && c.proved.IsZero() }
 
 func (c *candidate) score() Score {
 	return Score{Kind: Direct, Class: ClassOf(c.addr.Addr()), RTT: c.rtt()}
@@ -94,7 +99,7 @@ func (c *candidate) answer(id disco.TxID, now time.Time) bool {
 			c.samples = slices.Delete(c.samples, 0, 1)
 		}
 		c.samples = append(c.samples, took)
-		c.proved, c.heard, c.lost = now, now, false
+		c.proved, c.heard, c.lost, c.doubted = now, now, false, false
 		c.sources |= SourceProved
 		return true
 	}

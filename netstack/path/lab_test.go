@@ -1,6 +1,8 @@
 package path_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -40,12 +42,14 @@ type call struct {
 
 type node struct {
 	name    string
+	index   byte
 	host    *simnet.Host
 	port    uint16
 	agent   *path.Agent
 	nat     *nat.Discoverer
 	primary path.Path
 	changes int
+	lost    int    // uses without a way while the relay was up
 	flight  []sent // pings and pongs by content, in place of seals
 }
 
@@ -70,7 +74,9 @@ func (l *lab) join(i int, h *simnet.Host, seed uint64) *node {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	n := &node{name: h.Name(), host: h, port: 41641, agent: a, nat: nat.New(nat.Config{Rand: rng}, l.now)}
+	// The ports differ: two hosts with one port behind one NAT that overloads
+	// ports have one address, and no way to tell which of them it is.
+	n := &node{name: h.Name(), host: h, index: byte(i), port: 41641 + uint16(i), agent: a, nat: nat.New(nat.Config{Rand: rng}, l.now)}
 	l.nodes[i] = n
 	l.locals(n)
 	servers := make([]netip.AddrPort, 0, 2)
@@ -132,8 +138,10 @@ func (l *lab) drain() {
 				l.log = append(l.log, fmt.Sprintf("%v %s: %v (%v)", l.now.Sub(epoch), n.name, e.Primary, e.Why))
 				again = true
 			}
-			l.invariant(n)
 		}
+	}
+	for _, n := range l.nodes {
+		l.invariant(n)
 	}
 }
 
@@ -171,7 +179,26 @@ func (l *lab) transmit(n *node, t path.Transmit) {
 	}
 	n.flight = append(n.flight, sent{t.Message})
 	i := len(n.flight) - 1
-	l.net.Send(n.host, n.port, t.To.Addr, []byte{'d', byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}, l.now)
+	l.net.Send(n.host, n.port, t.To.Addr, n.sealed(i), l.now)
+}
+
+// sealed is the i-th message of n as it travels. A real seal notices every flip
+// of a bit; here the index is there three times.
+func (n *node) sealed(i int) []byte {
+	b := []byte{'d', n.index}
+	for range 3 {
+		b = binary.BigEndian.AppendUint32(b, uint32(i))
+	}
+	return b
+}
+
+// opened returns the message that a packet stands for, if it is of n's and
+// whole.
+func (n *node) opened(b []byte) (disco.Message, bool) {
+	if len(b) != 14 || b[0] != 'd' || b[1] != n.index || !bytes.Equal(b[2:6], b[6:10]) || !bytes.Equal(b[2:6], b[10:]) {
+		return nil, false
+	}
+	return n.flight[binary.BigEndian.Uint32(b[2:])].m, true
 }
 
 func (l *lab) receive(d simnet.Delivery) {
@@ -191,9 +218,11 @@ func (l *lab) receive(d simnet.Delivery) {
 			_ = n.nat.HandleResponse(d.Packet.From, m, l.now)
 			return
 		}
-		if b := d.Packet.Payload; len(b) == 5 && b[0] == 'd' {
-			i := int(b[1])<<24 | int(b[2])<<16 | int(b[3])<<8 | int(b[4])
-			switch m := l.peer(n).flight[i].m.(type) {
+		if bytes.Equal(d.Packet.Payload, []byte{'x', l.peer(n).index}) {
+			n.agent.HandleInbound(path.DirectTo(d.Packet.From), path.Data, l.now)
+		}
+		if m, ok := l.peer(n).opened(d.Packet.Payload); ok {
+			switch m := m.(type) {
 			case disco.Ping:
 				_ = n.agent.HandlePing(d.Packet.From, m, l.now)
 			case disco.Pong:
@@ -229,10 +258,15 @@ func (l *lab) run(d time.Duration, use ...*node) {
 		}
 		if !nextUse.After(l.now) {
 			for _, n := range use {
-				n.agent.HandleOutboundUse(l.now)
+				if n.agent.HandleOutboundUse(l.now); n.agent.Primary().Kind == path.None && l.relayUp {
+					n.lost++
+				}
 				// What reaches the peer is use there as well.
-				if n.primary.Kind == path.Relay && l.relayUp {
-					l.peer(n).agent.HandleInbound(n.primary, path.Data, l.now)
+				switch p := n.agent.Primary(); {
+				case p.Kind == path.Direct:
+					l.net.Send(n.host, n.port, p.Addr, []byte{'x', n.index}, l.now)
+				case p.Kind == path.Relay && l.relayUp:
+					l.peer(n).agent.HandleInbound(p, path.Data, l.now)
 				}
 			}
 			nextUse = l.now.Add(100 * time.Millisecond)
@@ -267,6 +301,9 @@ func (l *lab) fail(format string, args ...any) {
 	l.t.Helper()
 	for _, line := range l.log {
 		l.t.Log(line)
+	}
+	for _, n := range l.nodes {
+		l.t.Logf("%s: %+v", n.name, n.agent.Snapshot())
 	}
 	l.t.Fatalf(format, args...)
 }

@@ -28,9 +28,10 @@ const (
 	checkSpacing = 300 * time.Millisecond
 
 	// slowProbe and fastProbe are the distances of probes after a burst, with a
-	// direct path and without one.
+	// direct path and without one. Nobody tells of a path that heals: it is to be
+	// found within 5 s (reliability.md, F10).
 	slowProbe = 60 * time.Second
-	fastProbe = 10 * time.Second
+	fastProbe = 4 * time.Second
 
 	// probeBurst and probeInterval are the budget of challenges: a burst of eight
 	// for eight candidates at once, and eight a second in the long run. What an
@@ -38,6 +39,14 @@ const (
 	// under 700 B/s.
 	probeBurst    = 64
 	probeInterval = 125 * time.Millisecond
+	// strayBurst and strayInterval are the budget of challenges to addresses that
+	// only a ping named: some for each of the few that are remembered, and one a
+	// second in the long run. Behind two
+	// NATs that take a new port for every destination, or one that hairpins, each
+	// such challenge shows the peer a new address of ours, and its challenge one
+	// of its own to us, without end.
+	strayBurst    = 32
+	strayInterval = time.Second
 	// answerBurst and answerInterval are the budget of pongs, one for paths that
 	// work and one for all other sources. An honest peer needs as many as it has
 	// probes.
@@ -55,6 +64,11 @@ const (
 	// echoInterval spaces the challenges with which pings are met while a burst
 	// is under way: the peer's ping just opened its NAT for us.
 	echoInterval = 50 * time.Millisecond
+	// A peer that is not used meets pings with challenges for stirTime, as long as
+	// a burst lasts, and then not before stirGap: two nodes of which neither is
+	// used would otherwise go on for ever, each because the other does.
+	stirTime = 10 * time.Second
+	stirGap  = 30 * time.Second
 	// distressInterval spaces the bursts of a tunnel that gets no answer: it
 	// complains every 5 s.
 	distressInterval = 2 * time.Second
@@ -202,6 +216,15 @@ func (a *Agent) use() {
 	}
 }
 
+// stir reports whether a ping of the peer, while it is not used, is met with a
+// challenge.
+func (a *Agent) stir() bool {
+	if a.stirred.IsZero() || a.now.Sub(a.stirred) >= stirGap {
+		a.stirred = a.now
+	}
+	return a.now.Sub(a.stirred) < stirTime
+}
+
 // rest ends the activity of a peer that is not used.
 func (a *Agent) rest() {
 	a.active, a.checking, a.callNext = false, time.Time{}, time.Time{}
@@ -233,6 +256,9 @@ func (a *Agent) wantCall() { a.callDue, a.called = true, a.now }
 func (a *Agent) probeStep(c *candidate) {
 	a.want(c)
 	switch {
+	case c.stray():
+		// The way there is open now if ever, and the next ping opens it again.
+		c.next = time.Time{}
 	case c.step < len(probeDelays):
 		c.next = a.now.Add(probeDelays[c.step])
 		c.step++
@@ -295,6 +321,11 @@ func (a *Agent) checkStep() {
 	}
 	a.stats.Losses++
 	c.lost = true
+	for _, other := range a.candidates {
+		// What ended this path may have ended the others, and to find out one
+		// after the other takes a check each.
+		other.doubted = other.proved.Before(a.checking)
+	}
 	c.sources &^= SourceProved
 	if c.sources == 0 {
 		// It stays a hint: it worked until now.
@@ -309,7 +340,7 @@ func (a *Agent) checkStep() {
 // alive reports whether a candidate can be the primary on the strength of its
 // last answer.
 func (a *Agent) alive(c *candidate) bool {
-	if c.proved.IsZero() || c.lost || a.now.Before(c.barred) {
+	if c.proved.IsZero() || c.lost || a.now.Before(c.barred) || c.doubted && a.relay {
 		return false
 	}
 	// The primary of an active peer is under watch: the check decides.
@@ -393,7 +424,7 @@ func (a *Agent) flush() {
 }
 
 func (a *Agent) probe(c *candidate) {
-	if !a.probes.take(a.now) {
+	if !a.afford(c) {
 		a.stats.ProbesOverBudget++
 		return
 	}
@@ -409,6 +440,17 @@ func (a *Agent) probe(c *candidate) {
 	a.seq++
 	a.stats.PingsSent++
 	a.transmit(Transmit{DirectTo(c.addr), disco.Ping{TxID: id, Session: a.session, Seq: a.seq}})
+}
+
+// afford takes a challenge to c from the budgets that it counts for.
+func (a *Agent) afford(c *candidate) bool {
+	if DirectTo(c.addr) == a.primary {
+		return a.watches.take(a.now)
+	}
+	if !a.probes.has(a.now) || c.stray() && !a.strays.take(a.now) {
+		return false
+	}
+	return a.probes.take(a.now)
 }
 
 // budget is a token bucket of whole tokens.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -33,7 +34,16 @@ const (
 	Preserving
 	// Sequential takes the next free port.
 	Sequential
+	// Overloading takes the inside port always, even where another mapping has
+	// it ("port overloading", RFC 4787, section 4.2.1, which forbids it): what
+	// comes in goes to whoever sent last to where it comes from.
+	Overloading
 )
+
+// String returns the name in lower case.
+func (a Allocation) String() string {
+	return [...]string{"random", "preserving", "sequential", "overloading"}[a]
+}
 
 // NAT describes a translator. The zero value maps and filters independently of
 // the remote: "full cone".
@@ -47,8 +57,17 @@ type NAT struct {
 	Timeout time.Duration
 }
 
-// String returns mapping and filtering.
-func (n NAT) String() string { return fmt.Sprintf("map-%v/filter-%v", n.Mapping, n.Filtering) }
+// String returns mapping and filtering, then what differs from the zero value.
+func (n NAT) String() string {
+	s := fmt.Sprintf("map-%v/filter-%v", n.Mapping, n.Filtering)
+	if n.Allocation != Random {
+		s += "/" + n.Allocation.String()
+	}
+	if n.Hairpin {
+		s += "/hairpin"
+	}
+	return s
+}
 
 // The kinds that have names.
 var (
@@ -57,38 +76,6 @@ var (
 	PortRestricted = NAT{EndpointIndependent, AddressAndPortDependent, Random, false, 0}
 	Symmetric      = NAT{AddressAndPortDependent, AddressAndPortDependent, Random, false, 0}
 )
-
-// DirectPossible reports whether two hosts, each behind a NAT of its own, can
-// prove a direct path when each knows the other's address as a STUN server saw
-// it, both send to what they know, and both learn from where packets come. No
-// ports are guessed.
-//
-// It is derived by hand, not by running the simulation, and holds where
-// external ports of different mappings differ.
-func DirectPossible(a, b NAT) bool {
-	aFixed, bFixed := a.Mapping == EndpointIndependent, b.Mapping == EndpointIndependent
-	switch {
-	case aFixed && bFixed:
-		// Each sends to exactly where the other sends from.
-		return true
-	case bFixed:
-		// A sends from a port that B does not know. B has sent to A's address, so
-		// B's filter lets it in unless it asks for the port. B learns the port from
-		// the packet, and answers from where A sent to.
-		return b.Filtering != AddressAndPortDependent
-	case aFixed:
-		return a.Filtering != AddressAndPortDependent
-	}
-	// Neither sends from where the other was told. One of them must let strangers
-	// in at the address that STUN saw, the other must not mind that the answer
-	// comes from another port, and one must send every packet to that address from
-	// one port, or they would go on answering each other from new ports for ever.
-	if a.Mapping == AddressAndPortDependent && b.Mapping == AddressAndPortDependent {
-		return false
-	}
-	return a.Filtering == EndpointIndependent && b.Filtering != AddressAndPortDependent ||
-		b.Filtering == EndpointIndependent && a.Filtering != AddressAndPortDependent
-}
 
 // flow is what a mapping or a filter is kept for: inside address, and as much of
 // the remote as the behaviour depends on.
@@ -119,7 +106,7 @@ type translator struct {
 	kind    NAT
 	rand    *rand.Rand
 	byFlow  map[flow]*mapping
-	byPort  map[uint16]*mapping
+	byPort  map[uint16][]*mapping // oldest first; several only where ports are overloaded
 	nextSeq uint16
 }
 
@@ -134,7 +121,7 @@ func newTranslator(kind NAT, r *rand.Rand) *translator {
 
 // reset forgets every mapping, as a NAT does that restarts.
 func (t *translator) reset() {
-	t.byFlow, t.byPort = make(map[flow]*mapping), make(map[uint16]*mapping)
+	t.byFlow, t.byPort = make(map[flow]*mapping), make(map[uint16][]*mapping)
 }
 
 // out returns the external port for a packet, making a mapping where there is
@@ -143,13 +130,13 @@ func (t *translator) out(inside, remote netip.AddrPort, now time.Time) uint16 {
 	f := flow{inside, depend(t.kind.Mapping, remote)}
 	m := t.byFlow[f]
 	if m != nil && !now.Before(m.expires) {
-		delete(t.byFlow, f)
-		delete(t.byPort, m.external)
+		t.forget(m)
 		m = nil
 	}
 	if m == nil {
 		m = &mapping{flow: f, external: t.allocate(inside.Port(), now), contacts: make(map[netip.AddrPort]time.Time)}
-		t.byFlow[f], t.byPort[m.external] = m, m
+		t.byFlow[f] = m
+		t.byPort[m.external] = append(t.byPort[m.external], m)
 	}
 	m.expires = now.Add(t.kind.Timeout)
 	m.contacts[depend(t.kind.Filtering, remote)] = now
@@ -159,23 +146,48 @@ func (t *translator) out(inside, remote netip.AddrPort, now time.Time) uint16 {
 // in returns the inside address for a packet to an external port, if the NAT
 // lets it in.
 func (t *translator) in(external uint16, remote netip.AddrPort, now time.Time) (netip.AddrPort, bool) {
-	m := t.byPort[external]
-	if m == nil || !now.Before(m.expires) {
+	var to *mapping
+	var latest time.Time
+	for _, m := range t.byPort[external] {
+		if last, ok := t.admits(m, remote, now); ok && (to == nil || !last.Before(latest)) {
+			to, latest = m, last
+		}
+	}
+	if to == nil {
 		return netip.AddrPort{}, false
 	}
-	last, ok := m.contacts[depend(t.kind.Filtering, remote)]
-	if !ok || now.Sub(last) >= t.kind.Timeout {
-		return netip.AddrPort{}, false
+	return to.flow.inside, true
+}
+
+// admits reports whether a packet of the remote may use m, and when m was last
+// used towards it.
+func (t *translator) admits(m *mapping, remote netip.AddrPort, now time.Time) (last time.Time, ok bool) {
+	if !now.Before(m.expires) {
+		return last, false
 	}
-	return m.flow.inside, true
+	last, ok = m.contacts[depend(t.kind.Filtering, remote)]
+	return last, ok && now.Sub(last) < t.kind.Timeout
+}
+
+// passes reports whether a firewall that translates nothing lets a packet in to
+// an inside address.
+func (t *translator) passes(inside, remote netip.AddrPort, now time.Time) bool {
+	m := t.byFlow[flow{inside: inside}]
+	if m == nil {
+		return false
+	}
+	_, ok := t.admits(m, remote, now)
+	return ok
 }
 
 func (t *translator) allocate(want uint16, now time.Time) uint16 {
 	free := func(p uint16) bool {
-		m := t.byPort[p]
-		return p >= 1024 && (m == nil || !now.Before(m.expires))
+		return p >= 1024 && !slices.ContainsFunc(t.byPort[p], func(m *mapping) bool { return now.Before(m.expires) })
 	}
-	if t.kind.Allocation == Preserving && free(want) {
+	switch {
+	case t.kind.Allocation == Overloading:
+		return want
+	case t.kind.Allocation == Preserving && free(want):
 		return t.claim(want)
 	}
 	for {
@@ -190,11 +202,21 @@ func (t *translator) allocate(want uint16, now time.Time) uint16 {
 	}
 }
 
-// claim takes over the port of a mapping that expired.
+// claim takes over the port of mappings that expired.
 func (t *translator) claim(p uint16) uint16 {
-	if m := t.byPort[p]; m != nil {
-		delete(t.byFlow, m.flow)
-		delete(t.byPort, p)
+	for _, m := range slices.Clone(t.byPort[p]) {
+		t.forget(m)
 	}
 	return p
+}
+
+// forget ends a mapping.
+func (t *translator) forget(m *mapping) {
+	delete(t.byFlow, m.flow)
+	rest := slices.DeleteFunc(t.byPort[m.external], func(o *mapping) bool { return o == m })
+	if len(rest) == 0 {
+		delete(t.byPort, m.external)
+		return
+	}
+	t.byPort[m.external] = rest
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -78,7 +79,7 @@ type Segment struct {
 	router  *Router // towards the internet, nil for the internet itself
 	hosts   map[netip.Addr]*Host
 	routers map[netip.Addr]*Router // by external address
-	routed  []routed               // IPv6 prefixes behind routers
+	routed  []routed               // prefixes behind routers that are not translated
 }
 
 type routed struct {
@@ -89,9 +90,10 @@ type routed struct {
 // Router joins an inner segment to an outer one.
 type Router struct {
 	inside, outside *Segment
-	external        netip.Addr // IPv4, outside
+	external        netip.Addr // IPv4, outside; the zero value where nothing is translated
 	nat             *translator
-	firewall6       *translator
+	firewall        *translator // for what is not translated
+	prefixes        []netip.Prefix
 	blockUDP        bool
 	blockTCP        bool
 }
@@ -105,35 +107,78 @@ type Host struct {
 	path    Path // added to the network's
 	down    bool
 	world   *hostWorld
+	// unrouted hosts have no default route: they reach their own segment only.
+	unrouted bool
 }
 
 // NewLAN adds a segment behind a NAT of the given kind with the external IPv4
 // address, in the outer segment. prefix6, where valid, is the LAN's global IPv6
 // prefix, reached through a firewall that lets in what was sent to.
 func (s *Segment) NewLAN(name string, kind NAT, external netip.Addr, prefix6 netip.Prefix) (*Segment, *Router) {
-	n := s.network
-	inner := &Segment{network: n, name: name, hosts: make(map[netip.Addr]*Host), routers: make(map[netip.Addr]*Router)}
-	r := &Router{
-		inside: inner, outside: s, external: external,
-		nat: newTranslator(kind, n.rand),
-		firewall6: newTranslator(NAT{
-			Mapping: EndpointIndependent, Filtering: AddressAndPortDependent, Timeout: kind.Timeout,
-		}, n.rand),
-	}
-	inner.router = r
+	inner, r := s.newSegment(name, AddressAndPortDependent, kind.Timeout)
+	r.nat = newTranslator(kind, s.network.rand)
 	if external.IsValid() {
-		if s.hosts[external] != nil || s.routers[external] != nil {
-			panic(fmt.Sprintf("simnet: address %v is taken", external))
-		}
+		s.vacant(external)
+		r.external = external
 		s.routers[external] = r
 	}
 	if prefix6.IsValid() {
-		for outer := s; outer != nil; outer = outer.outer() {
-			outer.routed = append(outer.routed, routed{prefix6, r})
-		}
+		r.route(prefix6)
 	}
 	return inner, r
 }
+
+// NewFirewalledLAN adds a segment whose hosts have public addresses, in the
+// given prefixes, behind a firewall that translates nothing and lets in answers
+// to what was sent, by the given filtering (RFC 4787, section 5; RFC 6092).
+func (s *Segment) NewFirewalledLAN(name string, filtering Behavior, prefixes ...netip.Prefix) (*Segment, *Router) {
+	inner, r := s.newSegment(name, filtering, 0)
+	for _, p := range prefixes {
+		r.route(p)
+	}
+	return inner, r
+}
+
+func (s *Segment) newSegment(name string, filtering Behavior, timeout time.Duration) (*Segment, *Router) {
+	inner := &Segment{network: s.network, name: name, hosts: make(map[netip.Addr]*Host), routers: make(map[netip.Addr]*Router)}
+	r := &Router{
+		inside: inner, outside: s,
+		firewall: newTranslator(NAT{Filtering: filtering, Timeout: timeout}, s.network.rand),
+	}
+	inner.router = r
+	return inner, r
+}
+
+// route makes a prefix known to all that is outside of r.
+func (r *Router) route(p netip.Prefix) {
+	r.prefixes = append(r.prefixes, p)
+	for outer := r.outside; outer != nil; outer = outer.outer() {
+		outer.routed = append(outer.routed, routed{p, outer.towards(r)})
+	}
+}
+
+// towards returns the router of s behind which r is.
+func (s *Segment) towards(r *Router) *Router {
+	for r.outside != s {
+		r = r.outside.router
+	}
+	return r
+}
+
+// translates reports whether r translates packets of an inside address.
+func (r *Router) translates(inside netip.Addr) bool {
+	return inside.Is4() && !slices.ContainsFunc(r.prefixes, func(p netip.Prefix) bool { return p.Contains(inside) })
+}
+
+// vacant panics where an address is taken.
+func (s *Segment) vacant(a netip.Addr) {
+	if s.hosts[a] != nil || s.routers[a] != nil {
+		panic(fmt.Sprintf("simnet: address %v is taken", a))
+	}
+}
+
+// Name returns the segment's name.
+func (s *Segment) Name() string { return s.name }
 
 func (s *Segment) outer() *Segment {
 	if s.router == nil {
@@ -161,6 +206,10 @@ func (h *Host) SetPath(p Path) { h.path = p }
 // SetDown cuts the host off, or joins it again.
 func (h *Host) SetDown(down bool) { h.down = down }
 
+// SetDefaultRoute gives the host a way out of its segment, which it has at
+// first, or takes it away.
+func (h *Host) SetDefaultRoute(up bool) { h.unrouted = !up }
+
 // Move takes the host to another segment, or gives it other addresses in its
 // own: roaming. Sockets stay open; what is in flight to old addresses is lost.
 func (h *Host) Move(s *Segment, addrs ...netip.Addr) {
@@ -173,20 +222,24 @@ func (h *Host) Move(s *Segment, addrs ...netip.Addr) {
 func (h *Host) attach(s *Segment, addrs []netip.Addr) {
 	h.segment, h.addrs = s, append([]netip.Addr(nil), addrs...)
 	for _, a := range addrs {
-		if s.hosts[a] != nil || s.routers[a] != nil {
-			panic(fmt.Sprintf("simnet: address %v is taken", a))
-		}
+		s.vacant(a)
 		s.hosts[a] = h
 	}
 }
 
 // Rebind makes the router forget its mappings, as a restart does.
-func (r *Router) Rebind() { r.nat.reset(); r.firewall6.reset() }
+func (r *Router) Rebind() {
+	if r.nat != nil {
+		r.nat.reset()
+	}
+	r.firewall.reset()
+}
 
-// SetNAT replaces the router's kind of NAT, and forgets its mappings.
+// SetNAT replaces the kind of NAT of a router that has one, and forgets its
+// mappings.
 func (r *Router) SetNAT(kind NAT) { r.nat = newTranslator(kind, r.outside.network.rand) }
 
-// SetExternal gives the router another external address.
+// SetExternal gives a router that translates another external address.
 func (r *Router) SetExternal(a netip.Addr) {
 	delete(r.outside.routers, r.external)
 	r.external = a
@@ -225,6 +278,10 @@ func (n *Network) Send(h *Host, port uint16, to netip.AddrPort, payload []byte, 
 	p := Packet{netip.AddrPortFrom(src, port), to, append([]byte(nil), payload...)}
 	if h.down {
 		n.stats.Filtered++
+		return true
+	}
+	if h.unrouted && h.segment.hosts[to.Addr()] == nil {
+		n.stats.Unroutable++
 		return true
 	}
 	dst, p, hops, fate := n.route(h.segment, p, now, 0)
@@ -297,36 +354,56 @@ const maxHops = 8
 // route follows a packet through routers until it reaches a host. Translation
 // happens at the time of sending, which is as if all delay came after it.
 func (n *Network) route(s *Segment, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
-	if hops > maxHops {
+	if dst, q, h, fate, ok := n.local(s, p, now, hops); ok {
+		return dst, q, h, fate
+	}
+	if s.router == nil {
 		return nil, p, hops, fateUnroutable
 	}
-	to := p.To.Addr()
-	if h := s.hosts[to]; h != nil {
-		if h.down {
-			return nil, p, hops, fateFiltered
-		}
-		return h, p, hops, fateArrives
-	}
-	if r := s.routers[to]; r != nil {
-		return n.inbound(r, p, now, hops)
-	}
-	for _, via := range s.routed {
-		if via.prefix.Contains(to) {
-			return n.inbound6(via.router, p, now, hops)
-		}
-	}
-	if s.router == nil || s.router.blockUDP {
-		if s.router != nil {
-			return nil, p, hops, fateFiltered
-		}
-		return nil, p, hops, fateUnroutable
+	if s.router.blockUDP {
+		return nil, p, hops, fateFiltered
 	}
 	return n.outbound(s.router, p, now, hops)
 }
 
+// deliver takes a packet from a router to its inside, from where it does not
+// leave again.
+func (n *Network) deliver(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if dst, q, h, fate, ok := n.local(r.inside, p, now, hops+1); ok {
+		return dst, q, h, fate
+	}
+	return nil, p, hops, fateUnroutable
+}
+
+// local takes a packet to a host of the segment, or into what is behind it. It
+// reports false where the address is not known there.
+func (n *Network) local(s *Segment, p Packet, now time.Time, hops int) (dst *Host, out Packet, h int, f fate, ok bool) {
+	if hops > maxHops {
+		return nil, p, hops, fateUnroutable, true
+	}
+	to := p.To.Addr()
+	if h := s.hosts[to]; h != nil {
+		if h.down {
+			return nil, p, hops, fateFiltered, true
+		}
+		return h, p, hops, fateArrives, true
+	}
+	if r := s.routers[to]; r != nil {
+		dst, out, h, f = n.inbound(r, p, now, hops)
+		return dst, out, h, f, true
+	}
+	for _, via := range s.routed {
+		if via.prefix.Contains(to) {
+			dst, out, h, f = n.pass(via.router, p, now, hops)
+			return dst, out, h, f, true
+		}
+	}
+	return nil, p, hops, fateUnroutable, false
+}
+
 func (n *Network) outbound(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
-	if !to4(p) {
-		r.firewall6.out(p.From, p.To, now)
+	if !r.translates(p.From.Addr()) {
+		r.firewall.out(p.From, p.To, now)
 		return n.route(r.outside, p, now, hops+1)
 	}
 	if !r.external.IsValid() {
@@ -351,24 +428,16 @@ func (n *Network) inbound(r *Router, p Packet, now time.Time, hops int) (*Host, 
 		return nil, p, hops, fateFiltered
 	}
 	p.To = inside
-	return n.route(r.inside, p, now, hops+1)
+	return n.deliver(r, p, now, hops)
 }
 
-func (n *Network) inbound6(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
-	if r.blockUDP {
+// pass takes a packet to an address that r does not translate.
+func (n *Network) pass(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if r.blockUDP || !r.firewall.passes(p.To, p.From, now) {
 		return nil, p, hops, fateFiltered
 	}
-	m := r.firewall6.byFlow[flow{inside: p.To}]
-	if m == nil {
-		return nil, p, hops, fateFiltered
-	}
-	if last, ok := m.contacts[p.From]; !ok || now.Sub(last) >= r.firewall6.kind.Timeout {
-		return nil, p, hops, fateFiltered
-	}
-	return n.route(r.inside, p, now, hops+1)
+	return n.deliver(r, p, now, hops)
 }
-
-func to4(p Packet) bool { return p.To.Addr().Is4() }
 
 // NextTimeout returns when the next packet arrives.
 func (n *Network) NextTimeout() (time.Time, bool) {

@@ -147,6 +147,74 @@ func TestPortAllocation(t *testing.T) {
 	}
 }
 
+// TestOverloading: two hosts with one port share it outside, and each gets the
+// answers of those that it sent to.
+func TestOverloading(t *testing.T) {
+	n := NewNetwork(1)
+	a, b := n.Internet().NewHost("a", addr("9.0.0.1")), n.Internet().NewHost("b", addr("9.0.0.2"))
+	kind := NAT{Mapping: AddressAndPortDependent, Filtering: AddressAndPortDependent, Allocation: Overloading}
+	lan, _ := n.Internet().NewLAN("lan", kind, addr("1.1.1.1"), netip.Prefix{})
+	h, g := lan.NewHost("h", addr("192.168.0.2")), lan.NewHost("g", addr("192.168.0.3"))
+	outside := at("1.1.1.1:5000")
+	if one(n, h, 5000, at("9.0.0.1:1"), epoch) != outside || one(n, g, 5000, at("9.0.0.2:1"), epoch) != outside {
+		t.Fatal("the port is not overloaded")
+	}
+	for from, to := range map[*Host]*Host{a: h, b: g} {
+		n.Send(from, 1, outside, []byte("x"), epoch)
+		if got := arrive(n); len(got) != 1 || got[0].Host != to {
+			t.Errorf("the answer of %s arrived as %+v", from.Name(), got)
+		}
+	}
+}
+
+// TestFirewall: without translation, what was not sent to does not get in.
+func TestFirewall(t *testing.T) {
+	n := NewNetwork(1)
+	a := n.Internet().NewHost("a", addr("9.0.0.1"))
+	for filtering, want := range map[Behavior][2]bool{
+		EndpointIndependent: {true, true}, AddressDependent: {true, false}, AddressAndPortDependent: {false, false},
+	} {
+		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{5, 0, byte(filtering), 0}), 24)
+		lan, router := n.Internet().NewFirewalledLAN("lan", filtering, prefix)
+		h := lan.NewHost("h", prefix.Addr().Next())
+		inside := netip.AddrPortFrom(prefix.Addr().Next(), 5000)
+		stranger := n.Internet().NewHost("s", netip.AddrFrom4([4]byte{9, 1, byte(filtering), 1}))
+		if one(n, a, 1, inside, epoch).IsValid() {
+			t.Errorf("%v: an unasked packet came in", filtering)
+		}
+		if got := one(n, h, 5000, at("9.0.0.1:1"), epoch); got != inside {
+			t.Errorf("%v: seen as %v", filtering, got)
+		}
+		if !one(n, a, 1, inside, epoch).IsValid() {
+			t.Errorf("%v: the answer is filtered", filtering)
+		}
+		if got := [2]bool{one(n, a, 2, inside, epoch).IsValid(), one(n, stranger, 1, inside, epoch).IsValid()}; got != want {
+			t.Errorf("%v: other port and stranger: %v", filtering, got)
+		}
+		router.Rebind()
+		if one(n, a, 1, inside, epoch).IsValid() {
+			t.Errorf("%v: a restarted firewall remembers", filtering)
+		}
+	}
+}
+
+// TestDefaultRoute: a host without one reaches its LAN, and nothing else.
+func TestDefaultRoute(t *testing.T) {
+	n := NewNetwork(1)
+	n.Internet().NewHost("a", addr("9.0.0.1"))
+	lan, _ := n.Internet().NewLAN("lan", FullCone, addr("1.1.1.1"), netip.Prefix{})
+	h := lan.NewHost("h", addr("192.168.0.2"))
+	lan.NewHost("g", addr("192.168.0.3"))
+	h.SetDefaultRoute(false)
+	if one(n, h, 1, at("9.0.0.1:1"), epoch).IsValid() || !one(n, h, 1, at("192.168.0.3:1"), epoch).IsValid() {
+		t.Error("it leaves the LAN, or does not reach it")
+	}
+	h.SetDefaultRoute(true)
+	if !one(n, h, 1, at("9.0.0.1:1"), epoch).IsValid() {
+		t.Error("the route does not come back")
+	}
+}
+
 // TestCarrierGradeNAT: two translators in a row.
 func TestCarrierGradeNAT(t *testing.T) {
 	n := NewNetwork(1)
@@ -290,23 +358,5 @@ func TestSameSeedSameRun(t *testing.T) {
 	}
 	if run(1) == run(2) {
 		t.Error("the seed does nothing")
-	}
-}
-
-func TestDirectPossible(t *testing.T) {
-	for _, c := range []struct {
-		a, b NAT
-		want bool
-	}{
-		{FullCone, FullCone, true},
-		{FullCone, Symmetric, true},
-		{RestrictedCone, Symmetric, true},
-		{PortRestricted, PortRestricted, true},
-		{PortRestricted, Symmetric, false},
-		{Symmetric, Symmetric, false},
-	} {
-		if got := DirectPossible(c.a, c.b); got != c.want || got != DirectPossible(c.b, c.a) {
-			t.Errorf("%v and %v: %v", c.a, c.b, got)
-		}
 	}
 }

@@ -138,10 +138,10 @@ func (n *Network) reach(h *Host, to netip.Addr) (dst *Host, seen netip.Addr, ok 
 		if dst = s.hosts[to]; dst != nil {
 			return dst, seen, !dst.down && !n.cut[[2]*Host{h, dst}] && !n.cut[[2]*Host{dst, h}]
 		}
-		if s.router == nil || s.router.blockTCP {
+		if s.router == nil || s.router.blockTCP || h.unrouted {
 			return nil, seen, false
 		}
-		if to.Is4() {
+		if s.router.translates(seen) {
 			seen = s.router.external
 		}
 	}

@@ -125,7 +125,7 @@ func (h *history) address() netip.Addr {
 func (h *history) anyNAT() simnet.NAT {
 	return simnet.NAT{
 		Mapping: simnet.Behavior(h.rand.IntN(3)), Filtering: simnet.Behavior(h.rand.IntN(3)),
-		Allocation: simnet.Allocation(h.rand.IntN(3)), Hairpin: h.rand.IntN(2) == 0,
+		Allocation: simnet.Allocation(h.rand.IntN(4)), Hairpin: h.rand.IntN(2) == 0,
 	}
 }
 
@@ -455,7 +455,9 @@ func (h *history) heal() {
 	h.check()
 	for i, a := range h.members {
 		for _, b := range h.members[:i] {
-			if !a.gone && !b.gone && simnet.DirectPossible(a.nat, b.nat) {
+			possible := false
+			h.world.Do(func(*simnet.Network) { possible = simnet.DirectPossible(a.host, b.host) })
+			if !a.gone && !b.gone && possible {
 				h.direct(a, b)
 			}
 		}

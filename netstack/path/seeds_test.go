@@ -1,0 +1,270 @@
+package path_test
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/simnet"
+)
+
+var (
+	seeds = flag.Uint64("seeds", 1000, "how many seeds TestSeeds tries")
+	seed  = flag.Uint64("seed", 0, "the one seed that TestSeeds tries, 0 for all")
+)
+
+// TestSeeds puts a pair anywhere: behind NATs of all kinds, one behind another,
+// behind one carrier, in one LAN, behind firewalls, with IPv6 or only that, with
+// UDP blocked; on paths that delay, lose, repeat, reorder and corrupt. Then
+// things happen to them. After each, within 10 s, the pair is direct exactly
+// where that is possible; and while the relay is there, no packet is ever
+// without a way.
+func TestSeeds(t *testing.T) {
+	first, last := uint64(1), *seeds
+	if *seed != 0 {
+		first, last = *seed, *seed
+	}
+	const shards = 8 // run side by side
+	for shard := range uint64(shards) {
+		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
+			t.Parallel()
+			for n := first + shard; n <= last; n += shards {
+				newPair(t, n).live()
+				if t.Failed() {
+					t.Fatalf("seed %d; to repeat: go test ./netstack/path -run TestSeeds -args -seed=%d", n, n)
+				}
+			}
+		})
+	}
+}
+
+// pair is a lab that a seed makes up.
+type pair struct {
+	*lab
+	rand    *rand.Rand
+	sites   int // that were made
+	routers [2]*simnet.Router
+}
+
+func newPair(t *testing.T, seed uint64) *pair {
+	p := &pair{rand: rand.New(rand.NewPCG(seed, 2))}
+	p.lab = newLab(t, seed, p.path())
+	p.lab.log = append(p.lab.log, fmt.Sprint("seed ", seed))
+	p.relayDelay = time.Duration(1+p.rand.IntN(100)) * time.Millisecond
+	p.place(seed)
+	p.setRelay(true)
+	return p
+}
+
+func (p *pair) say(format string, args ...any) {
+	p.lab.log = append(p.lab.log, fmt.Sprintf("%v ", p.now.Sub(epoch))+fmt.Sprintf(format, args...))
+}
+
+func (p *pair) chance(oneIn int) bool { return p.rand.IntN(oneIn) == 0 }
+
+// path makes up how the internet is. Loss is at most 2 %: at more, ten seconds
+// would now and then not be enough, and rightly so.
+func (p *pair) path() simnet.Path {
+	return simnet.Path{
+		Delay:  time.Duration(1+p.rand.IntN(120)) * time.Millisecond,
+		Jitter: time.Duration(1+p.rand.IntN(30)) * time.Millisecond,
+		Loss:   p.rand.Float64() * 0.02, Duplicate: p.rand.Float64() * 0.1,
+		Reorder: p.rand.Float64() * 0.1, Corrupt: p.rand.Float64() * 0.01,
+	}
+}
+
+func (p *pair) kind() simnet.NAT {
+	return simnet.NAT{
+		Mapping: simnet.Behavior(p.rand.IntN(3)), Filtering: simnet.Behavior(p.rand.IntN(3)),
+		Allocation: simnet.Allocation(p.rand.IntN(4)), Hairpin: p.chance(2),
+		Timeout: []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute}[p.rand.IntN(3)],
+	}
+}
+
+// site makes up a segment within another, and the addresses of a host there.
+func (p *pair) site(outer *simnet.Segment, depth int) (*simnet.Segment, *simnet.Router, []netip.Addr) {
+	p.sites++
+	id := byte(p.sites)
+	var six netip.Prefix
+	var addrs []netip.Addr
+	if p.chance(3) {
+		six = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, id}), 64)
+		addrs = append(addrs, netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, id, 15: 2}))
+	}
+	name := fmt.Sprint("site", id)
+	if p.chance(8) {
+		four := netip.PrefixFrom(addr4(7, id, 0, 0), 24)
+		filtering := simnet.Behavior(p.rand.IntN(3))
+		prefixes := []netip.Prefix{four}
+		if six.IsValid() {
+			prefixes = append(prefixes, six)
+		}
+		lan, router := outer.NewFirewalledLAN(name, filtering, prefixes...)
+		p.say("%s: firewall filter-%v in %s, IPv6 %v", name, filtering, outer.Name(), six.IsValid())
+		return lan, router, append(addrs, addr4(7, id, 0, 2))
+	}
+	kind := p.kind()
+	external := addr4(8, 8, id, 1)
+	if depth > 0 {
+		external = addr4(100, 64, id, 1)
+	}
+	lan, router := outer.NewLAN(name, kind, external, six)
+	p.say("%s: %v for %v in %s, IPv6 %v", name, kind, kind.Timeout, outer.Name(), six.IsValid())
+	if six.IsValid() && p.chance(4) {
+		return lan, router, addrs // no IPv4
+	}
+	// All sites use the same private addresses.
+	return lan, router, append(addrs, addr4(192, 168, 1, 2))
+}
+
+// home makes up where a host is, alone.
+func (p *pair) home() (*simnet.Segment, *simnet.Router, []netip.Addr) {
+	if p.chance(8) {
+		p.sites++
+		return p.net.Internet(), nil, []netip.Addr{addr4(6, 6, byte(p.sites), 1)}
+	}
+	lan, router, addrs := p.site(p.net.Internet(), 0)
+	if p.chance(4) {
+		lan, router, addrs = p.site(lan, 1)
+	}
+	return lan, router, addrs
+}
+
+// place puts both hosts somewhere.
+func (p *pair) place(seed uint64) {
+	switch p.rand.IntN(6) {
+	case 0: // one LAN
+		lan, router, addrs := p.home()
+		p.routers = [2]*simnet.Router{router, router}
+		p.join(0, lan.NewHost("a", addrs...), seed)
+		p.join(1, lan.NewHost("b", beside(addrs)...), seed)
+	case 1: // one carrier
+		carrier, _, _ := p.site(p.net.Internet(), 0)
+		for i, name := range []string{"a", "b"} {
+			lan, router, addrs := p.site(carrier, 1)
+			p.routers[i] = router
+			p.join(i, lan.NewHost(name, addrs...), seed)
+		}
+	default:
+		for i, name := range []string{"a", "b"} {
+			lan, router, addrs := p.home()
+			p.routers[i] = router
+			p.join(i, lan.NewHost(name, addrs...), seed)
+		}
+	}
+	if p.chance(12) {
+		p.block(p.rand.IntN(2))
+	}
+}
+
+// beside returns addresses next to the given ones.
+func beside(addrs []netip.Addr) []netip.Addr {
+	var next []netip.Addr
+	for _, a := range addrs {
+		next = append(next, a.Next())
+	}
+	return next
+}
+
+func (p *pair) block(i int) {
+	if r := p.routers[i]; r != nil {
+		p.say("%s's router blocks UDP", p.nodes[i].name)
+		r.BlockUDP(true)
+	}
+}
+
+// live lets the pair be used, and things happen to it.
+func (p *pair) live() {
+	p.run(time.Duration(p.rand.IntN(2000)) * time.Millisecond)
+	users := [][]*node{{p.nodes[0]}, {p.nodes[1]}, {p.nodes[0], p.nodes[1]}}[p.rand.IntN(3)]
+	p.settle(users...)
+	for range 2 {
+		p.event()
+		p.settled(users)
+	}
+	// Once nobody uses them any more they fall silent, both.
+	p.run(2 * time.Minute)
+	before := p.sent()
+	p.run(time.Minute)
+	if n := p.sent() - before; n > 0 {
+		p.fail("%d messages in a minute between two that nobody uses", n)
+	}
+}
+
+// sent counts what both have sent.
+func (p *pair) sent() (n uint64) {
+	for _, node := range p.nodes {
+		s := node.agent.Snapshot().Stats
+		n += s.PingsSent + s.PongsSent + s.CallsSent
+	}
+	return n
+}
+
+// settled is settle after something happened. What the two know of each other
+// from before may now make possible what the model calls impossible, by good
+// luck; it must be true of both then.
+func (p *pair) settled(users []*node) {
+	p.t.Helper()
+	p.run(10*time.Second, users...)
+	a, b := p.nodes[0], p.nodes[1]
+	if simnet.DirectPossible(a.host, b.host) && (a.primary.Kind != path.Direct || b.primary.Kind != path.Direct) {
+		p.fail("%v and %v after 10 s, but a direct path is possible", a.primary, b.primary)
+	}
+	if a.lost > 0 || b.lost > 0 {
+		p.fail("no way for %d and %d packets", a.lost, b.lost)
+	}
+}
+
+// event lets one thing happen.
+func (p *pair) event() {
+	i := p.rand.IntN(2)
+	n, router := p.nodes[i], p.routers[i]
+	switch p.rand.IntN(6) {
+	case 0:
+		lan, r, addrs := p.home()
+		p.say("%s moves to %s %v", n.name, lan.Name(), addrs)
+		n.host.Move(lan, addrs...)
+		p.routers[i] = r
+		p.changed(n)
+	case 1:
+		if router == nil {
+			return
+		}
+		p.say("%s's router restarts", n.name)
+		router.Rebind()
+	case 2:
+		p.say("%s has no default route for 10 s", n.name)
+		n.host.SetDefaultRoute(false)
+		p.changed(n)
+		p.run(10*time.Second, p.nodes[0], p.nodes[1])
+		n.host.SetDefaultRoute(true)
+		p.changed(n)
+	case 3:
+		p.net.SetPath(p.path())
+	case 4:
+		p.say("nothing for a while")
+		p.run(time.Duration(p.rand.IntN(300)) * time.Second)
+	case 5:
+		p.say("one way fails for 20 s, from %s", n.name)
+		p.net.Cut(n.host, p.peer(n).host, true)
+		p.run(5*time.Second, p.nodes[0], p.nodes[1])
+		for _, n := range p.nodes {
+			if n.primary.Kind != path.Relay {
+				p.fail("%s: %v 5 s after one way failed", n.name, n.primary)
+			}
+		}
+		p.run(15*time.Second, p.nodes[0], p.nodes[1])
+		p.net.Cut(n.host, p.peer(n).host, false)
+	}
+}
+
+// changed tells n's machines that its network changed.
+func (p *pair) changed(n *node) {
+	p.locals(n)
+	n.nat.HandleNetworkChange(p.now)
+	n.agent.HandleNetworkChange(p.now)
+}
