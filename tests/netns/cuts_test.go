@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/proxy"
+
 	"github.com/warren-overlay/warren/tests/lab"
 )
 
@@ -90,6 +92,25 @@ func (f *cutFlow) send(write func(number []byte) error, goesOn bool) {
 // reached at another where it stands behind a stack in user space.
 func startTCP(t *testing.T, name string, from, to *lab.Host, listen, dial string) *cutFlow {
 	t.Helper()
+	return startTCPBy(t, name, from.Dial, to, listen, dial)
+}
+
+// startSOCKS is startTCP from a host whose stack stands in user space, by its
+// proxy.
+func startSOCKS(t *testing.T, name string, from *lab.Host, proxyAddress string, to *lab.Host, listen string) *cutFlow {
+	t.Helper()
+	by := func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialer, err := proxy.SOCKS5("tcp", proxyAddress, nil, hostDialer{ctx, from})
+		if err != nil {
+			return nil, err
+		}
+		return dialer.Dial(network, address)
+	}
+	return startTCPBy(t, name, by, to, listen, listen)
+}
+
+func startTCPBy(t *testing.T, name string, by func(context.Context, string, string) (net.Conn, error), to *lab.Host, listen, dial string) *cutFlow {
+	t.Helper()
 	f := newCutFlow(t, name)
 	f.tells = [2]bool{true, true}
 	l := to.Listen(t, listen)
@@ -114,7 +135,7 @@ func startTCP(t *testing.T, name string, from, to *lab.Host, listen, dial string
 	lab.Eventually(t, 10*time.Second, func() (err error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		c, err = from.Dial(ctx, "tcp", dial)
+		c, err = by(ctx, "tcp", dial)
 		return err
 	})
 	t.Cleanup(func() { c.Close() })
@@ -228,7 +249,7 @@ func startICMP(t *testing.T, name string, from *lab.Host, family, dial string, i
 func cutPolicy(members, work string) string {
 	return fmt.Sprintf(`{
 	"groups": {"group:eng": [%s]},
-	"tagOwners": {"tag:db": ["alice@example.com"], "tag:web": ["alice@example.com"], "tag:mate": ["alice@example.com"]},
+	"tagOwners": {"tag:db": [], "tag:web": [], "tag:mate": [], "tag:work": []},
 	"grants": [
 		%s
 		{"src": ["tag:mate"], "dst": ["tag:db", "tag:web"], "ip": ["udp:7000-7009"]},
@@ -238,18 +259,23 @@ func cutPolicy(members, work string) string {
 
 const (
 	alice     = `"alice@example.com"`
-	workGrant = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6000-6001", "udp:6000-6001"]},`
-	movedTo   = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6500", "udp:6500"]},`
+	workGrant = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6000-6001", "udp:6000-6001"]},
+		{"src": ["tag:web"], "dst": ["group:eng"], "ip": ["tcp:6100-6101"]},`
+	movedTo = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6500", "udp:6500"]},
+		{"src": ["tag:web"], "dst": ["group:eng"], "ip": ["tcp:6600"]},`
+	taggedWork = `{"src": ["group:eng"], "dst": ["tag:work"], "ip": ["tcp:6000-6001", "udp:6000-6001"]},
+		{"src": ["tag:work"], "dst": ["group:eng"], "ip": ["tcp:6100-6101"]},`
+
+	// webProxy is where programs on the host without a TUN device begin.
+	webProxy = "127.0.0.1:1080"
 )
 
 // TestCutsMatrix ends established flows of every protocol and family, to a node
 // with a TUN device and to one with a stack in user space, on direct and on
 // relayed paths, in every way that an administrator has; two labs run at a time.
-// It measures the last packet on both ends, requires that the programs on both
-// ends are told, and counts what flows of another device lose: nothing.
-//
-// A device's tags can not be changed and a user not be suspended: there are no
-// such commands yet. Ring 2 takes a tag away.
+// The node without a TUN device opens flows, too. It measures the last packet on
+// both ends, requires that the programs on both ends are told, and counts what
+// flows of another device lose: nothing.
 func TestCutsMatrix(t *testing.T) {
 	for _, relayed := range []bool{false, true} {
 		t.Run(map[bool]string{false: "direct", true: "relayed"}[relayed], func(t *testing.T) {
@@ -294,7 +320,7 @@ func cutLab(t *testing.T, relayed bool) {
 	c.Admin("users", "create", "alice@example.com")
 	c.SetPolicy(cutPolicy(alice, workGrant))
 	n.laptop, n.mate, n.db = l.Host("laptop").Daemon(t), l.Host("mate").Daemon(t), l.Host("db").Daemon(t)
-	n.web = l.Host("web").Daemon(t, "--tun", "userspace")
+	n.web = l.Host("web").Daemon(t, "--tun", "userspace", "--socks5", webProxy)
 	if relayed {
 		for _, a := range []*lab.Node{n.laptop, n.mate} {
 			for _, b := range []*lab.Node{n.db, n.web} {
@@ -305,44 +331,71 @@ func cutLab(t *testing.T, relayed bool) {
 	}
 	n.laptop.Up(c, c.Key("--user", "alice@example.com"))
 	n.mate.Up(c, c.Key("--tags", "tag:mate"))
-	n.db.Up(c, c.Key("--tags", "tag:db"))
-	n.web.Up(c, c.Key("--tags", "tag:web"))
-	if !relayed {
-		n.laptop.CLI("ping", "--until-direct", "db")
-		n.laptop.CLI("ping", "--until-direct", "web")
+	n.db.Up(c, c.Key("--tags", "tag:db,tag:work"))
+	n.web.Up(c, c.Key("--tags", "tag:web,tag:work"))
+	direct := func() {
+		if !relayed {
+			n.laptop.CLI("ping", "--until-direct", "db")
+			n.laptop.CLI("ping", "--until-direct", "web")
+		}
 	}
+	direct()
 	var table []string
 	for _, event := range []struct {
 		name   string
 		echoes bool // whether they end, too
 		cut    func() time.Time
+		undo   func() // what a policy does not undo; nil for nothing
 	}{
 		{"rule removed", true, func() time.Time {
 			begin := time.Now()
 			c.SetPolicy(cutPolicy(alice, ""))
 			return begin
-		}},
+		}, nil},
 		{"rule narrowed to another port", false, func() time.Time {
 			begin := time.Now()
 			c.SetPolicy(cutPolicy(alice, movedTo))
 			return begin
-		}},
+		}, nil},
 		{"group membership removed", true, func() time.Time {
 			begin := time.Now()
 			c.SetPolicy(cutPolicy("", workGrant))
 			return begin
+		}, nil},
+		{"tag removed", true, func() time.Time {
+			begin := time.Now()
+			c.Admin("devices", "tag", "db", "--tags", "tag:db")
+			c.Admin("devices", "tag", "web", "--tags", "tag:web")
+			return begin
+		}, func() {
+			c.Admin("devices", "tag", "db", "--tags", "tag:db,tag:work")
+			c.Admin("devices", "tag", "web", "--tags", "tag:web,tag:work")
+		}},
+		{"user suspended", true, func() time.Time {
+			begin := time.Now()
+			c.Admin("users", "suspend", "alice@example.com")
+			return begin
+		}, func() {
+			c.Admin("users", "resume", "alice@example.com")
+			lab.Eventually(t, 40*time.Second, func() error {
+				if state := n.laptop.Status()["state"]; state != "connected" {
+					return fmt.Errorf("after the user was resumed the laptop is %v", state)
+				}
+				return nil
+			})
+			direct()
 		}},
 		{"notAfter, coordinator stopped", true, func() time.Time {
 			end := time.Now().Add(6 * time.Second).Truncate(time.Second).UTC()
-			n.setPolicy(t, cutPolicy(alice, strings.Replace(workGrant, `"src"`, fmt.Sprintf(`"notAfter": %q, "src"`, end.Format(time.RFC3339)), 1)))
+			n.setPolicy(t, cutPolicy(alice, strings.ReplaceAll(workGrant, `"src"`, fmt.Sprintf(`"notAfter": %q, "src"`, end.Format(time.RFC3339)))))
 			c.Kill()
 			return end
-		}},
+		}, nil},
 		{"device revoked", true, func() time.Time {
 			begin := time.Now()
 			c.Admin("devices", "revoke", "laptop")
 			return begin
-		}},
+		}, nil},
 	} {
 		switch {
 		case event.name == "notAfter, coordinator stopped" && relayed:
@@ -350,12 +403,17 @@ func cutLab(t *testing.T, relayed bool) {
 		case event.name == "device revoked" && !relayed:
 			c.Start()
 			n.setPolicy(t, cutPolicy(alice, workGrant)) // the nodes are connected again
+		case event.name == "tag removed":
+			n.setPolicy(t, cutPolicy(alice, taggedWork))
 		default:
 			c.SetPolicy(cutPolicy(alice, workGrant))
 		}
 		t.Run(event.name, func(t *testing.T) {
 			table = append(table, cutEvent(t, n, event.name, event.echoes, event.cut)...)
 		})
+		if event.undo != nil {
+			event.undo()
+		}
 	}
 	slices.Sort(table)
 	t.Logf("last packet at the receiver, last echo, and when the programs on both ends knew:\n%s", strings.Join(table, "\n"))
@@ -378,6 +436,9 @@ func cutEvent(t *testing.T, n *cutLabNodes, name string, echoes bool, cut func()
 			host := target.node.Host
 			dial := address(target.node, family, 6000)
 			ends = append(ends, startTCP(t, label+" TCP", n.laptop.Host, host, listen(6000), dial), startUDP(t, label+" UDP", n.laptop.Host, host, listen(6000), dial))
+			if target.kind == "userspace" {
+				ends = append(ends, startSOCKS(t, label+" TCP opened there", host, webProxy, n.laptop.Host, address(n.laptop, family, 6100)))
+			}
 			if echoes {
 				ends = append(ends, startICMP(t, label+" ICMP", n.laptop.Host, family, target.node.IP(family), uint16(os.Getpid())))
 			}
@@ -415,7 +476,7 @@ func cutEvent(t *testing.T, n *cutLabNodes, name string, echoes bool, cut func()
 	for _, f := range ends {
 		last, _ := f.last.since(begin)
 		echo, _ := f.lastEcho.since(begin)
-		row := fmt.Sprintf("%-32s %-22s %8v %8v", name, f.name, max(last, 0).Round(time.Millisecond), max(echo, 0).Round(time.Millisecond))
+		row := fmt.Sprintf("%-30s %-31s %8v %8v", name, f.name, max(last, 0).Round(time.Millisecond), max(echo, 0).Round(time.Millisecond))
 		if last > cutLimit || echo > cutLimit {
 			t.Errorf("%s went on for %v, its echoes for %v", f.name, last, echo)
 		}

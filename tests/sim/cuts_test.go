@@ -242,6 +242,21 @@ var cutCases = []cutCase{
 			a.sim.Fatal(err)
 		}
 	}},
+	{name: "user suspended", change: func(_ *sim, a *node, others []*node, wait func()) {
+		// Two devices of one user, which are cut off from each other, too.
+		own := others[len(others)-1]
+		others = others[:len(others)-1]
+		for i, n := range others {
+			n.peers = slices.Delete(slices.Clone(others), i, i+1)
+			n.apply(n.rules)
+		}
+		wait()
+		for _, n := range []*node{a, own} {
+			if err := n.engine.Apply(nil); err != nil {
+				a.sim.Fatal(err)
+			}
+		}
+	}},
 	{name: "rule removed", alone: true, change: func(s *sim, a *node, others []*node, wait func()) {
 		removed := func(*ruleset.Rule) bool { return false }
 		for _, n := range others {
