@@ -2,6 +2,7 @@ package acltest
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/filter"
@@ -355,7 +356,7 @@ func (m *Filter) place(device, other *ident.Identity, a netip.Addr) where {
 
 // barred reports whether nothing that is forwarded may have the address.
 func (m *Filter) barred(a netip.Addr) bool {
-	if noHost(a) || m.self.OwnsAddress(a) {
+	if noHost(a) || m.self.OwnsAddress(a) || m.subnetBroadcast(a) {
 		return true
 	}
 	switch a.String() { // metadata services of clouds
@@ -383,7 +384,13 @@ func (m *Filter) group(a netip.Addr) bool {
 	if a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.MustParseAddr("255.255.255.255") {
 		return true
 	}
-	for _, p := range m.Config.Protected {
+	return m.subnetBroadcast(a)
+}
+
+// subnetBroadcast reports whether a is the broadcast address of a subnet that
+// this machine is connected to (P4).
+func (m *Filter) subnetBroadcast(a netip.Addr) bool {
+	for _, p := range slices.Concat(m.Config.Protected, m.Config.Connected) {
 		if a.Is4() && p.Bits() > 0 && p.Bits() < 31 && p.Contains(a) && !p.Contains(a.Next()) {
 			return true
 		}

@@ -50,7 +50,7 @@ var (
 	worldSelf = addresses("100.64.0.1", "fd00::1")
 	worldPeer = addresses("100.64.0.2", "fd00::2")
 	// worldFar are hosts behind routers, and addresses that nobody may use.
-	worldFar = addresses("10.1.2.3", "10.9.9.9", "8.8.8.8", "fd01::5", "2001:db8::8", "192.168.7.7", "192.168.7.255",
+	worldFar = addresses("10.1.2.3", "10.9.9.9", "8.8.8.8", "fd01::5", "2001:db8::8", "192.168.7.7", "192.168.7.255", "10.1.255.255",
 		"100.64.0.3", "fd00::3", "127.0.0.1", "169.254.169.254", "224.0.0.251", "255.255.255.255", "0.0.0.0", "::1", "::",
 		"fe80::1", "ff02::fb", "64:ff9b::7f00:1", "2002:a09:909::1", "2002:6440:1::1", "fd00:ec2::254",
 		"168.63.129.16", "192.0.0.192", "100.100.100.200", "64:ff9b::a83f:8110")
@@ -64,6 +64,7 @@ func (w *FilterWorld) Config() filter.Config {
 		Seed:            [2]uint64{w.Rand.Uint64(), w.Rand.Uint64()},
 		Overlay:         prefixes("100.64.0.0/10", "fd00::/48"),
 		Protected:       prefixes("192.168.7.0/24", "203.0.113.9/32"),
+		Connected:       prefixes("10.1.0.0/16", "fd01::/64"),
 		ControlProtocol: choose(w.Rand, uint8(0), 253),
 		MTU:             choose(w.Rand, uint16(0), 1420),
 		StrictEcho:      w.Rand.IntN(2) == 0,

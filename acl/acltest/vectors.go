@@ -285,6 +285,8 @@ func (w *words) config() *filter.Config {
 			c.Overlay = list(value, netip.ParsePrefix)
 		case "protected":
 			c.Protected = list(value, netip.ParsePrefix)
+		case "connected":
+			c.Connected = list(value, netip.ParsePrefix)
 		case "mtu":
 			c.MTU = uint16(must(strconv.ParseUint(value, 10, 16)))
 		case "control":

@@ -100,6 +100,10 @@ type Config struct {
 	// this machine's addresses outside the network, the subnets that it is
 	// connected to and does not offer as a route, the coordinator and relays.
 	Protected []netip.Prefix
+	// Connected holds the subnets that this machine is connected to, served or
+	// not: their broadcast addresses are nobody's (P4). Those of Protected need
+	// not be repeated.
+	Connected []netip.Prefix
 	// ControlProtocol is the IP protocol number of the in-band control
 	// protocol, 0 where there is none.
 	ControlProtocol uint8

@@ -2,6 +2,7 @@ package filter
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -25,12 +26,12 @@ func NewDevice(cfg Config) *Device {
 	}
 	// The last address of a connected IPv4 subnet is its broadcast address; a
 	// subnet of one or two addresses has none (RFC 3021).
-	for _, p := range cfg.Protected {
+	for _, p := range slices.Concat(cfg.Protected, cfg.Connected) {
 		if p.IsValid() && p.Addr().Is4() && p.Bits() > 0 && p.Bits() < 31 {
 			d.broadcasts = append(d.broadcasts, rangeOf(p).last)
 		}
 	}
-	d.Overlay, d.Protected = nil, nil
+	d.Overlay, d.Protected, d.Connected = nil, nil, nil
 	return d
 }
 

@@ -169,10 +169,15 @@ func unusable(a packet.Address) bool {
 func (p *Peer) undirected(a packet.Address) bool {
 	if a.Is4() {
 		v4 := uint32(a.Lo)
-		return v4>>28 == 0xe || v4>>16 == 0xa9fe || v4 == 0xffffffff || slices.Contains(p.shared.broadcasts, a)
+		return v4>>28 == 0xe || v4>>16 == 0xa9fe || v4 == 0xffffffff || p.broadcast(a)
 	}
 	return a.Hi>>54 == 0xfe80>>6 || a.Hi>>56 == 0xff
 }
+
+// broadcast reports whether a is the broadcast address of a subnet that this
+// machine is connected to. A router is the only one who can know: elsewhere the
+// last address of a route may be a host's.
+func (p *Peer) broadcast(a packet.Address) bool { return slices.Contains(p.shared.broadcasts, a) }
 
 // metadata6 is where one cloud serves machines their credentials in unique local
 // addresses (fd00:ec2::254).
@@ -211,7 +216,7 @@ func (p *Peer) unreachable(a packet.Address) bool {
 }
 
 func (p *Peer) forbidden(a packet.Address) bool {
-	return unusable(a) || metadata(a) || p.self.owns(a) || p.shared.overlay.contain(a) || p.shared.protected.contain(a)
+	return unusable(a) || metadata(a) || p.broadcast(a) || p.self.owns(a) || p.shared.overlay.contain(a) || p.shared.protected.contain(a)
 }
 
 // embedded4 returns the IPv4 address inside a 6to4 (2002::/16, RFC 3056) or a

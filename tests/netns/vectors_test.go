@@ -153,15 +153,21 @@ func newVectorPath(t *testing.T, host *vectorHost, v *acltest.Vector) *vectorPat
 	listen := func(port uint16) (sock.Conn, error) {
 		return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
 	}
+	connected := []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")} // what the vectors call protected
+	for i := range v.Steps {
+		if c := v.Steps[i].Config; c != nil {
+			for _, served := range c.Connected { // by some address in it
+				connected = append(connected, netip.PrefixFrom(served.Addr().Next(), served.Bits()))
+			}
+		}
+	}
 	var err error
 	p.engine, err = engine.New(engine.Config{
 		TUN: host.device, Listen: listen,
-		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
-		ConnectedPrefixes: func() ([]netip.Prefix, error) {
-			return []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")}, nil // what the vectors call protected
-		},
-		Now:    func() time.Time { return p.began.Add(time.Duration(p.clock.Load())) },
-		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+		LocalAddresses:    func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
+		ConnectedPrefixes: func() ([]netip.Prefix, error) { return connected, nil },
+		Now:               func() time.Time { return p.began.Add(time.Duration(p.clock.Load())) },
+		Logger:            slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		t.Fatal(err)
