@@ -194,7 +194,9 @@ func TestRelayToken(t *testing.T) {
 	n, foreign := acltest.NewNetwork(1, start), acltest.NewNetwork(2, start)
 	node, other := n.NodeKey().Public(), n.NodeKey().Public()
 	issue := func(n *acltest.Network, d time.Duration) []byte {
-		token, err := authority.IssueRelayToken(n.Genesis, authority.RelayToken{NodeKey: node, NotAfter: start.Add(d)}, n.Signer)
+		token, err := authority.IssueRelayToken(n.Genesis, authority.RelayToken{
+			NodeKey: node, NotAfter: start.Add(d), Relays: []string{"fra", "nyc"},
+		}, n.Signer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -205,23 +207,74 @@ func TestRelayToken(t *testing.T) {
 		name  string
 		token []byte
 		node  ident.NodeKey
+		relay string
 		at    time.Time
 		want  error
 	}{
-		{"sound", sound, node, start, nil},
-		{"another's", sound, other, start, authority.ErrNotOurs},
-		{"expired", sound, node, start.Add(authority.RelayTokenValidity), authority.ErrExpired},
-		{"too long", issue(n, time.Hour), node, start, authority.ErrExpired},
-		{"another network's", issue(foreign, time.Minute), node, start, authority.ErrSigner},
-		{"changed", bytes.Replace(sound, node[:], other[:], 1), other, start, authority.ErrSignature},
-		{"empty", nil, node, start, authority.ErrMalformed},
+		{"sound", sound, node, "fra", start, nil},
+		{"sound at the other relay", sound, node, "nyc", start, nil},
+		{"sound at the coordinator's own", sound, node, "", start, nil},
+		{"for another relay", sound, node, "sgp", start, authority.ErrNotOurs},
+		{"another's", sound, other, "fra", start, authority.ErrNotOurs},
+		{"expired", sound, node, "fra", start.Add(authority.RelayTokenValidity), authority.ErrExpired},
+		{"expired and for another relay", sound, node, "sgp", start.Add(authority.RelayTokenValidity), authority.ErrNotOurs},
+		{"too long", issue(n, time.Hour), node, "fra", start, authority.ErrOutOfBounds},
+		{"another network's", issue(foreign, time.Minute), node, "fra", start, authority.ErrSigner},
+		{"changed", bytes.Replace(sound, node[:], other[:], 1), other, "fra", start, authority.ErrSignature},
+		{"changed relay", bytes.Replace(sound, []byte("nyc"), []byte("sgp"), 1), node, "sgp", start, authority.ErrSignature},
+		{"empty", nil, node, "fra", start, authority.ErrMalformed},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if err := authority.VerifyRelayToken(n.Genesis, tt.token, tt.node, tt.at); !errors.Is(err, tt.want) {
+			got, err := authority.VerifyRelayToken(n.Genesis, tt.token, tt.node, tt.relay, tt.at)
+			if !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
+			if sound := tt.want == nil || errors.Is(tt.want, authority.ErrExpired); sound != (got.NodeKey == node) {
+				t.Errorf("returned %+v with %v", got, err)
+			}
 		})
+	}
+	for name, relays := range map[string][]string{
+		"no name": {""}, "a long name": {strings.Repeat("x", authority.MaxRelayName+1)},
+		"many": strings.Split(strings.Repeat("r,", authority.MaxTokenRelays), ","),
+	} {
+		if _, err := authority.IssueRelayToken(n.Genesis, authority.RelayToken{NodeKey: node, NotAfter: start, Relays: relays}, n.Signer); !errors.Is(err, authority.ErrOutOfBounds) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	largest := authority.RelayToken{NodeKey: node, NotAfter: start}
+	for range authority.MaxTokenRelays {
+		largest.Relays = append(largest.Relays, strings.Repeat("x", authority.MaxRelayName))
+	}
+	const maxToken = 5 << 10 // netstack/relay.MaxToken
+	if token, err := authority.IssueRelayToken(n.Genesis, largest, n.Signer); err != nil || len(token) > maxToken {
+		t.Errorf("the largest token has %d bytes, %v", len(token), err)
+	}
+}
+
+func TestRelayRevocations(t *testing.T) {
+	n, foreign := acltest.NewNetwork(1, start), acltest.NewNetwork(2, start)
+	want := authority.RelayRevocations{Time: start, Keys: []ident.NodeKey{n.NodeKey().Public(), n.NodeKey().Public()}}
+	signed, err := authority.IssueRelayRevocations(n.Genesis, want, n.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := authority.VerifyRelayRevocations(n.Genesis, signed); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read back as %+v, %v", got, err)
+	}
+	if _, err := authority.VerifyRelayRevocations(foreign.Genesis, signed); !errors.Is(err, authority.ErrSigner) {
+		t.Errorf("another network's: %v", err)
+	}
+	if _, err := authority.VerifyRelayRevocations(n.Genesis, bytes.Replace(signed, want.Keys[0][:], want.Keys[1][:], 1)); !errors.Is(err, authority.ErrSignature) {
+		t.Errorf("changed: %v", err)
+	}
+	token, err := authority.IssueRelayToken(n.Genesis, authority.RelayToken{NodeKey: want.Keys[0], NotAfter: start}, n.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := authority.VerifyRelayRevocations(n.Genesis, token); !errors.Is(err, authority.ErrSignature) {
+		t.Errorf("a token: %v", err)
 	}
 }
 
@@ -273,6 +326,16 @@ func FuzzAdmit(f *testing.F) {
 	rules := n.IssueRules(1, &ruleset.RuleSet{Epoch: 1})
 	f.Add(sound)
 	f.Add(rules)
+	token, err := authority.IssueRelayToken(n.Genesis, authority.RelayToken{NodeKey: other, NotAfter: start.Add(time.Minute), Relays: []string{"fra"}}, n.Signer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	revoked, err := authority.IssueRelayRevocations(n.Genesis, authority.RelayRevocations{Time: start, Keys: []ident.NodeKey{other}}, n.Signer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(token)
+	f.Add(revoked)
 	f.Add(n.Genesis.AppendBinary(nil))
 	f.Add([]byte("\x83\x58\x20"))
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -284,5 +347,11 @@ func FuzzAdmit(f *testing.F) {
 			t.Errorf("admitted rules %x", in)
 		}
 		authority.DecodeForged(n.Genesis, in, start)
+		if _, err := authority.VerifyRelayToken(n.Genesis, in, other, "", start); err == nil && !bytes.Equal(in, token) {
+			t.Errorf("a relay token %x", in)
+		}
+		if _, err := authority.VerifyRelayRevocations(n.Genesis, in); err == nil && !bytes.Equal(in, revoked) {
+			t.Errorf("revocations %x", in)
+		}
 	})
 }

@@ -35,5 +35,7 @@ func DecodeForged(g *Genesis, b []byte, now time.Time) {
 	if r, err := decodeRules(b); err == nil {
 		_, _ = r.read()
 	}
+	_, _ = decodeRelayToken(b)
+	_, _ = decodeRelayRevocations(b)
 	_, _ = DecodeGenesis(b, sha256.Sum256(b))
 }

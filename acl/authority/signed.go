@@ -19,6 +19,8 @@ const (
 	kindDevice     kind = "warren device certificate v1\x00"
 	kindRules      kind = "warren rules v1\x00"
 	kindRelayToken kind = "warren relay token v1\x00"
+
+	kindRelayRevocations kind = "warren relay revocations v1\x00"
 )
 
 func (k kind) role() Role {
@@ -27,7 +29,7 @@ func (k kind) role() Role {
 		return SignDevices
 	case kindRules:
 		return SignRules
-	case kindRelayToken:
+	case kindRelayToken, kindRelayRevocations:
 		return SignRelayTokens
 	}
 	panic("BUG: authority: kind without a role")

@@ -92,6 +92,9 @@ func (n *Network) RelayToken(id ident.NodeID, now time.Time) (token []byte, rene
 		return nil, time.Time{}, fmt.Errorf("%w: there is no device %v", ErrNoView, id)
 	}
 	t := authority.RelayToken{NodeKey: d.NodeKey, NotAfter: now.Add(tokenValidity).UTC().Truncate(time.Second)}
+	for _, r := range n.cfg.Relays {
+		t.Relays = append(t.Relays, r.Name)
+	}
 	token, err = authority.IssueRelayToken(n.cfg.Genesis, t, n.cfg.Signer)
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("%w: relay token of %v: %w", ErrNoView, id, err)

@@ -70,7 +70,7 @@ func (s *Server) commit(ctx context.Context, changes *registry.Changes) error {
 // apply makes memory follow what was committed.
 func (s *Server) apply(changes *registry.Changes) {
 	s.state.Apply(changes)
-	s.members.follow(s.state, changes)
+	s.members.follow(s.state, changes, s.cfg.Now())
 	touched, err := s.network.HandleChanges(changes)
 	if err != nil {
 		// What was committed cannot be served: a mistake of this program. The

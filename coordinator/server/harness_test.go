@@ -354,7 +354,7 @@ func (d *device) sees(o *site) map[string]wire.PeerState {
 	if _, err := a.AdmitRules(m.Rules, self.Node()); err != nil {
 		d.t.Fatal(err)
 	}
-	if err := authority.VerifyRelayToken(o.Genesis(), m.RelayToken, d.node, time.Now()); err != nil {
+	if _, err := authority.VerifyRelayToken(o.Genesis(), m.RelayToken, d.node, "", time.Now()); err != nil {
 		d.t.Fatal(err)
 	}
 	out := make(map[string]wire.PeerState)

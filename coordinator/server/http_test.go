@@ -351,10 +351,10 @@ func TestKeysOfAnotherNetworkAreRefused(t *testing.T) {
 func TestMembersFollow(t *testing.T) {
 	o := newSite(t)
 	defer o.stop()
-	if _, err := o.Members().Admit(ident.NodeKey{1}, nil, time.Now()); !errors.Is(err, ErrNotMember) {
+	if _, _, err := o.Members().Admit(ident.NodeKey{1}, nil, time.Now()); !errors.Is(err, ErrNotMember) {
 		t.Error(err)
 	}
-	if _, err := o.Members().Admit(ident.NodeKey{}, nil, time.Now()); !errors.Is(err, ErrNotMember) {
+	if _, _, err := o.Members().Admit(ident.NodeKey{}, nil, time.Now()); !errors.Is(err, ErrNotMember) {
 		t.Error(err)
 	}
 }

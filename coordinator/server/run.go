@@ -72,6 +72,16 @@ func (s *Server) routes() {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Write(genesis)
 	})
+	s.mux.HandleFunc("GET "+channel.RevocationsPath, func(w http.ResponseWriter, _ *http.Request) {
+		signed, err := s.members.Revocations(s.keys.Signing, s.cfg.Now())
+		if err != nil {
+			s.cfg.Logger.Error("signing revocations for relays", "error", err)
+			http.Error(w, "not signed", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Write(signed)
+	})
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, s.cfg.Version) })
 }

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/admin"
 	"github.com/warren-overlay/warren/coordinator/audit"
@@ -110,7 +111,7 @@ func TestRevokedDeviceIsCutAndStaysOut(t *testing.T) {
 		a, b := o.join(key, "a"), o.join(key, "b")
 		synctest.Wait()
 		token := b.held().RelayToken
-		if _, err := o.Members().Admit(b.node, token, time.Now()); err != nil {
+		if _, _, err := o.Members().Admit(b.node, token, time.Now()); err != nil {
 			t.Fatalf("the relay refuses a member: %v", err)
 		}
 		before := time.Now()
@@ -122,11 +123,18 @@ func TestRevokedDeviceIsCutAndStaysOut(t *testing.T) {
 		if took := time.Since(before); took != 0 {
 			t.Errorf("it took %v of simulated time", took)
 		}
-		if _, err := o.Members().Admit(b.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
+		if _, _, err := o.Members().Admit(b.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
 			t.Errorf("the relay admits it: %v", err)
 		}
 		if !slices.Equal(o.revoked, []ident.NodeKey{b.node}) {
 			t.Errorf("the relay was told of %v", o.revoked)
+		}
+		told, err := o.Members().Revocations(o.keys.Signing, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := authority.VerifyRelayRevocations(o.Genesis(), told); err != nil || !slices.Equal(r.Keys, []ident.NodeKey{b.node}) || !r.Time.Equal(time.Now().Truncate(time.Second)) {
+			t.Errorf("relays elsewhere are told %+v, %v", r, err)
 		}
 		if _, refused := b.connect(o); refused == nil || refused.Code != wire.CodeRevoked {
 			t.Errorf("it comes back: %+v", refused)
@@ -165,7 +173,7 @@ func TestSuspendedUserIsCutUntilResumed(t *testing.T) {
 		if took := time.Since(before); took != 0 {
 			t.Errorf("it took %v of simulated time", took)
 		}
-		if _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
+		if _, _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
 			t.Errorf("the relay admits it: %v", err)
 		}
 		if !slices.Equal(o.revoked, []ident.NodeKey{a.node, away.node}) {
@@ -175,7 +183,7 @@ func TestSuspendedUserIsCutUntilResumed(t *testing.T) {
 		b.close()
 		o.stop()
 		o.restart()
-		if _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
+		if _, _, err := o.Members().Admit(a.node, token, time.Now()); !errors.Is(err, ErrNotMember) {
 			t.Errorf("the relay admits it after a restart: %v", err)
 		}
 		for _, d := range []*device{a, away} {
@@ -203,7 +211,7 @@ func TestSuspendedUserIsCutUntilResumed(t *testing.T) {
 		if got := names(b.sees(o)); got != "a away" {
 			t.Errorf("after it was resumed b sees %q", got)
 		}
-		if _, err := o.Members().Admit(a.node, a.held().RelayToken, time.Now()); err != nil {
+		if _, _, err := o.Members().Admit(a.node, a.held().RelayToken, time.Now()); err != nil {
 			t.Errorf("the relay refuses it after it was resumed: %v", err)
 		}
 		a.close()

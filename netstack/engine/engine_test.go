@@ -220,7 +220,11 @@ func TestRulesAndMembershipCutFlows(t *testing.T) {
 
 type admitAll struct{}
 
-func (admitAll) Admit(ident.NodeKey, []byte, time.Time) (string, error) { return "test", nil }
+func (admitAll) Admit(ident.NodeKey, []byte, time.Time) (string, time.Time, error) {
+	return "test", time.Time{}, nil
+}
+
+func (admitAll) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) { return time.Time{}, false }
 
 func TestRelayCarriesWhatHasNoDirectPath(t *testing.T) {
 	_, a, b := two(t)

@@ -335,7 +335,7 @@ func (s *relaySession) drainLocked() {
 			s.r.out.open()
 			s.r.ready()
 			s.r.tell(s.engine, true)
-		case relay.EventPeerGone, relay.EventClosed:
+		case relay.EventPeerGone, relay.EventClosed, relay.EventLink, relay.EventLeaving:
 			// Gone is a hint that nothing here needs: the path's agent goes on to
 			// look for a direct way. Closed shows in Failed.
 		}

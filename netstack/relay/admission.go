@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	// version is of the admission exchange; a server that speaks another one is
+	// version is of the admission exchange, versionBound of the same where the
+	// server binds it to the channel below. A server that speaks another one is
 	// refused by the client.
 	version       = 1
+	versionBound  = 2
 	nonceSize     = 32
 	proofSize     = sha256.Size
 	challengeSize = 1 + ident.KeySize + nonceSize
@@ -23,20 +25,31 @@ const (
 
 // challenge is what a server asks of one connection.
 type challenge struct {
+	// bound says that the proof covers what both ends know of their channel. A
+	// server behind a proxy that ends TLS knows nothing of the client's.
+	bound     bool
 	ephemeral [ident.KeySize]byte
 	nonce     [nonceSize]byte
 }
 
 func (c *challenge) append(dst []byte) []byte {
-	return AppendFrame(dst, FrameChallenge, []byte{version}, c.ephemeral[:], c.nonce[:])
+	v := byte(version)
+	if c.bound {
+		v = versionBound
+	}
+	return AppendFrame(dst, FrameChallenge, []byte{v}, c.ephemeral[:], c.nonce[:])
 }
 
 func parseChallenge(f Frame) (c challenge, err error) {
 	if f.Type != FrameChallenge || len(f.Body) != challengeSize {
 		return c, fmt.Errorf("%w: want a challenge first", ErrFrame)
 	}
-	if f.Body[0] != version {
-		return c, fmt.Errorf("%w: relay speaks version %d, this program %d", ErrFrame, f.Body[0], version)
+	switch f.Body[0] {
+	case version:
+	case versionBound:
+		c.bound = true
+	default:
+		return c, fmt.Errorf("%w: relay speaks version %d, this program %d", ErrFrame, f.Body[0], versionBound)
 	}
 	copy(c.ephemeral[:], f.Body[1:])
 	copy(c.nonce[:], f.Body[1+ident.KeySize:])
@@ -101,16 +114,17 @@ func prove(shared []byte, relay string, binding []byte, c *challenge, key ident.
 	return [proofSize]byte(mac.Sum(nil))
 }
 
-// verify reports whether h answers c, in constant time.
-func verify(private *ecdh.PrivateKey, relay string, binding []byte, c *challenge, h *hello) bool {
+// verify reports whether h answers c, in constant time, and returns the product
+// that both ends know.
+func verify(private *ecdh.PrivateKey, relay string, binding []byte, c *challenge, h *hello) (shared []byte, ok bool) {
 	public, err := ecdh.X25519().NewPublicKey(h.key[:])
 	if err != nil {
 		panic("BUG: relay: X25519 refused 32 bytes: " + err.Error())
 	}
-	shared, err := private.ECDH(public)
+	shared, err = private.ECDH(public)
 	if err != nil {
-		return false // low order: the product is known to everyone
+		return nil, false // low order: the product is known to everyone
 	}
 	want := prove(shared, relay, binding, c, h.key, h.token)
-	return hmac.Equal(want[:], h.proof[:])
+	return shared, hmac.Equal(want[:], h.proof[:])
 }

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -14,7 +15,7 @@ func BenchmarkForward(b *testing.B) {
 		b.Fatal(err)
 	}
 	for id, seed := range []byte{1, 2} {
-		if err := s.HandleConnect(ConnID(id), nil, epoch); err != nil {
+		if err := s.HandleConnect(ConnID(id), netip.Addr{}, nil, epoch); err != nil {
 			b.Fatal(err)
 		}
 		session, err := NewSession(SessionConfig{Key: nodeKey(seed), Relay: "r", Token: []byte("net1")}, epoch)

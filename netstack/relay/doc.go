@@ -20,7 +20,9 @@
 // The token says which network the key belongs to. It is opaque here: the
 // server's owner supplies an Admitter that checks it.
 //
-// A new connection for a key replaces the old one only after it was admitted.
+// A new connection for a key replaces the old one only after it was admitted. A
+// connection ends when its admission does, unless the client brings a newer
+// token or the Admitter extends it.
 //
 // # Forwarding
 //
@@ -29,6 +31,37 @@
 // between the nodes; a relay sees keys, sizes and times. Every destination has
 // a bounded queue with a part for each sender, served in turn: who floods,
 // fills its own part.
+//
+// # Datagrams
+//
+// Beside the connection, which passes wherever HTTP does, packets may go as
+// datagrams: a header of eight bytes and the payload, which the relay forwards by
+// rewriting the header. The server offers them to whom it has admitted:
+//
+//	server  Datagrams{number, tag}                       by the connection
+//	client  Open{tag, number, sequence, padding, MAC}    from the address
+//	server  Cookie{tag, number, sequence, cookie, MAC}   to that address
+//	client  Bind{tag, number, sequence, cookie, MAC}
+//	server  Bound{tag, number, sequence, MAC}
+//
+// The MACs have a key that both ends derive from the product of the admission,
+// so that datagrams belong to who proved the node key, and nobody who reads along
+// can bind an address. A packet is taken only from the address that is bound, and
+// that moves only by another exchange, with a fresh cookie and a higher sequence
+// number. The client repeats the exchange every 15 s, and every second while it
+// sends; where no answer comes for 3 s, it says so by the connection, and packets
+// go there both ways, until an exchange succeeds again.
+//
+// Numbers stand for the members of one server. A client asks for that of a peer
+// (Resolve), and the peer is told that of the client; a number of another network
+// is nobody's. What does not fit into a datagram of an Ethernet, or is for a
+// member without datagrams, goes by the connection.
+//
+// Whoever is not admitted gets no answer but a notice of eight bytes that an
+// address is not known, which is never longer than what it answers, and which
+// clients only take as a reason to repeat the exchange.
+//
+// DESIGN.md has the alternatives and the figures.
 //
 // # Form
 //

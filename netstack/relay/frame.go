@@ -30,6 +30,24 @@ const (
 	FramePing FrameType = 8
 	// FramePong answers a FramePing.
 	FramePong FrameType = 9
+	// FrameDatagrams offers datagrams to a client: the number that it has for
+	// others, and the tag of its headers.
+	FrameDatagrams FrameType = 10
+	// FrameResolve asks for the number of the member with a key.
+	FrameResolve FrameType = 11
+	// FramePeer says which number the member with a key has: the answer to
+	// FrameResolve, and news for that member about who asked. The number is zero
+	// where the member is not connected; the key is zero where a number that was
+	// used is nobody's.
+	FramePeer FrameType = 12
+	// FrameStream says that the client hears no datagrams: its packets are to go
+	// by this connection until it binds an address again.
+	FrameStream FrameType = 13
+	// FrameToken is a newer admission token, so that the connection may last.
+	FrameToken FrameType = 14
+	// FrameLeaving says that the relay is about to stop: the client should be
+	// elsewhere within a second.
+	FrameLeaving FrameType = 15
 )
 
 // Frame is one frame of a message.
@@ -45,8 +63,9 @@ const (
 	// MaxPacket is the largest payload of a SendPacket: a jumbo Ethernet frame
 	// and WireGuard's overhead, with room to spare.
 	MaxPacket = 9216
-	// MaxToken is the largest admission token.
-	MaxToken = 1024
+	// MaxToken is the largest admission token: one that names 64 relays by names
+	// of 63 bytes fits.
+	MaxToken = 5 << 10
 	// MaxMessage is the largest transport message either side sends or takes. It
 	// bounds what one connection can make its peer hold at once, and is what a
 	// WebSocket's read limit should be.
@@ -145,6 +164,10 @@ const (
 	ReasonFull Reason = 6
 	// ReasonRevoked means that the relay's owner ended the admission.
 	ReasonRevoked Reason = 7
+	// ReasonLeaving means that the relay stops.
+	ReasonLeaving Reason = 8
+	// ReasonExpired means that the admission ended, and that no newer token came.
+	ReasonExpired Reason = 9
 )
 
 // String returns the reason as a metric label.
@@ -166,6 +189,10 @@ func (r Reason) String() string {
 		return "full"
 	case ReasonRevoked:
 		return "revoked"
+	case ReasonLeaving:
+		return "leaving"
+	case ReasonExpired:
+		return "expired"
 	}
 	return "unknown"
 }

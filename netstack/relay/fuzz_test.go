@@ -2,6 +2,8 @@ package relay
 
 import (
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,7 +21,7 @@ func FuzzServer(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.HandleConnect(1, nil, epoch); err != nil {
+		if err := s.HandleConnect(1, netip.Addr{}, nil, epoch); err != nil {
 			t.Fatal(err)
 		}
 		_ = s.HandleMessage(1, first, epoch)
@@ -91,6 +93,70 @@ func FuzzSession(f *testing.F) {
 					}
 				}
 			}
+		}
+	})
+}
+
+// fuzzRig is a server and one client whose datagrams are bound, for targets that
+// begin behind the admission.
+func fuzzRig(t *testing.T) (*rig, *client) {
+	t.Helper()
+	r := newDatagramRig(t, 0)
+	return r, r.joinUDP(1, "net1", "198.51.100.1:1000")
+}
+
+// FuzzServerDatagram: whatever comes, the answer is no longer than it, and only
+// goes where it came from or to a member's address.
+func FuzzServerDatagram(f *testing.F) {
+	f.Add([]byte{datagramData, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0}, true)
+	f.Add(writeBinding(nil, datagramOpen, tag{1, 2, 3}, 4, 5, make([]byte, cookieSize), make([]byte, 32)), true)
+	f.Add(writeBinding(nil, datagramBind, tag{1, 2, 3}, 4, 5, make([]byte, cookieSize), make([]byte, 32)), false)
+	f.Add([]byte{datagramStale}, false)
+	f.Fuzz(func(t *testing.T, b []byte, member bool) {
+		r, c := fuzzRig(t)
+		from := c.addr
+		if !member {
+			from = netip.MustParseAddrPort("203.0.113.9:9")
+		}
+		before := r.server.Snapshot().Stats.DatagramsBound
+		for _, claim := range []bool{false, true} {
+			d := slices.Clone(b)
+			if claim && len(d) >= DatagramHeader {
+				putHeader(d, d[0], c.session.datagrams.tag, c.session.datagrams.number)
+			}
+			to, out := r.server.HandleDatagram(from, d, r.now)
+			if len(out) > len(b) || to.IsValid() != (out != nil) || to.IsValid() && to != from && to != c.addr {
+				t.Fatalf("%d bytes to %v for %d bytes of %v", len(out), to, len(b), from)
+			}
+		}
+		if n := r.server.Snapshot().Stats.DatagramsBound; n != before {
+			t.Fatalf("an address was bound without the key")
+		}
+	})
+}
+
+// FuzzSessionDatagram: what the relay's address sends ends nothing.
+func FuzzSessionDatagram(f *testing.F) {
+	f.Add([]byte{datagramData, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0})
+	f.Add(writeBinding(nil, datagramCookie, tag{1, 2, 3}, 4, 5, make([]byte, cookieSize), make([]byte, 32)))
+	f.Add(writeBinding(nil, datagramBound, tag{1, 2, 3}, 4, 5, nil, make([]byte, 32)))
+	f.Add([]byte{datagramStale, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, c := fuzzRig(t)
+		link := c.session.Link()
+		for _, claim := range []bool{false, true} {
+			d := slices.Clone(b)
+			if claim && len(d) >= DatagramHeader {
+				putHeader(d, d[0], c.session.datagrams.tag, c.session.datagrams.number)
+			}
+			c.session.HandleDatagram(d, r.now)
+			if _, payload, ok := link.Open(d); ok {
+				t.Fatalf("a packet of nobody: %q", payload)
+			}
+		}
+		r.pump()
+		if !c.session.Ready() || !c.session.Snapshot().Datagrams.Bound {
+			t.Fatal("the session or its datagrams ended")
 		}
 	})
 }

@@ -183,23 +183,27 @@ func (b *buffers) put(buf []byte) {
 	}
 }
 
-// bucket is a token bucket of bytes.
+// bucket is a token bucket, of bytes or of requests.
 type bucket struct {
 	rate  int64 // bytes per second
+	burst int64
 	level int64
 	at    time.Time
 }
 
+// newBucket returns a full bucket of a quarter of a second, but always with
+// enough for some packets.
 func newBucket(rate int64, now time.Time) bucket {
-	return bucket{rate: rate, level: burst(rate), at: now}
+	return newBucketOf(rate, max(rate/4, 4*MaxPacket), now)
 }
 
-// burst is a quarter of a second, but always enough for some packets.
-func burst(rate int64) int64 { return max(rate/4, 4*MaxPacket) }
+func newBucketOf(rate, burst int64, now time.Time) bucket {
+	return bucket{rate: rate, burst: burst, level: burst, at: now}
+}
 
-// take takes n bytes, if they are there.
+// take takes n of it, if they are there.
 func (b *bucket) take(n int64, now time.Time) bool {
-	full := burst(b.rate)
+	full := b.burst
 	if b.level < full {
 		elapsed := min(now.Sub(b.at), time.Minute)
 		if gained := int64(float64(b.rate) * elapsed.Seconds()); gained > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -16,15 +17,23 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 var errToken = errors.New("test: token admits nobody")
 
 // tokens admits a key to the network that its token names, "net1" or "net2".
-type tokens struct{ asked int }
+type tokens struct {
+	asked int
+	// until is when admissions end, extend what they are extended to.
+	until, extend time.Time
+}
 
-func (a *tokens) Admit(_ ident.NodeKey, token []byte, _ time.Time) (string, error) {
+func (a *tokens) Admit(_ ident.NodeKey, token []byte, _ time.Time) (string, time.Time, error) {
 	a.asked++
 	switch string(token) {
 	case "net1", "net2":
-		return string(token), nil
+		return string(token), a.until, nil
 	}
-	return "", errToken
+	return "", time.Time{}, errToken
+}
+
+func (a *tokens) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
+	return a.extend, !a.extend.IsZero()
 }
 
 // rig is a server and its clients, joined by slices.
@@ -35,6 +44,8 @@ type rig struct {
 	now      time.Time
 	clients  map[ConnID]*client
 	lastConn ConnID
+	// lose reports whether a datagram is lost; nil loses none.
+	lose func(from, to netip.AddrPort) bool
 }
 
 type client struct {
@@ -44,6 +55,9 @@ type client struct {
 	events  []Event
 	closed  Reason
 	gone    bool
+	// addr is where its datagrams come from, got what came there and is a packet.
+	addr netip.AddrPort
+	got  []string
 	// raw are the messages that the server sent.
 	raw [][]byte
 }
@@ -80,7 +94,7 @@ func (r *rig) connect(key ident.NodePrivate, cfg *SessionConfig, binding string)
 		c.session = s
 	}
 	r.clients[c.id] = c
-	if err := r.server.HandleConnect(c.id, []byte(binding), r.now); err != nil {
+	if err := r.server.HandleConnect(c.id, netip.Addr{}, []byte(binding), r.now); err != nil {
 		r.t.Fatal(err)
 	}
 	r.pump()
@@ -128,6 +142,10 @@ func (r *rig) pump() {
 				if !c.gone {
 					_ = r.server.HandleMessage(id, m, r.now)
 				}
+			}
+			for b, ok := c.session.NextDatagram(); ok; b, ok = c.session.NextDatagram() {
+				again = true
+				r.datagram(c.addr, b)
 			}
 			for e, ok := c.session.NextEvent(); ok; e, ok = c.session.NextEvent() {
 				e.Packet = bytes.Clone(e.Packet)

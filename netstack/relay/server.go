@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -14,12 +15,16 @@ import (
 // uses one again.
 type ConnID uint64
 
-// Admitter decides which network a node may use the relay for.
+// Admitter decides which network a node may use the relay for. Its methods must
+// not block, and must fail closed.
 type Admitter interface {
-	// Admit returns the network that token admits node to at the time now, or an
-	// error. It is called only for a node that proved its key, must not block,
-	// must not keep token, and must fail closed.
-	Admit(node ident.NodeKey, token []byte, now time.Time) (network string, err error)
+	// Admit returns the network that token admits node to at the time now, and
+	// until when; the zero time is for as long as it is not revoked. It is called
+	// only for a node that proved its key, and must not keep token.
+	Admit(node ident.NodeKey, token []byte, now time.Time) (network string, until time.Time, err error)
+	// Extend returns until when a node that is connected may stay although its
+	// admission ends, and whether it may.
+	Extend(network string, node ident.NodeKey, now time.Time) (until time.Time, ok bool)
 }
 
 // ServerConfig is what a server needs.
@@ -37,6 +42,14 @@ type ServerConfig struct {
 	// of a quarter of a second may pass at once. Zero means 125,000,000, the
 	// Gigabit per second above which a node should have found another way.
 	Rate int64
+	// Datagrams says that the shell takes datagrams (HandleDatagram); clients are
+	// then offered to send them.
+	Datagrams bool
+	// HelloPerSource bounds the connections from one address that are not
+	// admitted yet; the oldest of them makes room. An IPv6 address is its /64.
+	// Zero means 64, less than zero no bound, for a relay that sees only a
+	// proxy's address.
+	HelloPerSource int
 }
 
 // CommandKind says what a server asks of its shell.
@@ -69,6 +82,13 @@ const (
 	// maxControl bounds the control frames waiting for one connection, for a
 	// client that asks without reading.
 	maxControl = 4 << 10
+
+	// endSweep is how often admissions are looked at that may have ended.
+	endSweep = time.Second
+
+	// defaultHelloPerSource lets as many nodes behind one NAT come back in one
+	// moment, and 16 addresses are needed to fill maxHello.
+	defaultHelloPerSource = 64
 
 	// maxHello bounds the connections that did not prove their key yet. The
 	// oldest makes room for a new one, so strangers that say nothing keep a member
@@ -105,7 +125,9 @@ type conn struct {
 	binding []byte
 	ask     challenge
 	private *ecdh.PrivateKey
+	source  netip.Addr // whose share of connections it counts in; zero for nobody's
 	member  member
+	until   time.Time // when the admission ends, zero for never
 	heard   time.Time
 	woken   bool // CommandWake was given and NextMessage is not yet empty
 
@@ -113,6 +135,8 @@ type conn struct {
 	queue   queue
 	rate    bucket
 	gone    time.Time // of the last notice about a missing peer
+
+	datagrams *datagramState // nil for a connection without them
 
 	older, newer *conn // neighbours in its list, by heard
 }
@@ -138,6 +162,16 @@ type ServerStats struct {
 	DroppedControl  uint64 // control frames that did not fit
 	UnknownFrames   uint64
 	HandshakeEnding uint64 // strangers that did not answer in time
+	HelloPerSource  uint64 // strangers that made room for others from their address
+	Expired         uint64 // admissions that ended without a newer token
+
+	DatagramsBound     uint64 // addresses that connections were bound to
+	DatagramsForwarded uint64 // packets that came and went as datagrams
+	DatagramsUnbound   uint64 // packets from an address that no connection has
+	DatagramsForged    uint64 // messages of the exchange of nobody, or not authentic
+	DatagramsReplayed  uint64 // the same, old or for another address
+	DatagramsUnknown   uint64 // what is no datagram of a client's
+	DroppedShare       uint64 // over the sender's part while more comes than is taken
 }
 
 // ServerSnapshot is the state of a server for people.
@@ -154,17 +188,21 @@ type ServerSnapshot struct {
 //
 // A Server is not safe for concurrent use.
 type Server struct {
-	cfg      ServerConfig
-	now      time.Time
-	conns    map[ConnID]*conn
-	members  map[member]*conn
-	hello    list // connections in stateHello, oldest first
-	admitted list // connections in stateAdmitted, longest silent first
-	commands []Command
-	read     int
-	free     buffers
-	queued   int
-	stats    ServerStats
+	cfg       ServerConfig
+	now       time.Time
+	conns     map[ConnID]*conn
+	members   map[member]*conn
+	hellos    map[netip.Addr]int // connections that are not admitted, by source
+	limited   int                // connections whose admission ends
+	sweepAt   time.Time          // when those are looked at
+	datagrams *datagrams         // nil for none
+	hello     list               // connections in stateHello, oldest first
+	admitted  list               // connections in stateAdmitted, longest silent first
+	commands  []Command
+	read      int
+	free      buffers
+	queued    int
+	stats     ServerStats
 }
 
 // NewServer returns a server without connections. The error says which part of
@@ -179,22 +217,34 @@ func NewServer(cfg ServerConfig, now time.Time) (*Server, error) {
 	if cfg.Rate == 0 {
 		cfg.Rate = defaultRate
 	}
-	return &Server{
+	if cfg.HelloPerSource == 0 {
+		cfg.HelloPerSource = defaultHelloPerSource
+	}
+	s := &Server{
 		cfg: cfg, now: now,
 		conns:   make(map[ConnID]*conn),
 		members: make(map[member]*conn),
-	}, nil
+		hellos:  make(map[netip.Addr]int),
+	}
+	if cfg.Datagrams {
+		var err error
+		if s.datagrams, err = newDatagrams(cfg.Rand); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // HandleConnect takes a new connection and challenges it. binding is what both
 // ends know of its channel, empty for nothing; it is not kept by reference. The
-// error is about the id or the random source, and there is no connection then.
-func (s *Server) HandleConnect(id ConnID, binding []byte, now time.Time) error {
+// source is the address that it came from, zero where nobody knows. The error is
+// about the id or the random source, and there is no connection then.
+func (s *Server) HandleConnect(id ConnID, source netip.Addr, binding []byte, now time.Time) error {
 	s.clock(now)
 	if s.conns[id] != nil {
 		return fmt.Errorf("relay: connection %d exists", id)
 	}
-	c := &conn{id: id, heard: s.now}
+	c := &conn{id: id, heard: s.now, source: shareOf(source)}
 	ask, private, err := newChallenge(s.cfg.Rand)
 	if err != nil {
 		return err
@@ -202,12 +252,18 @@ func (s *Server) HandleConnect(id ConnID, binding []byte, now time.Time) error {
 	s.conns[id] = c
 	c.state, c.ask, c.private = stateHello, ask, private
 	c.binding = append([]byte(nil), binding...)
+	c.ask.bound = len(binding) > 0
+	if c.source.IsValid() && s.cfg.HelloPerSource > 0 && s.hellos[c.source] >= s.cfg.HelloPerSource {
+		s.stats.HelloPerSource++
+		s.endOldestOf(c.source)
+	}
 	if s.hello.count >= maxHello {
 		s.stats.RejectedFull++
 		s.end(s.hello.oldest, ReasonFull)
 	}
 	s.hello.push(c)
-	c.control = ask.append(c.control)
+	s.hellos[c.source]++
+	c.control = c.ask.append(c.control)
 	s.wake(c)
 	return nil
 }
@@ -229,9 +285,7 @@ func (s *Server) HandleMessage(id ConnID, message []byte, now time.Time) error {
 	case stateHello:
 		limit = MaxHelloMessage
 	case stateAdmitted:
-		c.heard = s.now
-		s.admitted.remove(c)
-		s.admitted.push(c)
+		s.heard(c)
 	}
 	if len(message) > limit {
 		return s.protocol(c, fmt.Errorf("%w: message of %d bytes", ErrFrame, len(message)))
@@ -273,7 +327,19 @@ func (s *Server) frame(c *conn, f Frame) error {
 		if f.Type == FramePing {
 			s.control(c, FramePong, f.Body)
 		}
-	case FrameChallenge, FrameHello, FrameWelcome, FrameReject, FrameRecv, FramePeerGone:
+	case FrameResolve:
+		if len(f.Body) != ident.KeySize {
+			return s.protocol(c, fmt.Errorf("%w: resolve", ErrFrame))
+		}
+		s.resolve(c, ident.NodeKey(f.Body))
+	case FrameStream:
+		s.unbind(c)
+	case FrameToken:
+		if len(f.Body) > MaxToken {
+			return s.protocol(c, fmt.Errorf("%w: token", ErrFrame))
+		}
+		s.renew(c, f.Body)
+	case FrameChallenge, FrameHello, FrameWelcome, FrameReject, FrameRecv, FramePeerGone, FrameDatagrams, FramePeer, FrameLeaving:
 		return s.protocol(c, fmt.Errorf("%w: type %d out of place", ErrFrame, f.Type))
 	default:
 		s.stats.UnknownFrames++
@@ -285,12 +351,13 @@ func (s *Server) frame(c *conn, f Frame) error {
 func (s *Server) admit(c *conn, h *hello) error {
 	private := c.private
 	c.private = nil
-	if !verify(private, s.cfg.Name, c.binding, &c.ask, h) {
+	shared, proved := verify(private, s.cfg.Name, c.binding, &c.ask, h)
+	if !proved {
 		s.stats.RejectedProof++
 		s.end(c, ReasonProof)
 		return fmt.Errorf("%w: node key not proved", ErrRefused)
 	}
-	network, err := s.cfg.Admitter.Admit(h.key, h.token, s.now)
+	network, until, err := s.cfg.Admitter.Admit(h.key, h.token, s.now)
 	if err == nil && network == "" {
 		err = fmt.Errorf("%w: to no network", ErrRefused)
 	}
@@ -311,14 +378,103 @@ func (s *Server) admit(c *conn, h *hello) error {
 		s.stats.Replaced++
 		s.end(old, ReasonReplaced)
 	}
-	s.hello.remove(c)
+	s.leaveHello(c)
 	c.state, c.heard, c.binding = stateAdmitted, s.now, nil
+	s.limit(c, until)
 	c.rate = newBucket(s.cfg.Rate, s.now)
 	s.members[c.member] = c
 	s.admitted.push(c)
 	s.stats.Admitted++
 	s.control(c, FrameWelcome, nil)
+	if s.datagrams != nil {
+		s.offerDatagrams(c, datagramKey(shared, &c.ask))
+	}
 	return nil
+}
+
+// heard notes that a connection lives.
+func (s *Server) heard(c *conn) {
+	c.heard = s.now
+	s.admitted.remove(c)
+	s.admitted.push(c)
+}
+
+// limit sets when the admission of a connection ends.
+func (s *Server) limit(c *conn, until time.Time) {
+	if !c.until.IsZero() {
+		s.limited--
+	}
+	if c.until = until; until.IsZero() {
+		return
+	}
+	if s.limited++; s.limited == 1 {
+		s.sweepAt = s.now.Add(endSweep)
+	}
+}
+
+// renew takes a newer token of a connection. One that admits to nothing, or to
+// another network, changes nothing.
+func (s *Server) renew(c *conn, token []byte) {
+	network, until, err := s.cfg.Admitter.Admit(c.member.key, token, s.now)
+	if err != nil || network != c.member.network {
+		s.stats.RejectedToken++
+		return
+	}
+	s.limit(c, until)
+}
+
+// sweep ends the connections whose admission is over.
+func (s *Server) sweep() {
+	s.sweepAt = s.now.Add(endSweep)
+	var next *conn
+	for c := s.admitted.oldest; c != nil; c = next {
+		next = c.newer
+		if c.until.IsZero() || s.now.Before(c.until) {
+			continue
+		}
+		if until, ok := s.cfg.Admitter.Extend(c.member.network, c.member.key, s.now); ok {
+			s.limit(c, until)
+			continue
+		}
+		s.stats.Expired++
+		s.end(c, ReasonExpired)
+	}
+}
+
+// shareOf returns what counts as one source: an IPv4 address, or the network of
+// an IPv6 address that one customer commonly has.
+func shareOf(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is6() {
+		return netip.PrefixFrom(a, 64).Masked().Addr()
+	}
+	return a
+}
+
+// endOldestOf ends the oldest connection of a source that is not admitted.
+func (s *Server) endOldestOf(source netip.Addr) {
+	for c := s.hello.oldest; c != nil; c = c.newer {
+		if c.source == source {
+			s.end(c, ReasonFull)
+			return
+		}
+	}
+}
+
+// leaveHello takes a connection from those that are not admitted.
+func (s *Server) leaveHello(c *conn) {
+	s.hello.remove(c)
+	if s.hellos[c.source]--; s.hellos[c.source] == 0 {
+		delete(s.hellos, c.source)
+	}
+}
+
+// HandleLeaving tells all clients that the relay is about to stop. It goes on
+// until its owner ends it.
+func (s *Server) HandleLeaving(now time.Time) {
+	s.clock(now)
+	for c := s.admitted.oldest; c != nil; c = c.newer {
+		s.control(c, FrameLeaving, nil)
+	}
 }
 
 // forward queues a packet at its destination, or drops and counts it.
@@ -332,15 +488,17 @@ func (s *Server) forward(c *conn, to ident.NodeKey, payload []byte) {
 	dst := s.members[member{c.member.network, to}]
 	if dst == nil {
 		s.stats.DroppedNoPeer++
-		if c.gone.IsZero() || s.now.Sub(c.gone) >= goneInterval {
-			c.gone = s.now
-			s.control(c, FramePeerGone, to[:])
-		}
+		s.tellGone(c, FramePeerGone, to, nil)
 		return
 	}
-	frame := AppendFrame(s.free.get(SendFrameSize(len(payload))), FrameRecv, c.member.key[:], payload)
+	s.enqueue(dst, c.member.key, payload)
+}
+
+// enqueue queues a packet for a connection.
+func (s *Server) enqueue(dst *conn, from ident.NodeKey, payload []byte) {
+	frame := AppendFrame(s.free.get(SendFrameSize(len(payload))), FrameRecv, from[:], payload)
 	before := dst.queue.bytes
-	s.stats.DroppedQueue += uint64(dst.queue.push(c.member.key, frame, &s.free))
+	s.stats.DroppedQueue += uint64(dst.queue.push(from, frame, &s.free))
 	s.queued += dst.queue.bytes - before
 	s.wake(dst)
 }
@@ -408,6 +566,9 @@ func (s *Server) NextTimeout() (time.Time, bool) {
 			next = d
 		}
 	}
+	if s.limited > 0 && (next.IsZero() || s.sweepAt.Before(next)) {
+		next = s.sweepAt
+	}
 	if next.IsZero() {
 		return time.Time{}, false
 	}
@@ -427,6 +588,9 @@ func (s *Server) HandleTimeout(now time.Time) {
 	for c := s.admitted.oldest; c != nil && s.now.Sub(c.heard) >= silentWait; c = s.admitted.oldest {
 		s.stats.TimedOut++
 		s.end(c, ReasonTimeout)
+	}
+	if s.limited > 0 && !s.now.Before(s.sweepAt) {
+		s.sweep()
 	}
 }
 
@@ -468,9 +632,11 @@ func (s *Server) end(c *conn, r Reason) {
 func (s *Server) detach(c *conn) {
 	switch c.state {
 	case stateHello:
-		s.hello.remove(c)
+		s.leaveHello(c)
 	case stateAdmitted:
 		s.admitted.remove(c)
+		s.limit(c, time.Time{})
+		s.dropDatagrams(c)
 		if s.members[c.member] == c {
 			delete(s.members, c.member)
 		}

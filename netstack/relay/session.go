@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -20,6 +21,9 @@ type SessionConfig struct {
 	Binding []byte
 	// Token is what the relay's Admitter wants to see; at most MaxToken bytes.
 	Token []byte
+	// Datagrams is where the relay takes datagrams; invalid for nowhere. They are
+	// used beside the connection, which remains the way that always works.
+	Datagrams netip.AddrPort
 }
 
 // EventKind says what happened in a Session.
@@ -33,6 +37,11 @@ const (
 	// EventPeerGone says that Peer is not connected to the relay. Only the relay
 	// says so: it is a hint, never a reason to end anything.
 	EventPeerGone
+	// EventLink says that Session.Link returns another value than before.
+	EventLink
+	// EventLeaving says that the relay is about to stop: its packets should go
+	// elsewhere within a second.
+	EventLeaving
 	// EventClosed says that the session is over, by Reason. The shell closes the
 	// connection. Nothing follows.
 	EventClosed
@@ -92,6 +101,8 @@ type Session struct {
 	events []Event
 	read   int
 
+	datagrams datagramBinding
+
 	stats SessionStats
 }
 
@@ -105,6 +116,12 @@ type SessionStats struct {
 	UnknownIn  uint64 // frames of a type that this version does not know
 	PingsSent  uint64
 	PongsHeard uint64
+
+	Bound            uint64 // times that datagrams began to be used
+	Silent           uint64 // times that they were given up
+	Stale            uint64 // notices that the relay does not know our address
+	PeersFull        uint64 // numbers of peers that there was no room for
+	DatagramsUnknown uint64 // not authentic, or the answer to nothing
 }
 
 // SessionSnapshot is the state of a Session for people.
@@ -113,8 +130,9 @@ type SessionSnapshot struct {
 	Failed   bool
 	Reason   Reason
 	// RTT is the last measured round trip to the relay, zero for none.
-	RTT   time.Duration
-	Stats SessionStats
+	RTT       time.Duration
+	Datagrams DatagramSnapshot
+	Stats     SessionStats
 }
 
 // NewSession returns a session that waits for the relay's challenge. The error
@@ -202,7 +220,13 @@ func (s *Session) frame(f Frame) error {
 		}
 	case FrameReject:
 		return s.reject(f)
-	case FrameChallenge, FrameHello, FrameWelcome, FrameSend:
+	case FrameDatagrams:
+		return s.offered(f)
+	case FramePeer:
+		return s.named(f)
+	case FrameLeaving:
+		s.event(Event{Kind: EventLeaving})
+	case FrameChallenge, FrameHello, FrameWelcome, FrameSend, FrameResolve, FrameStream, FrameToken:
 		return fmt.Errorf("%w: type %d out of place", ErrFrame, f.Type)
 	default:
 		// A later server may say more than this client knows.
@@ -236,8 +260,18 @@ func (s *Session) admission(f Frame) error {
 		if err != nil {
 			return fmt.Errorf("%w: challenge with a low-order key", ErrFrame)
 		}
+		binding := s.cfg.Binding
+		switch {
+		case !c.bound:
+			// Something ends the channel in front of the relay. A proof that binds
+			// nothing does not serve for a relay that asks for a bound one.
+			binding = nil
+		case len(binding) == 0:
+			return fmt.Errorf("%w: the relay binds to a channel that has nothing to bind to", ErrFrame)
+		}
 		h := hello{key: s.cfg.Key.Public(), token: s.cfg.Token}
-		h.proof = prove(shared[:], s.cfg.Relay, s.cfg.Binding, &c, h.key, h.token)
+		h.proof = prove(shared[:], s.cfg.Relay, binding, &c, h.key, h.token)
+		s.datagrams.key = datagramKey(shared[:], &c)
 		s.out = h.append(s.out)
 		s.proved = true
 		return nil
@@ -281,10 +315,13 @@ func (s *Session) HandleClosed(now time.Time) {
 // NextTimeout returns when HandleTimeout wants to be called: the last time
 // given where output is pending.
 func (s *Session) NextTimeout() (time.Time, bool) {
-	if len(s.out) > 0 || s.read < len(s.events) {
+	if len(s.out) > 0 || len(s.datagrams.out) > 0 || s.read < len(s.events) {
 		return s.now, true
 	}
 	d, ok := s.deadline()
+	if due := s.datagrams.due; ok && s.admitted && !due.IsZero() && due.Before(d) {
+		d = due
+	}
 	if ok && d.Before(s.now) {
 		d = s.now
 	}
@@ -318,6 +355,7 @@ func (s *Session) HandleTimeout(now time.Time) {
 	for {
 		d, ok := s.deadline()
 		if !ok || s.now.Before(d) {
+			s.datagramsDue()
 			return
 		}
 		switch {
@@ -326,6 +364,13 @@ func (s *Session) HandleTimeout(now time.Time) {
 		default:
 			s.ask(d)
 		}
+	}
+}
+
+// datagramsDue sends what binds an address, where it is time.
+func (s *Session) datagramsDue() {
+	if due := s.datagrams.due; s.Ready() && !due.IsZero() && !s.now.Before(due) {
+		s.bind()
 	}
 }
 
@@ -369,7 +414,11 @@ func (s *Session) NextEvent() (Event, bool) {
 
 // Snapshot returns the state for people.
 func (s *Session) Snapshot() SessionSnapshot {
-	return SessionSnapshot{Admitted: s.admitted, Failed: s.failed, Reason: s.reason, RTT: s.rtt, Stats: s.stats}
+	d := &s.datagrams
+	return SessionSnapshot{
+		Admitted: s.admitted, Failed: s.failed, Reason: s.reason, RTT: s.rtt, Stats: s.stats,
+		Datagrams: DatagramSnapshot{Relay: s.cfg.Datagrams, Bound: d.bound && !s.failed, RTT: d.rtt, Peers: len(d.peers.number)},
+	}
 }
 
 func (s *Session) event(e Event) { s.events = append(s.events, e) }
@@ -387,6 +436,9 @@ func (s *Session) end(r Reason) {
 		return
 	}
 	s.failed, s.reason, s.out = true, r, nil
+	if s.datagrams.bound {
+		s.relink()
+	}
 	s.event(Event{Kind: EventClosed, Reason: r})
 }
 

@@ -99,11 +99,15 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 
 type admitMembers struct{ genesis *authority.Genesis }
 
-func (a admitMembers) Admit(node ident.NodeKey, token []byte, now time.Time) (string, error) {
-	if err := authority.VerifyRelayToken(a.genesis, token, node, now); err != nil {
-		return "", err
+func (a admitMembers) Admit(node ident.NodeKey, token []byte, now time.Time) (string, time.Time, error) {
+	if _, err := authority.VerifyRelayToken(a.genesis, token, node, "", now); err != nil {
+		return "", time.Time{}, err
 	}
-	return a.genesis.Fingerprint().String(), nil
+	return a.genesis.Fingerprint().String(), time.Time{}, nil
+}
+
+func (admitMembers) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
+	return time.Time{}, false
 }
 
 func (s *sim) startRelay() {

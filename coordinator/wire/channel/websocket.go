@@ -24,11 +24,18 @@ const (
 	// GenesisPath is where the network's genesis record is, as
 	// authority.DecodeGenesis reads it.
 	GenesisPath = "/warren/v1/genesis"
+	// RevocationsPath is where relays learn which node keys they must not admit
+	// any longer, as authority.VerifyRelayRevocations reads it.
+	RevocationsPath = "/warren/v1/relay-revocations"
 )
 
 // maxGenesis is the longest genesis record in bytes: 16 signers at 40 bytes
 // and the rest fit three times over.
 const maxGenesis = 4 << 10
+
+// maxRevocations is the longest list of revoked keys in bytes: at 34 bytes a
+// key, and the envelope.
+const maxRevocations = authority.MaxRelayRevocations*34 + 1<<10
 
 // DialConfig is what a node needs to know to reach its coordinator.
 type DialConfig struct {
@@ -102,7 +109,28 @@ func (s *stream) Close() error { return s.ws.CloseNow() }
 // coordinator serves another network, or somebody stands in between;
 // authority.ErrMalformed; or is the HTTP client's.
 func FetchGenesis(ctx context.Context, client *http.Client, baseURL string, want ident.Fingerprint) (*authority.Genesis, error) {
-	target, err := join(baseURL, GenesisPath)
+	body, err := fetch(ctx, client, baseURL, GenesisPath, maxGenesis)
+	if err != nil {
+		return nil, fmt.Errorf("fetching the genesis record: %w", err)
+	}
+	return authority.DecodeGenesis(body, want)
+}
+
+// FetchRevocations asks a coordinator for the node keys that relays must not
+// admit any longer, and verifies the answer. How old it may be is the caller's
+// to say. Errors are those of FetchGenesis and of
+// authority.VerifyRelayRevocations.
+func FetchRevocations(ctx context.Context, client *http.Client, baseURL string, g *authority.Genesis) (authority.RelayRevocations, error) {
+	body, err := fetch(ctx, client, baseURL, RevocationsPath, maxRevocations)
+	if err != nil {
+		return authority.RelayRevocations{}, fmt.Errorf("fetching revocations: %w", err)
+	}
+	return authority.VerifyRelayRevocations(g, body)
+}
+
+// fetch returns what a coordinator has at a path.
+func fetch(ctx context.Context, client *http.Client, baseURL, path string, limit int) ([]byte, error) {
+	target, err := join(baseURL, path)
 	if err != nil {
 		return nil, err
 	}
@@ -113,24 +141,24 @@ func FetchGenesis(ctx context.Context, client *http.Client, baseURL string, want
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
-		return nil, fmt.Errorf("channel: fetching the genesis record: %w", err)
+		return nil, fmt.Errorf("channel: asking the coordinator: %w", err)
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("channel: fetching the genesis record: %w", err)
+		return nil, fmt.Errorf("channel: asking the coordinator: %w", err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("channel: %s answers %s; is it a Warren coordinator?", target, response.Status)
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxGenesis+1))
+	body, err := io.ReadAll(io.LimitReader(response.Body, int64(limit)+1))
 	if err != nil {
-		return nil, fmt.Errorf("channel: fetching the genesis record: %w", err)
+		return nil, fmt.Errorf("channel: asking the coordinator: %w", err)
 	}
-	if len(body) > maxGenesis {
-		return nil, fmt.Errorf("%w: a genesis record of more than %d bytes", authority.ErrMalformed, maxGenesis)
+	if len(body) > limit {
+		return nil, fmt.Errorf("%w: an answer of more than %d bytes", authority.ErrMalformed, limit)
 	}
-	return authority.DecodeGenesis(body, want)
+	return body, nil
 }
 
 // ErrURL is wrapped by the error for a base URL of no use.

@@ -2,6 +2,7 @@ package relayhttp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,41 @@ var ErrMessage = errors.New("relayhttp: not a message of the relay protocol")
 const subprotocol = "warren-relay"
 
 // conn is a Conn over a WebSocket.
-type conn struct{ ws *websocket.Conn }
+type conn struct {
+	ws *websocket.Conn
+	// binding is what both ends of TLS know; empty without.
+	binding []byte
+}
+
+// exporterLabel and bindingSize make the keying material to which an admission
+// is bound (RFC 9266 has the same for protocols that register one).
+const (
+	exporterLabel = "EXPORTER-warren-relay"
+	bindingSize   = 32
+)
+
+// bindingOf returns what the two ends of a TLS connection know and nobody else
+// does, empty where there is none: a proof for one connection is worth nothing
+// on another.
+func bindingOf(state *tls.ConnectionState) []byte {
+	if state == nil {
+		return nil
+	}
+	material, err := state.ExportKeyingMaterial(exporterLabel, nil, bindingSize)
+	if err != nil {
+		return nil // TLS 1.2 without extended master secret: nothing to bind to
+	}
+	return material
+}
+
+// Binding returns what relay.SessionConfig.Binding should be for a connection
+// that Dial made, empty for nothing.
+func Binding(c Conn) []byte {
+	if c, ok := c.(*conn); ok {
+		return c.binding
+	}
+	return nil
+}
 
 var _ Conn = (*conn)(nil)
 
@@ -72,12 +107,14 @@ func (d Dialer) Dial(ctx context.Context, url string) (Conn, error) {
 		ws.CloseNow()
 		return nil, fmt.Errorf("relayhttp: %s is no relay", url)
 	}
-	return newConn(ws), nil
+	c := newConn(ws)
+	c.binding = bindingOf(response.TLS)
+	return c, nil
 }
 
 func newConn(ws *websocket.Conn) *conn {
 	ws.SetReadLimit(relay.MaxMessage)
-	return &conn{ws}
+	return &conn{ws: ws}
 }
 
 // ReadMessage implements Conn.

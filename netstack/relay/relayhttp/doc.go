@@ -2,6 +2,9 @@
 // that a relay can be reached wherever HTTP can: Dial for nodes, Server for
 // relays.
 //
+// A Server may also have a UDP port, on which it forwards the datagrams of
+// clients that have a connection, and answers STUN requests (RFC 8489).
+//
 // One binary WebSocket message is one message of package relay. Admission,
 // forwarding and fairness are package relay's; this package has the sockets,
 // the goroutines and the limits on both.
@@ -10,6 +13,6 @@
 //
 // Dial starts none of its own. A Server has, for each connection, the goroutine
 // of the HTTP server, which reads, and one that writes; Server.Run has one for
-// the timers. A connection ends when either of its goroutines does, and
+// the timers and one for each socket of the UDP port. A connection ends when either of its goroutines does, and
 // ServeHTTP returns when both have.
 package relayhttp

@@ -7,13 +7,16 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/sock"
 )
 
 // writeTimeout bounds how long one message may take to be written. What waits
@@ -25,6 +28,9 @@ const writeTimeout = 15 * time.Second
 type ServerConfig struct {
 	relay.ServerConfig
 	Logger *slog.Logger
+	// Datagrams is the UDP port on which the relay forwards, and answers STUN
+	// requests; nil for none. The server owns it.
+	Datagrams sock.Conn
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -37,6 +43,9 @@ type Server struct {
 	// wakeTimer tells Run that there is a new connection: deadlines of old ones
 	// only move away.
 	wakeTimer chan struct{}
+	port      sock.Conn // nil for none
+
+	receiveErrors, sendErrors, questions atomic.Uint64
 
 	mu     sync.Mutex // protects all below
 	core   *relay.Server
@@ -61,27 +70,42 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.ServerConfig.Datagrams = cfg.Datagrams != nil
 	core, err := relay.NewServer(cfg.ServerConfig, cfg.Now())
 	if err != nil {
 		return nil, err
 	}
 	return &Server{
-		log: cfg.Logger, now: cfg.Now, core: core,
+		log: cfg.Logger, now: cfg.Now, core: core, port: cfg.Datagrams,
 		wakeTimer: make(chan struct{}, 1),
 		conns:     make(map[relay.ConnID]*serverConn),
 	}, nil
 }
 
-// Run ends connections whose time is over, until the context ends. Then it ends
-// all connections and refuses new ones, and returns nil.
+// Run ends connections whose time is over and forwards datagrams, until the
+// context ends. Then it ends all connections and refuses new ones, and returns
+// the error of closing the UDP port.
 func (s *Server) Run(ctx context.Context) error {
+	if s.port == nil {
+		s.runTimers(ctx)
+		return nil
+	}
+	var readers sync.WaitGroup
+	s.serveDatagrams(&readers)
+	s.runTimers(ctx)
+	err := s.port.Close()
+	readers.Wait()
+	return err
+}
+
+func (s *Server) runTimers(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			s.closeAll()
-			return nil
+			return
 		case <-timer.C:
 		case <-s.wakeTimer:
 		}
@@ -117,6 +141,15 @@ func (s *Server) Revoke(network string, key ident.NodeKey) {
 	s.commands()
 }
 
+// Leave tells all clients that the relay is about to stop, so that they are
+// elsewhere before it does. Cancelling Run's context stops it.
+func (s *Server) Leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.HandleLeaving(s.now())
+	s.commands()
+}
+
 // Snapshot returns the state and the counters of the relay.
 func (s *Server) Snapshot() relay.ServerSnapshot {
 	s.mu.Lock()
@@ -138,13 +171,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ws.Close(websocket.StatusPolicyViolation, "not the relay protocol")
 		return
 	}
-	if err := s.serve(r.Context(), newConn(ws)); err != nil {
+	if err := s.serve(r.Context(), newConn(ws), sourceOf(r), bindingOf(r.TLS)); err != nil {
 		s.log.Debug("relay connection ended", "remote", r.RemoteAddr, "error", err)
 	}
 }
 
-func (s *Server) serve(ctx context.Context, c *conn) error {
-	id, sc, err := s.connect()
+// sourceOf returns the address that a request came from, zero where it has none.
+func sourceOf(r *http.Request) netip.Addr {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return from.Addr()
+}
+
+func (s *Server) serve(ctx context.Context, c *conn, source netip.Addr, binding []byte) error {
+	id, sc, err := s.connect(source, binding)
 	if err != nil {
 		return err
 	}
@@ -170,7 +212,7 @@ func (s *Server) serve(ctx context.Context, c *conn) error {
 
 var errClosed = errors.New("relayhttp: server is closed")
 
-func (s *Server) connect() (relay.ConnID, *serverConn, error) {
+func (s *Server) connect(source netip.Addr, binding []byte) (relay.ConnID, *serverConn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -180,7 +222,7 @@ func (s *Server) connect() (relay.ConnID, *serverConn, error) {
 	id := s.last
 	c := &serverConn{wake: make(chan struct{}, 1), ending: make(chan struct{})}
 	s.conns[id] = c
-	if err := s.core.HandleConnect(id, nil, s.now()); err != nil {
+	if err := s.core.HandleConnect(id, source, binding, s.now()); err != nil {
 		delete(s.conns, id)
 		return 0, nil, err
 	}

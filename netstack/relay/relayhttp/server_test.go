@@ -18,8 +18,13 @@ import (
 
 type admitter func(node ident.NodeKey, token []byte) (string, error)
 
-func (a admitter) Admit(node ident.NodeKey, token []byte, _ time.Time) (string, error) {
-	return a(node, token)
+func (a admitter) Admit(node ident.NodeKey, token []byte, _ time.Time) (string, time.Time, error) {
+	network, err := a(node, token)
+	return network, time.Time{}, err
+}
+
+func (admitter) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
+	return time.Time{}, false
 }
 
 // tokenIsNetwork admits whoever brings a token to the network of that name.

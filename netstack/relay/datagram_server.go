@@ -1,0 +1,307 @@
+package relay
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+const (
+	// cookieLife is how long a cookie counts, at least; at most twice as long. An
+	// answer takes one round trip.
+	cookieLife = 5 * time.Second
+	// datagramWait is after how much silence packets for a client go by the
+	// stream: it binds its address anew every 15 s.
+	datagramWait = 60 * time.Second
+	// maxStale bounds the answers to packets of unknown addresses, per second.
+	// They are hints, and as many forged ones must not become a load.
+	maxStale = 1000
+	// resolveRate bounds the numbers that one client may ask for, per second;
+	// resolveBurst is what a router may ask for at once when it comes back.
+	resolveRate  = 100
+	resolveBurst = 1000
+	// numberAttempts bounds how often a number is drawn that is taken. With 10,000
+	// of 2^32 taken, one in 400,000 is.
+	numberAttempts = 64
+)
+
+// datagrams is what a server has for those of its connections that use them.
+type datagrams struct {
+	secret   [sha256.Size]byte // makes the cookies
+	byNumber map[uint32]*conn
+	bySource map[netip.AddrPort]*conn
+	stale    int // answers in the second that began at staleAt
+	staleAt  time.Time
+	share    fairShare
+}
+
+// datagramState is what one connection has of it.
+type datagramState struct {
+	key      []byte
+	number   uint32
+	tag      tag
+	source   netip.AddrPort // where its packets go; zero for the stream
+	sequence uint64         // of the last message that bound an address
+	heard    time.Time      // of the last message that bound an address
+	resolves bucket
+	window   senderWindow
+}
+
+func newDatagrams(rand io.Reader) (*datagrams, error) {
+	d := &datagrams{
+		byNumber: make(map[uint32]*conn), bySource: make(map[netip.AddrPort]*conn),
+		share: fairShare{window: 1},
+	}
+	if _, err := io.ReadFull(rand, d.secret[:]); err != nil {
+		return nil, fmt.Errorf("relay: drawing the secret of cookies: %w", err)
+	}
+	return d, nil
+}
+
+// offerDatagrams gives a connection that was just admitted a number, and tells
+// it. Without random bytes it goes on without.
+func (s *Server) offerDatagrams(c *conn, key []byte) {
+	var raw [4 + tagSize]byte
+	for range numberAttempts {
+		if _, err := io.ReadFull(s.cfg.Rand, raw[:]); err != nil {
+			return
+		}
+		number := binary.BigEndian.Uint32(raw[:])
+		if number == 0 || s.datagrams.byNumber[number] != nil {
+			continue
+		}
+		c.datagrams = &datagramState{key: key, number: number, tag: tag(raw[4:]), resolves: newBucketOf(resolveRate, resolveBurst, s.now)}
+		s.datagrams.byNumber[number] = c
+		s.control(c, FrameDatagrams, raw[:])
+		return
+	}
+}
+
+// dropDatagrams takes a connection out of the indexes.
+func (s *Server) dropDatagrams(c *conn) {
+	if c.datagrams == nil {
+		return
+	}
+	s.unbind(c)
+	delete(s.datagrams.byNumber, c.datagrams.number)
+	c.datagrams = nil
+}
+
+func (s *Server) unbind(c *conn) {
+	if d := c.datagrams; d != nil && d.source.IsValid() {
+		delete(s.datagrams.bySource, d.source)
+		d.source = netip.AddrPort{}
+	}
+}
+
+// cookie returns what only the owner of an address can know at a time, for one
+// connection and one attempt.
+func (s *Server) cookie(from netip.AddrPort, number uint32, sequence uint64, slot int64) []byte {
+	var text [16 + 2 + 4 + 8 + 8]byte
+	a := from.Addr().As16()
+	copy(text[:], a[:])
+	binary.BigEndian.PutUint16(text[16:], from.Port())
+	binary.BigEndian.PutUint32(text[18:], number)
+	binary.BigEndian.PutUint64(text[22:], sequence)
+	binary.BigEndian.PutUint64(text[30:], uint64(slot))
+	mac := hmac.New(sha256.New, s.datagrams.secret[:])
+	mac.Write(text[:])
+	return mac.Sum(nil)[:cookieSize]
+}
+
+func cookieSlot(now time.Time) int64 { return now.UnixNano() / int64(cookieLife) }
+
+// HandleDatagram takes one datagram and returns what is to be sent for it, and
+// where; to is invalid for nothing. What is sent lies in the storage of what
+// came and is never longer, whoever sent it (F16): the answer to an address
+// that proved nothing included. A packet for a member without datagrams is
+// queued on its connection. The server does not keep the datagram.
+func (s *Server) HandleDatagram(from netip.AddrPort, b []byte, now time.Time) (to netip.AddrPort, out []byte) {
+	s.clock(now)
+	if s.datagrams == nil || !IsDatagram(b) {
+		s.stats.DatagramsUnknown++
+		return netip.AddrPort{}, nil
+	}
+	switch b[0] {
+	case datagramData:
+		return s.forwardDatagram(from, b)
+	case datagramOpen:
+		return s.openDatagrams(from, b)
+	case datagramBind:
+		return s.bindDatagrams(from, b)
+	}
+	s.stats.DatagramsUnknown++
+	return netip.AddrPort{}, nil
+}
+
+// claimed returns the connection in whose name a message of the exchange is,
+// where it proves that it is of it.
+func (s *Server) claimed(b []byte) *conn {
+	if len(b) == bindSize {
+		t, number := readHeader(b)
+		if c := s.datagrams.byNumber[number]; c != nil && c.datagrams.tag == t && authentic(b, c.datagrams.key) {
+			return c
+		}
+	}
+	s.stats.DatagramsForged++
+	return nil
+}
+
+func (s *Server) openDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
+	c := s.claimed(b)
+	if c == nil {
+		return netip.AddrPort{}, nil
+	}
+	sequence := readSequence(b)
+	if sequence <= c.datagrams.sequence {
+		s.stats.DatagramsReplayed++
+		return netip.AddrPort{}, nil
+	}
+	cookie := s.cookie(from, c.datagrams.number, sequence, cookieSlot(s.now))
+	return from, writeBinding(b, datagramCookie, c.datagrams.tag, c.datagrams.number, sequence, cookie, c.datagrams.key)
+}
+
+func (s *Server) bindDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
+	c := s.claimed(b)
+	if c == nil {
+		return netip.AddrPort{}, nil
+	}
+	d := c.datagrams
+	sequence := readSequence(b)
+	repeated := sequence == d.sequence && from == d.source // its answer was lost
+	if sequence <= d.sequence && !repeated {
+		s.stats.DatagramsReplayed++
+		return netip.AddrPort{}, nil
+	}
+	slot := cookieSlot(s.now)
+	fresh := hmac.Equal(readCookie(b), s.cookie(from, d.number, sequence, slot)) ||
+		hmac.Equal(readCookie(b), s.cookie(from, d.number, sequence, slot-1))
+	if !fresh {
+		s.stats.DatagramsReplayed++
+		return netip.AddrPort{}, nil
+	}
+	if d.source != from {
+		s.unbind(c)
+		if other := s.datagrams.bySource[from]; other != nil {
+			// A NAT gave the address to somebody else, who has just proved it.
+			s.unbind(other)
+		}
+		d.source = from
+		s.datagrams.bySource[from] = c
+		s.stats.DatagramsBound++
+	}
+	d.sequence, d.heard = sequence, s.now
+	s.heard(c)
+	return from, writeBinding(b, datagramBound, d.tag, d.number, sequence, nil, d.key)
+}
+
+func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
+	t, number := readHeader(b)
+	c := s.datagrams.bySource[from]
+	payload := b[DatagramHeader:]
+	if c == nil || c.datagrams.tag != t || len(payload) == 0 {
+		return s.answerStale(from, b)
+	}
+	s.stats.PacketsIn++
+	s.stats.BytesIn += uint64(len(payload))
+	if !c.rate.take(int64(len(payload)), s.now) {
+		s.stats.DroppedRate++
+		return netip.AddrPort{}, nil
+	}
+	if !s.datagrams.share.admit(&c.datagrams.window, len(payload)) {
+		s.stats.DroppedShare++
+		return netip.AddrPort{}, nil
+	}
+	dst := s.datagrams.byNumber[number]
+	if dst == nil || dst.member.network != c.member.network {
+		s.stats.DroppedNoPeer++
+		s.tellGone(c, FramePeer, ident.NodeKey{}, b[1+tagSize:DatagramHeader])
+		return netip.AddrPort{}, nil
+	}
+	to := s.datagramsTo(dst, len(payload))
+	if !to.IsValid() {
+		s.enqueue(dst, c.member.key, payload)
+		return netip.AddrPort{}, nil
+	}
+	putHeader(b, datagramData, dst.datagrams.tag, c.datagrams.number)
+	s.stats.PacketsOut++
+	s.stats.DatagramsForwarded++
+	return to, b
+}
+
+// answerStale tells an address that it is nobody's.
+func (s *Server) answerStale(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
+	s.stats.DatagramsUnbound++
+	if s.now.Sub(s.datagrams.staleAt) >= time.Second {
+		s.datagrams.stale, s.datagrams.staleAt = 0, s.now
+	}
+	if s.datagrams.stale >= maxStale {
+		return netip.AddrPort{}, nil
+	}
+	s.datagrams.stale++
+	t, _ := readHeader(b)
+	putHeader(b, datagramStale, t, 0)
+	return from, b[:DatagramHeader]
+}
+
+// datagramsTo returns where a packet for a connection goes as a datagram,
+// invalid for the stream.
+func (s *Server) datagramsTo(c *conn, size int) netip.AddrPort {
+	d := c.datagrams
+	if d == nil || !d.source.IsValid() || size > MaxDatagramPayload(d.source.Addr()) {
+		return netip.AddrPort{}
+	}
+	if s.now.Sub(d.heard) >= datagramWait {
+		s.unbind(c)
+		return netip.AddrPort{}
+	}
+	return d.source
+}
+
+// HandleBacklog tells whether datagrams wait faster than they are taken, after
+// each batch. While they do, who sends most is cut back to what others may have
+// as well.
+func (s *Server) HandleBacklog(backlog bool, now time.Time) {
+	s.clock(now)
+	if s.datagrams != nil {
+		s.datagrams.share.observe(backlog, s.now)
+	}
+}
+
+// resolve tells a client the number of another, and the other that of the
+// client, so that each knows from whom the datagrams are.
+func (s *Server) resolve(c *conn, key ident.NodeKey) {
+	if c.datagrams == nil || !c.datagrams.resolves.take(1, s.now) {
+		s.stats.DroppedControl++
+		return
+	}
+	dst := s.members[member{c.member.network, key}]
+	if dst == nil || dst.datagrams == nil {
+		s.peer(c, key, 0)
+		return
+	}
+	s.peer(dst, c.member.key, c.datagrams.number)
+	s.peer(c, key, dst.datagrams.number)
+}
+
+func (s *Server) peer(c *conn, key ident.NodeKey, number uint32) {
+	var body [ident.KeySize + 4]byte
+	copy(body[:], key[:])
+	binary.BigEndian.PutUint32(body[ident.KeySize:], number)
+	s.control(c, FramePeer, body[:])
+}
+
+// tellGone answers a sender into the void, but not packet by packet.
+func (s *Server) tellGone(c *conn, kind FrameType, key ident.NodeKey, number []byte) {
+	if !c.gone.IsZero() && s.now.Sub(c.gone) < goneInterval {
+		return
+	}
+	c.gone = s.now
+	s.control(c, kind, append(key[:], number...))
+}

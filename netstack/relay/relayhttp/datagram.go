@@ -1,0 +1,127 @@
+package relayhttp
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun"
+)
+
+// maxDatagram is the longest datagram that is looked at; clients send nothing
+// that an Ethernet does not carry whole. The buffers of a batch stay within a
+// processor's cache so.
+const maxDatagram = 1536
+
+// serveDatagrams forwards what comes to the port until it is closed.
+func (s *Server) serveDatagrams(readers *sync.WaitGroup) {
+	for _, r := range s.port.Readers() {
+		readers.Go(func() { s.forward(r) })
+	}
+}
+
+// forward is the goroutine of one socket: it takes a batch, has the core rewrite
+// it in place, and sends it on in one run for each destination.
+func (s *Server) forward(r sock.Reader) {
+	n := s.port.BatchSize()
+	bufs, sizes, from := make([][]byte, n), make([]int, n), make([]netip.AddrPort, n)
+	slab := make([]byte, n*maxDatagram)
+	for i := range bufs {
+		bufs[i] = slab[i*maxDatagram : (i+1)*maxDatagram : (i+1)*maxDatagram]
+	}
+	var out batch
+	for {
+		got, err := r.ReadBatch(bufs, sizes, from)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			s.receiveErrors.Add(1)
+			continue
+		}
+		s.mu.Lock()
+		now := s.now()
+		for i := range got {
+			b := bufs[i][:sizes[i]]
+			if stun.Is(b) {
+				out.questions = append(out.questions, i)
+				continue
+			}
+			if to, answer := s.core.HandleDatagram(from[i], b, now); to.IsValid() {
+				out.add(to, answer)
+			}
+		}
+		// A full batch means that more was there than one call took.
+		s.core.HandleBacklog(got == n, now)
+		s.commands()
+		s.mu.Unlock()
+		for _, i := range out.questions {
+			s.questions.Add(1)
+			if answer, ok := stun.Respond(nil, bufs[i][:sizes[i]], from[i]); ok {
+				out.add(from[i], answer)
+			}
+		}
+		for i := range out.runs[:out.used] {
+			if err := s.port.WriteBatch(out.runs[i].packets, out.runs[i].to); err != nil {
+				s.sendErrors.Add(1)
+			}
+		}
+		out.reset()
+	}
+}
+
+// batch is what one batch of datagrams is sent on as.
+type batch struct {
+	runs      []run
+	used      int
+	last      int   // the run of the datagram before
+	questions []int // indexes of STUN requests
+}
+
+type run struct {
+	to      netip.AddrPort
+	packets [][]byte
+}
+
+// add appends a datagram to the run of its destination, so that the order
+// towards each stays.
+func (b *batch) add(to netip.AddrPort, packet []byte) {
+	if b.last >= b.used || b.runs[b.last].to != to {
+		b.last = b.find(to)
+	}
+	r := &b.runs[b.last]
+	r.packets = append(r.packets, packet)
+}
+
+func (b *batch) find(to netip.AddrPort) int {
+	for i := range b.runs[:b.used] {
+		if b.runs[i].to == to {
+			return i
+		}
+	}
+	if b.used == len(b.runs) {
+		b.runs = append(b.runs, run{})
+	}
+	b.runs[b.used].to = to
+	b.used++
+	return b.used - 1
+}
+
+func (b *batch) reset() {
+	for i := range b.runs[:b.used] {
+		clear(b.runs[i].packets)
+		b.runs[i].packets = b.runs[i].packets[:0]
+	}
+	b.used, b.last, b.questions = 0, 0, b.questions[:0]
+}
+
+// DatagramErrors counts what the operating system refused.
+type DatagramErrors struct{ Receive, Send uint64 }
+
+// DatagramErrors returns what the operating system refused, and how many STUN
+// requests came.
+func (s *Server) DatagramErrors() (errs DatagramErrors, questions uint64) {
+	return DatagramErrors{s.receiveErrors.Load(), s.sendErrors.Load()}, s.questions.Load()
+}
