@@ -33,10 +33,11 @@ help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build bin/warren and bin/warren-coordinator
+build: ## build bin/warren, bin/warren-relay and bin/warren-coordinator
 	@mkdir -p bin
-	@echo "build: bin/warren (static), bin/warren-coordinator (cgo, for SQLite)"
+	@echo "build: bin/warren and bin/warren-relay (static), bin/warren-coordinator (cgo, for SQLite)"
 	@CGO_ENABLED=0 $(BUILD) -o bin/warren ./cmd/warren
+	@CGO_ENABLED=0 $(BUILD) -o bin/warren-relay ./cmd/warren-relay
 	@CGO_ENABLED=1 $(BUILD) -o bin/warren-coordinator ./cmd/warren-coordinator
 
 .PHONY: build-all
@@ -151,12 +152,13 @@ soak: build ## SOAKTIME=10m of churn, watching for leaks
 man: build ## manual pages and shell completions into dist/man
 	@$(STEPS) man bin/warren dist/man
 	@bin/tools/steps man bin/warren-coordinator dist/man
+	@bin/tools/steps man bin/warren-relay dist/man
 
 .PHONY: install
 install: man ## programs, manual pages, completions and service files to PREFIX=/usr/local
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	for program in warren warren-coordinator; do \
+	for program in warren warren-coordinator warren-relay; do \
 		install -m 0755 bin/$$program $(DESTDIR)$(PREFIX)/bin/ && \
 		install -m 0644 dist/man/$$program.1 $(DESTDIR)$(PREFIX)/share/man/man1/ && \
 		install -m 0644 dist/man/$$program $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ && \

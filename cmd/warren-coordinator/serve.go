@@ -121,7 +121,7 @@ func (o *serveOptions) relayList(port int, stun string) ([]wire.Relay, error) {
 		if target == "" {
 			target = fmt.Sprintf("ws://:%d%s", port, relayhttp.Path)
 		}
-		out = append(out, wire.Relay{Name: relayName, Region: o.builtinRegion, URL: target, STUN: stun})
+		out = append(out, wire.Relay{Name: relayName, Region: o.builtinRegion, URL: target, UDP: stun, STUN: stun})
 	} else if o.builtinRegion != "" {
 		return nil, errors.New("--builtin-relay-region is of no use without the built-in relay")
 	}
@@ -200,7 +200,7 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	if o.builtin {
 		members = s.Members()
 		relays, err = relayhttp.NewServer(relayhttp.ServerConfig{
-			ServerConfig: relay.ServerConfig{Name: relayName, Admitter: members, Rand: m.Rand}, Logger: log,
+			ServerConfig: relay.ServerConfig{Name: relayName, Admitter: members, Rand: m.Rand}, Datagrams: stun, Logger: log,
 		})
 		if err != nil {
 			return err
@@ -208,7 +208,7 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 		s.Mount("GET "+relayhttp.Path, relays)
 		group.Go(func() { report(log, "relay", relays.Run(ctx)) })
 	}
-	if stun != nil {
+	if stun != nil && !o.builtin { // else the relay answers there
 		group.Go(func() { report(log, "STUN server", stunserver.New(stun).Run(ctx)) })
 	}
 	m.announce(s, o, public.Addr().(*net.TCPAddr).AddrPort())

@@ -50,14 +50,14 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/prometheus/client_golang", why: "metrics in the form that monitoring reads",
-		importers: []string{"client/agent", "coordinator/server", "netstack/engine"},
+		importers: []string{"client/agent", "coordinator/server", "netstack/engine", "netstack/relay/relayserver"},
 	},
 	{
 		path: "github.com/rogpeppe/go-internal", why: "testscript: what the programs do, as text",
 	},
 	{
 		path: "github.com/spf13/cobra", why: "command lines with help and completion as people expect them",
-		importers: []string{"client/policy", "cmd/warren", "cmd/warren-coordinator"},
+		importers: []string{"client/policy", "cmd/warren", "cmd/warren-coordinator", "cmd/warren-relay"},
 	},
 	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",
@@ -219,6 +219,7 @@ type binary struct {
 var binaries = []binary{
 	{"warren", "0", []string{"darwin", "linux", "windows"}},
 	{"warren-coordinator", "1", []string{"linux"}},
+	{"warren-relay", "0", []string{"linux"}},
 }
 
 // TestBinaryModules compares the modules that each program is built from with

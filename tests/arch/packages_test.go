@@ -49,6 +49,7 @@ var table = []pkg{
 	{"netstack/stun/stunserver", shell, "a STUN server on a socket", []string{"netstack/stun", "netstack/sock"}},
 	{"netstack/disco", pure, "sealed path-probe messages", []string{"acl/ident", "acl/canonical"}},
 	{"netstack/relay/relayhttp", shell, "the relay's connections, as WebSockets, and its datagrams", []string{"netstack/relay", "netstack/sock", "netstack/stun", "acl/ident"}},
+	{"netstack/relay/relayserver", shell, "a relay that stands apart: listeners, metrics, certificate, stopping", []string{"netstack/relay/...", "netstack/sock", "acl/authority", "acl/ident"}},
 	{"netstack/relay/admission", shell, "who may use a relay that stands apart from the coordinator", []string{"netstack/relay", "acl/authority", "acl/ident"}},
 	{"netstack/route", pure, "overlay address to peer", []string{"acl/ident"}},
 	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
@@ -90,6 +91,7 @@ var table = []pkg{
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
 	{"client/agent", shell, "joins machines, engine and system; the only long-lived mutable object", []string{"client/...", "netstack/...", "coordinator/wire/...", "acl/..."}},
 	{"cmd/warren-coordinator", program, "the coordinator: serve and the administrator's command line", []string{"acl/...", "coordinator/...", "netstack/relay/...", "netstack/sock", "netstack/stun/stunserver"}},
+	{"cmd/warren-relay", program, "a relay that stands apart from the coordinator", []string{"acl/...", "coordinator/wire/...", "netstack/relay/...", "netstack/sock"}},
 	{"cmd/warren", program, "the node: daemon and command line", []string{"acl/...", "client/...", "netstack/...", "coordinator/wire/..."}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},

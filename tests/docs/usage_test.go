@@ -16,7 +16,7 @@ import (
 var programs = []string{"make", "git", "tar", "install", "systemctl", "journalctl", "curl", "scp", "apt-get", "cat", "cd", "wg", "psql", "ssh", "mkdir", "man"}
 
 // ours are Warren's.
-var ours = []string{"warren", "warren-coordinator"}
+var ours = []string{"warren", "warren-coordinator", "warren-relay"}
 
 // help is what a command's --help says.
 type help struct {
