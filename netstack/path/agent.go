@@ -143,6 +143,9 @@ type Agent struct {
 	// how many of its pings were due.
 	checking time.Time
 	checks   int
+	// moved is where the peer's packets come from that made the primary be
+	// checked, zero for nowhere. It counts only for the check under way.
+	moved    netip.AddrPort
 	distress distress // about the primary
 
 	callStep int
@@ -310,7 +313,7 @@ func (a *Agent) HandlePong(from netip.AddrPort, m disco.Pong, now time.Time) err
 	}
 	a.stats.PongsAccepted++
 	if DirectTo(c.addr) == a.primary {
-		a.checking = time.Time{}
+		a.checking, a.moved = time.Time{}, netip.AddrPort{}
 	}
 	a.choose(ReasonProved)
 	return nil
@@ -342,7 +345,8 @@ func (a *Agent) HandleCallMe(m disco.CallMe, now time.Time) error {
 
 // HandleInbound says that an authenticated packet of the tunnel came by a path.
 // It is cheap; once for a batch is enough. A packet from elsewhere than the
-// primary moves nothing.
+// primary moves nothing, but where it came from gets a challenge, and the primary
+// has to answer one, too: the peer's NAT may have given it another address.
 func (a *Agent) HandleInbound(p Path, t Traffic, now time.Time) {
 	a.advance(now)
 	if p.Kind == Direct {
@@ -352,12 +356,12 @@ func (a *Agent) HandleInbound(p Path, t Traffic, now time.Time) {
 				a.unbar(c)
 			}
 		}
-		if primary := a.find(a.primary.Addr); a.primary.Kind == Direct && a.primary.Addr != unmap(p.Addr) && a.active {
-			a.checkIfQuiet(primary)
-		}
 	}
 	if t == Data {
 		a.use()
+	}
+	if p.Kind == Direct && a.primary != DirectTo(p.Addr) && a.active {
+		a.strayed(unmap(p.Addr))
 	}
 	a.flush()
 }
@@ -421,7 +425,7 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	if p == a.primary {
 		return
 	}
-	a.primary, a.checking, a.distress = p, time.Time{}, distress{}
+	a.primary, a.checking, a.moved, a.distress = p, time.Time{}, netip.AddrPort{}, distress{}
 	a.why, a.since = why, a.now
 	a.stats.PrimaryChanges++
 	if len(a.events) == maxOutput {

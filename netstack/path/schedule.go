@@ -314,7 +314,7 @@ func (a *Agent) checkStep() {
 		a.checking, a.checks = a.now, 0
 	}
 	c := a.find(a.primary.Addr)
-	if a.checks < checkTries {
+	if a.checks < checkTries && !a.succeeded(c) {
 		a.checks++
 		a.want(c)
 		return

@@ -1,0 +1,70 @@
+package path
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/disco"
+)
+
+var moved = at("1.1.1.1:2000")
+
+// exchange drives an agent in steps of 50 ms, in which the peer's packets come
+// from an address, and challenges are answered by the others. It returns when
+// the primary was another for the first time, zero for never.
+func exchange(a *Agent, from netip.AddrPort, now, until time.Time, answering ...netip.AddrPort) (changed time.Time) {
+	before := a.Primary()
+	for ; now.Before(until); now = now.Add(50 * time.Millisecond) {
+		a.HandleOutboundUse(now)
+		a.HandleInbound(DirectTo(from), Data, now)
+		ids := pings(a)
+		for _, where := range answering {
+			if id, ok := ids[where]; ok {
+				_ = a.HandlePong(where, disco.Pong{TxID: id, Observed: lan}, now.Add(20*time.Millisecond))
+			}
+		}
+		if changed.IsZero() && a.Primary() != before {
+			changed = now
+		}
+	}
+	return changed
+}
+
+// TestMoved: where the peer's packets come from another address, which answers,
+// while the primary does not any more, packets go there within REBIND, and by no
+// relay in between.
+func TestMoved(t *testing.T) {
+	for _, after := range []time.Duration{100 * time.Millisecond, time.Second, 3100 * time.Millisecond} {
+		a := direct(t, 1)
+		now := epoch.Add(20 * time.Millisecond)
+		exchange(a, home, now, now.Add(after), home)
+		now = now.Add(after)
+		drainEvents(a)
+		left := exchange(a, moved, now, now.Add(5*time.Second), moved)
+		if took := left.Sub(now); left.IsZero() || took > time.Second {
+			t.Errorf("moved %v after the last answer: left after %v", after, took)
+		}
+		events := drainEvents(a)
+		if len(events) != 1 || events[0].Primary != DirectTo(moved) {
+			t.Errorf("moved %v after the last answer: %+v", after, events)
+		}
+	}
+}
+
+// TestSentOnFromElsewhere is fault F19: somebody on the way sends the peer's
+// packets on from his own address, and answers nothing, or by the peer's hand.
+// The primary, which answers, stays; and what he gets is a few challenges.
+func TestSentOnFromElsewhere(t *testing.T) {
+	for _, answering := range [][]netip.AddrPort{{home}, {home, rogue}} {
+		a := direct(t, 1)
+		now := epoch.Add(20 * time.Millisecond)
+		sent := a.Snapshot().Stats.PingsSent
+		if left := exchange(a, rogue, now, now.Add(10*time.Second), answering...); !left.IsZero() {
+			t.Errorf("left for %v after %v", a.Primary(), left.Sub(now))
+		}
+		if n := a.Snapshot().Stats.PingsSent - sent; n > 80 {
+			t.Errorf("%d challenges in 10 s", n)
+		}
+	}
+}
