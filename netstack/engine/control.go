@@ -114,6 +114,8 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.handleDatagram(d)
 		case p := <-c.e.touched:
 			c.handleTouch(p)
+		case s := <-c.e.strays:
+			c.handleStray(s)
 		case a := <-c.e.answers:
 			c.handleAnswer(a)
 		case hosts := <-c.underlay.found:
@@ -221,6 +223,14 @@ func (c *control) handleTouch(p *peer) {
 		p.rearm = now.Add(touchInterval)
 	}
 	c.drain(p)
+}
+
+// handleStray tells a peer's agent that its packets come from elsewhere.
+func (c *control) handleStray(s stray) {
+	if p := c.peers[s.key]; p != nil {
+		p.agent.HandleInbound(path.DirectTo(s.from), path.Data, c.now())
+		c.drain(p)
+	}
 }
 
 // rearm lets the data path tell of p again.

@@ -45,6 +45,7 @@ type Engine struct {
 	touched   chan *peer
 	answers   chan answer
 	noted     chan *peer // with events of the filter
+	strays    chan stray
 	failed    chan error // from the reader of the TUN device
 	started   atomic.Bool
 	stopped   chan struct{} // closed when Run returns
@@ -82,6 +83,7 @@ func New(cfg Config) (*Engine, error) {
 		touched:   make(chan *peer, maxTouches),
 		answers:   make(chan answer, maxAnswers),
 		noted:     make(chan *peer, maxTouches),
+		strays:    make(chan stray, maxTouches),
 		failed:    make(chan error, 1),
 		stopped:   make(chan struct{}),
 	}
@@ -116,7 +118,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	running.Go(func() { e.host.reader.run() })
 	c.device, err = wg.New(wg.Config{
 		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
-		Control: e.handleDatagram, NoPath: e.handleNoPath, Logger: e.log, Retain: e.cfg.Retain,
+		Control: e.handleDatagram, NoPath: e.handleNoPath, Elsewhere: e.handleElsewhere, Logger: e.log, Retain: e.cfg.Retain,
 	})
 	if err != nil {
 		e.cfg.TUN.Close()
@@ -214,6 +216,21 @@ func (e *Engine) handleNoPath(key ident.NodeKey) {
 		if p := f.byKey[key]; p != nil {
 			e.touch(p)
 		}
+	}
+}
+
+// stray says that packets of a peer come from another address than its path's.
+type stray struct {
+	key  ident.NodeKey
+	from netip.AddrPort
+}
+
+// handleElsewhere notices where a peer's packets come from. One that does not
+// fit is told again with a later packet.
+func (e *Engine) handleElsewhere(key ident.NodeKey, from netip.AddrPort) {
+	select {
+	case e.strays <- stray{key, from}:
+	default:
 	}
 }
 

@@ -27,6 +27,8 @@ type bind struct {
 	listen  func(port uint16) (sock.Conn, error)
 	control func(packet []byte, from netip.AddrPort)
 	noPath  func(key ident.NodeKey)
+	// elsewhere is Config.Elsewhere.
+	elsewhere func(key ident.NodeKey, from netip.AddrPort)
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
@@ -60,7 +62,7 @@ var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
 	return &bind{
-		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
+		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath, elsewhere: cfg.Elsewhere,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
@@ -182,8 +184,14 @@ func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 // Send implements conn.Bind. Packets that can not be sent are lost and counted;
 // the protocol above repeats what matters.
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	p, ok := ep.(*Peer)
-	if !ok {
+	var p *Peer
+	switch ep := ep.(type) {
+	case *Peer:
+		p = ep
+	case *elsewhere:
+		p = ep.Peer
+		b.heardElsewhere(ep)
+	default:
 		return conn.ErrWrongEndpointType
 	}
 	for _, packet := range bufs {
@@ -277,6 +285,9 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			}
 		}
 		eps[i] = p
+		if kind == typeTransport && p.path.Load().Direct != from[i] {
+			eps[i] = p.endpointFrom(from[i])
+		}
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
 	}
 }

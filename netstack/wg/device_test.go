@@ -64,6 +64,7 @@ type side struct {
 	at      netip.AddrPort
 	control chan []byte
 	tap     chan []byte // what was sent, if not full
+	strays  chan netip.AddrPort
 }
 
 // tapConn shows what is sent.
@@ -98,6 +99,7 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 	s := &side{
 		tun: newChannelTUN(), private: private, key: private.Public(), addr: netip.MustParseAddr(addr),
 		control: make(chan []byte, 16), tap: make(chan []byte, 256),
+		strays: make(chan netip.AddrPort, 256),
 	}
 	s.device, err = New(Config{
 		TUN: s.tun,
@@ -114,7 +116,8 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 			default:
 			}
 		},
-		Logger: slog.New(slog.DiscardHandler),
+		Elsewhere: func(_ ident.NodeKey, from netip.AddrPort) { s.strays <- from },
+		Logger:    slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -147,14 +150,14 @@ func packet(from, to netip.Addr, content byte) []byte {
 
 const patience = 10 * time.Second
 
-func receive(t *testing.T, from chan []byte) []byte {
+func receive[T any](t *testing.T, from chan T) T {
 	t.Helper()
 	select {
 	case p := <-from:
 		return p
 	case <-time.After(patience):
 		t.Fatal("nothing came")
-		return nil
+		panic("unreachable")
 	}
 }
 
@@ -203,6 +206,11 @@ func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 		captured = append(captured, p)
 	}
 	stranger(t, b.at, captured...)
+	pass(t, a, b, 6)
+	pass(t, b, a, 7)
+	if len(b.strays) != 0 {
+		t.Fatalf("a repeated packet is reported, from %v", <-b.strays)
+	}
 
 	// A packet that is authentic and new, but never reached b from a: the
 	// stranger is the first to deliver it.
@@ -229,6 +237,9 @@ func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 	}
 	atA.SetPath(Path{Direct: b.at})
 	pass(t, b, a, 4)
+	if from := receive(t, b.strays); from == a.at || from.Addr() != b.at.Addr() {
+		t.Errorf("the fresh packet is reported from %v", from)
+	}
 	pass(t, a, b, 5)
 }
 

@@ -39,6 +39,9 @@ type Peer struct {
 
 	path       atomic.Pointer[Path]
 	unanswered atomic.Uint32
+	// strayed is the last endpoint that was made for packets from elsewhere, nil
+	// for none.
+	strayed atomic.Pointer[elsewhere]
 	// initiations limits those that are opened of what comes from the peer's
 	// path, or over a relay under its name.
 	initiations limiter
