@@ -88,21 +88,28 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// fingerprint writes down what matters of the network: the addresses of its
-// interfaces, without link-local ones, which come and go with containers, and
-// the addresses that connections to the outside would come from.
+// fingerprint writes down what matters of the network: its interfaces with their
+// addresses, without link-local ones, which come and go with containers, and the
+// addresses that connections to the outside would come from. Two networks may
+// well give a machine the same address: the interface tells them apart.
 func (m *Monitor) fingerprint() string {
 	var all []string
-	addresses, err := net.InterfaceAddrs()
+	interfaces, err := net.Interfaces()
 	if err != nil {
 		return fmt.Sprintf("unknown: %v", err)
 	}
-	for _, a := range addresses {
-		prefix, err := netip.ParsePrefix(a.String())
-		if err != nil || prefix.Addr().IsLinkLocalUnicast() || prefix.Addr().IsLoopback() || m.ignores(prefix.Addr()) {
-			continue
+	for _, i := range interfaces {
+		addresses, err := i.Addrs()
+		if err != nil {
+			continue // it vanished meanwhile
 		}
-		all = append(all, prefix.String())
+		for _, a := range addresses {
+			prefix, err := netip.ParsePrefix(a.String())
+			if err != nil || prefix.Addr().IsLinkLocalUnicast() || prefix.Addr().IsLoopback() || m.ignores(prefix.Addr()) {
+				continue
+			}
+			all = append(all, fmt.Sprintf("%s#%d %v", i.Name, i.Index, prefix))
+		}
 	}
 	slices.Sort(all)
 	// A UDP socket that is connected sends nothing, but has been routed. The
