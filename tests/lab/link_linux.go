@@ -114,6 +114,60 @@ func (h *Host) replaceRoute(prefix string, via netip.Addr) {
 	})
 }
 
+// Unplug removes an interface of the host with all that belongs to it.
+func (h *Host) Unplug(name string) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+}
+
+// Renumber gives an interface of the host another IPv4 address, as a DHCP server
+// may. The ways out that went by the interface stay.
+func (h *Host) Renumber(name, address string) {
+	h.t.Helper()
+	// The kernel would take the other addresses of the network away with the
+	// first.
+	h.Sysctl("net/ipv4/conf/all/promote_secondaries", "1")
+	h.Address(name, address)
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		p := netip.MustParsePrefix(address)
+		// The new one first: an interface without an address loses its routes.
+		for _, a := range addresses {
+			if !a.IP.Equal(p.Addr().AsSlice()) {
+				if err := netlink.AddrDel(link, &a); err != nil {
+					return err
+				}
+			}
+		}
+		h.V4 = p.Addr()
+		return nil
+	})
+}
+
+// Unroute removes the host's route to a prefix.
+func (h *Host) Unroute(prefix string) {
+	h.t.Helper()
+	h.Do(func() error {
+		p := netip.MustParsePrefix(prefix)
+		return netlink.RouteDel(&netlink.Route{
+			Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+		})
+	})
+}
+
 // Sysctl sets a switch of the host's network, such as "net/ipv4/ip_forward".
 func (h *Host) Sysctl(name, value string) {
 	h.t.Helper()

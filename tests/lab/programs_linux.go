@@ -247,6 +247,18 @@ func (n *Node) Stop() {
 // State returns the path of the daemon's state directory.
 func (n *Node) State() string { return filepath.Join(n.dir, "state") }
 
+// Signal sends a signal to the daemon.
+func (n *Node) Signal(s syscall.Signal) {
+	n.t.Helper()
+	if err := n.process.cmd.Process.Signal(s); err != nil {
+		n.t.Fatal(err)
+	}
+	if s == syscall.SIGSTOP {
+		// A test that fails in between must be able to end it.
+		n.t.Cleanup(func() { n.process.signal(syscall.SIGCONT) })
+	}
+}
+
 // Pid returns the process id of the daemon.
 func (n *Node) Pid() int { return n.process.cmd.Process.Pid }
 
@@ -279,6 +291,16 @@ func (n *Node) Up(c *Coordinator, key string) {
 func (n *Node) TryUp(c *Coordinator, key string) error {
 	_, err := n.Try("up", "--login-server", c.urlFor(n.Host), "--auth-key", key, "--hostname", n.Host.Name)
 	return err
+}
+
+// Log returns what the daemon has printed since it was started.
+func (n *Node) Log() string {
+	n.t.Helper()
+	text, err := os.ReadFile(n.process.log.Name())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(text)
 }
 
 // API returns a client of the daemon's local API.

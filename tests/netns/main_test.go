@@ -3,6 +3,7 @@
 package netns
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -13,4 +14,15 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	lab.RemovePrograms()
 	os.Exit(code)
+}
+
+// long makes the faults run for as long as reliability.md has them.
+var long = flag.Bool("long", false, "give the faults their full time; for make soak")
+
+// times returns how often something is done: short in make test.
+func times(short, full int) int {
+	if *long {
+		return full
+	}
+	return short
 }

@@ -1,0 +1,245 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// arrivals are the moments at which something arrived.
+type arrivals struct {
+	mu sync.Mutex // protects at
+	at []time.Time
+}
+
+func (a *arrivals) now() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at = append(a.at, time.Now())
+}
+
+// Gap returns the longest time without an arrival from the moment since on,
+// until now.
+func (a *arrivals) Gap(since time.Time) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	last, gap := since, time.Duration(0)
+	for _, at := range append(a.at[:len(a.at):len(a.at)], time.Now()) {
+		if at.After(since) {
+			gap, last = max(gap, at.Sub(last)), at
+		}
+	}
+	return gap
+}
+
+// Steady waits until something arrives every fifth of a second, for a second, and
+// ends the test where that does not come to be in time.
+func (a *arrivals) Steady(t testing.TB, within time.Duration) {
+	t.Helper()
+	begin := time.Now()
+	Eventually(t, within, func() error {
+		since := time.Now().Add(-time.Second)
+		if since.Before(begin) {
+			return fmt.Errorf("it has only begun")
+		}
+		if gap := a.Gap(since); gap > 200*time.Millisecond {
+			return fmt.Errorf("nothing arrived for %v", gap)
+		}
+		return nil
+	})
+}
+
+// Transfer is a TCP connection on which random bytes go one way, a kilobyte
+// every few milliseconds. Both ends make a checksum of them.
+type Transfer struct {
+	arrivals
+
+	conn     net.Conn
+	stop     chan struct{}
+	sent     chan result
+	received chan result
+}
+
+// result is what one end knows after the end of a Transfer.
+type result struct {
+	bytes int64
+	sum   [sha256.Size]byte
+	err   error
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("%d bytes with checksum %x, error %v", r.bytes, r.sum[:4], r.err)
+}
+
+// paceInterval is the distance of the writes of a Transfer and of a Pulse.
+const paceInterval = 10 * time.Millisecond
+
+// StartTransfer connects two hosts and waits until bytes arrive.
+func StartTransfer(t testing.TB, from, to *Host, address string) *Transfer {
+	t.Helper()
+	x := &Transfer{stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
+	l := to.Listen(t, address)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			x.received <- result{err: err}
+			return
+		}
+		defer c.Close()
+		x.received <- x.receive(c)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var err error
+	if x.conn, err = from.Dial(ctx, "tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { x.conn.Close() })
+	go func() { x.sent <- x.send() }()
+	x.Steady(t, 30*time.Second)
+	return x
+}
+
+func (x *Transfer) send() result {
+	tick := time.NewTicker(paceInterval)
+	defer tick.Stop()
+	sum, source, b := sha256.New(), rand.NewChaCha8([32]byte{1}), make([]byte, 1024)
+	r := result{}
+	for {
+		select {
+		case <-x.stop:
+			sum.Sum(r.sum[:0])
+			return r
+		case <-tick.C:
+		}
+		source.Read(b)
+		sum.Write(b)
+		n, err := x.conn.Write(b)
+		if r.bytes += int64(n); err != nil {
+			r.err = err
+			return r
+		}
+	}
+}
+
+func (x *Transfer) receive(c io.Reader) result {
+	sum, b := sha256.New(), make([]byte, 64<<10)
+	r := result{}
+	for {
+		n, err := c.Read(b)
+		sum.Write(b[:n])
+		if r.bytes += int64(n); n > 0 {
+			x.now()
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				r.err = err
+			}
+			return r.with(sum)
+		}
+	}
+}
+
+func (r result) with(sum hash.Hash) result {
+	sum.Sum(r.sum[:0])
+	return r
+}
+
+// Finish ends the transfer and requires that everything arrived as it was sent,
+// on the one connection. It returns the number of bytes.
+func (x *Transfer) Finish(t testing.TB) int64 {
+	t.Helper()
+	close(x.stop)
+	sent := <-x.sent
+	closeWrite(x.conn)
+	select {
+	case received := <-x.received:
+		if sent != received || sent.err != nil {
+			t.Errorf("sent %v, and received %v", sent, received)
+		}
+	case <-time.After(30 * time.Second):
+		t.Errorf("%d bytes were sent, and the end did not arrive", sent.bytes)
+	}
+	return sent.bytes
+}
+
+// Pulse is a flow of UDP datagrams with numbers, one every few milliseconds,
+// without any repetition: it shows what a path does.
+type Pulse struct {
+	arrivals
+
+	mu       sync.Mutex // protects seen and repeated
+	seen     map[uint64]bool
+	repeated int
+	wrong    int
+}
+
+// StartPulse sends datagrams from one host to the other until the test ends, and
+// waits until they arrive.
+func StartPulse(t testing.TB, from, to *Host, address string) *Pulse {
+	t.Helper()
+	p := &Pulse{seen: make(map[uint64]bool)}
+	s := to.ListenPacket(t, address)
+	go func() {
+		b := make([]byte, 64)
+		for {
+			n, _, err := s.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			p.arrived(b[:n])
+		}
+	}()
+	c, err := from.Dial(t.Context(), "udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		tick := time.NewTicker(paceInterval)
+		defer tick.Stop()
+		for number := uint64(0); ; number++ {
+			select {
+			case <-t.Context().Done():
+				return
+			case <-tick.C:
+				// That one is refused, for want of a route, is for the gap to tell.
+				c.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, number), ^number))
+			}
+		}
+	}()
+	p.Steady(t, 30*time.Second)
+	return p
+}
+
+func (p *Pulse) arrived(b []byte) {
+	p.now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(b) != 16 || binary.BigEndian.Uint64(b) != ^binary.BigEndian.Uint64(b[8:]) {
+		p.wrong++
+		return
+	}
+	number := binary.BigEndian.Uint64(b)
+	if p.seen[number] {
+		p.repeated++
+	}
+	p.seen[number] = true
+}
+
+// Faults returns how many datagrams arrived twice, and how many that were never
+// sent.
+func (p *Pulse) Faults() (repeated, wrong int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.repeated, p.wrong
+}
