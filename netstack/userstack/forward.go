@@ -24,31 +24,41 @@ const (
 	maxPeerHandshakes = 32
 )
 
-// forwarder carries what peers open to the device's own addresses to the
-// host's loopback.
+// forwarder carries the flows of peers that end in a stack on to where target
+// says, from the host's own sockets.
 type forwarder struct {
-	stack *Stack
-	ctx   context.Context // ends with the stack
-	stop  context.CancelCauseFunc
-	tcp   flows
-	udp   flows
+	cfg    *Config
+	target func(id stack.TransportEndpointID) (target, bool)
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	ctx    context.Context // ends with the stack
+	stop   context.CancelCauseFunc
+	tcp    flows
+	udp    flows
 	// handshakes are those of tcp whose connection is not open yet.
 	handshakes flows
 
-	mu      sync.Mutex // protects stopped, and running.Add against wait
+	mu      sync.Mutex // protects stopped and carried, and running.Add against wait
 	stopped bool
+	carried map[*carried]struct{}
 	running sync.WaitGroup
 }
 
-func newForwarder(s *Stack) *forwarder {
+// carried is one flow that goes on to somewhere else.
+type carried struct {
+	destination netip.Addr
+	cancel      context.CancelFunc
+}
+
+// newForwarder takes what comes into the stack on, with the limits of s.
+func newForwarder(s *Stack, into *stack.Stack, choose func(stack.TransportEndpointID) (target, bool)) *forwarder {
 	handshakes := max(s.cfg.MaxTCPConnections, minHandshakes)
 	f := &forwarder{
-		stack: s, tcp: newFlows(s.cfg.MaxTCPConnections), udp: newFlows(s.cfg.MaxUDPFlows), handshakes: newFlows(handshakes),
+		cfg: &s.cfg, target: choose, dial: (&net.Dialer{}).DialContext, carried: make(map[*carried]struct{}), tcp: newFlows(s.cfg.MaxTCPConnections), udp: newFlows(s.cfg.MaxUDPFlows), handshakes: newFlows(handshakes),
 	}
 	f.handshakes.maxPeer = maxPeerHandshakes
 	f.ctx, f.stop = context.WithCancelCause(context.Background())
-	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s.stack, 0, handshakes, f.handleTCP).HandlePacket)
-	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s.stack, f.handleUDP).HandlePacket)
+	into.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(into, 0, handshakes, f.handleTCP).HandlePacket)
+	into.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(into, f.handleUDP).HandlePacket)
 	return f
 }
 
@@ -72,29 +82,59 @@ func (f *forwarder) wait() {
 	f.running.Wait()
 }
 
+// carry announces a flow to a destination; its context ends with the forwarder
+// and with endUnless. done must be called at its end.
+func (f *forwarder) carry(destination netip.Addr) (ctx context.Context, done func()) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	c := &carried{destination, cancel}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.carried[c] = struct{}{}
+	return ctx, func() {
+		cancel()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.carried, c)
+	}
+}
+
+// endUnless ends the flows to destinations that are not permitted.
+func (f *forwarder) endUnless(permitted func(netip.Addr) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.carried {
+		if !permitted(c.destination) {
+			c.cancel()
+		}
+	}
+}
+
 // target is where a packet of a peer may be forwarded to.
 type target struct {
-	peer  owner
-	hosts [2]string // loopback addresses with port, that of the packet's own family first
+	peer        owner
+	destination netip.Addr // of the packet
+	hosts       []string   // addresses with port; the next is tried where one refuses
+	routed      bool       // whether it lies behind this host
 }
 
 // targetOf decides about a packet by its destination. Only own addresses are
-// forwarded, and only to the loopback addresses.
-func (f *forwarder) targetOf(id stack.TransportEndpointID) (target, bool) {
+// forwarded, and only to the loopback addresses, that of the packet's own
+// family first.
+func (s *Stack) targetOf(id stack.TransportEndpointID) (target, bool) {
 	peer, ok := netip.AddrFromSlice(id.RemoteAddress.AsSlice())
 	if !ok {
 		return target{}, false
 	}
 	own, ok := netip.AddrFromSlice(id.LocalAddress.AsSlice())
-	if !ok || !(*f.stack.own.Load())[own] || id.LocalPort == 0 || f.stack.cfg.Refuse(id.LocalPort) {
+	if !ok || !(*s.own.Load())[own] || id.LocalPort == 0 || s.cfg.Refuse(id.LocalPort) {
 		return target{}, false
 	}
 	port := strconv.Itoa(int(id.LocalPort))
-	hosts := [2]string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("::1", port)}
+	hosts := []string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("::1", port)}
 	if own.Is6() {
 		hosts[0], hosts[1] = hosts[1], hosts[0]
 	}
-	return target{peer: f.ownerOf(peer), hosts: hosts}, true
+	return target{peer: s.forward.ownerOf(peer), destination: own, hosts: hosts}, true
 }
 
 // owner is whom a flow is counted for: a device, or an address of none that is
@@ -105,7 +145,7 @@ type owner struct {
 }
 
 func (f *forwarder) ownerOf(peer netip.Addr) owner {
-	if device := f.stack.cfg.Device(peer); device != 0 {
+	if device := f.cfg.Device(peer); device != 0 {
 		return owner{device: device}
 	}
 	return owner{addr: peer}

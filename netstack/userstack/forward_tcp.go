@@ -17,6 +17,9 @@ const (
 	// localDialTimeout bounds the wait for a service of the host whose queue
 	// of connections is full; the peer repeats its SYN meanwhile.
 	localDialTimeout = 5 * time.Second
+	// routedDialTimeout bounds the wait for a host behind this one: its kernel
+	// sends a SYN four times until then.
+	routedDialTimeout = 10 * time.Second
 
 	// A peer that vanished without a FIN is noticed after keepaliveIdle plus
 	// keepaliveCount intervals, and the service of the host is told.
@@ -39,7 +42,7 @@ func (f *forwarder) handleTCP(request *tcp.ForwarderRequest) {
 		return
 	}
 	defer f.running.Done()
-	to, ok := f.targetOf(request.ID())
+	to, ok := f.target(request.ID())
 	if !ok {
 		f.tcp.refused.Add(1)
 		request.Complete(true)
@@ -55,23 +58,26 @@ func (f *forwarder) handleTCP(request *tcp.ForwarderRequest) {
 		return
 	}
 	defer f.tcp.release(to.peer)
-	endpoint, queue, local := f.openTCP(request, to)
+	ctx, done := f.carry(to.destination)
+	defer done()
+	endpoint, queue, local := f.openTCP(ctx, request, to)
 	f.handshakes.release(to.peer)
 	if endpoint == nil {
 		return
 	}
 	f.tcp.opened.Add(1)
 	setKeepalive(endpoint)
-	f.relayTCP(gonet.NewTCPConn(queue, endpoint), endpoint, local)
+	relayTCP(ctx, gonet.NewTCPConn(queue, endpoint), endpoint, local)
 }
 
 // openTCP connects to the service of the host and completes the request; a nil
 // endpoint says that there is no connection.
-func (f *forwarder) openTCP(request *tcp.ForwarderRequest, to target) (tcpip.Endpoint, *waiter.Queue, *net.TCPConn) {
-	local, err := f.dialLocalTCP(to)
+func (f *forwarder) openTCP(ctx context.Context, request *tcp.ForwarderRequest, to target) (tcpip.Endpoint, *waiter.Queue, *net.TCPConn) {
+	local, err := f.dialTCP(ctx, to)
 	if err != nil {
 		f.tcp.refused.Add(1)
-		request.Complete(true)
+		// A host behind this one that says nothing says nothing.
+		request.Complete(!to.routed || !isTimeout(err))
 		return nil, nil, nil
 	}
 	queue := new(waiter.Queue)
@@ -84,16 +90,19 @@ func (f *forwarder) openTCP(request *tcp.ForwarderRequest, to target) (tcpip.End
 	return endpoint, queue, local
 }
 
-// dialLocalTCP connects to the loopback address of the peer's family, or else
-// to the other: many services listen on one only.
-func (f *forwarder) dialLocalTCP(to target) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(f.ctx, localDialTimeout)
+// dialTCP connects to the first host that takes the connection: many services
+// listen on the loopback address of one family only.
+func (f *forwarder) dialTCP(ctx context.Context, to target) (*net.TCPConn, error) {
+	limit := localDialTimeout
+	if to.routed {
+		limit = routedDialTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var dialer net.Dialer
 	var err error
 	for _, host := range to.hosts {
 		var conn net.Conn
-		if conn, err = dialer.DialContext(ctx, "tcp", host); err == nil {
+		if conn, err = f.dial(ctx, "tcp", host); err == nil {
 			return conn.(*net.TCPConn), nil
 		}
 	}
@@ -110,13 +119,13 @@ func setKeepalive(endpoint tcpip.Endpoint) {
 }
 
 // relayTCP copies both ways until both ends have finished sending, one of them
-// fails, or the stack closes. A failure of one end resets the other.
-func (f *forwarder) relayTCP(remote *gonet.TCPConn, endpoint tcpip.Endpoint, local *net.TCPConn) {
+// fails, or ctx ends. A failure of one end resets the other.
+func relayTCP(ctx context.Context, remote *gonet.TCPConn, endpoint tcpip.Endpoint, local *net.TCPConn) {
 	abort := func() {
 		endpoint.Abort()
 		resetLocal(local)
 	}
-	defer context.AfterFunc(f.ctx, abort)()
+	defer context.AfterFunc(ctx, abort)()
 	var outbound sync.WaitGroup
 	var outboundErr error
 	outbound.Go(func() {

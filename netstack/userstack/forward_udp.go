@@ -22,7 +22,7 @@ var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 // goroutine that writes packets into the stack, so nothing here may wait. False
 // makes the stack answer that the port is unreachable.
 func (f *forwarder) handleUDP(request *udp.ForwarderRequest) bool {
-	to, ok := f.targetOf(request.ID())
+	to, ok := f.target(request.ID())
 	if !ok {
 		f.udp.refused.Add(1)
 		return false
@@ -42,7 +42,7 @@ func (f *forwarder) handleUDP(request *udp.ForwarderRequest) bool {
 func (f *forwarder) openUDP(request *udp.ForwarderRequest, to target) bool {
 	// Unlike TCP there is no telling whether a service listens: only the
 	// address of the peer's own family is tried.
-	conn, err := net.Dial("udp", to.hosts[0])
+	conn, err := f.dial(f.ctx, "udp", to.hosts[0])
 	if err != nil {
 		return false
 	}
@@ -57,12 +57,14 @@ func (f *forwarder) openUDP(request *udp.ForwarderRequest, to target) bool {
 		f.running.Done()
 		return false
 	}
-	flow := &udpFlow{remote: gonet.NewUDPConn(&queue, endpoint), local: conn, idle: f.stack.cfg.UDPIdle, start: time.Now()}
+	flow := &udpFlow{remote: gonet.NewUDPConn(&queue, endpoint), local: conn, idle: f.cfg.UDPIdle, start: time.Now()}
 	f.udp.opened.Add(1)
 	go func() {
 		defer f.running.Done()
 		defer f.udp.release(to.peer)
-		flow.run(f.ctx)
+		ctx, done := f.carry(to.destination)
+		defer done()
+		flow.run(ctx)
 	}()
 	return true
 }

@@ -63,6 +63,9 @@ type Config struct {
 	// UDPIdle ends a forwarded UDP flow without traffic in either direction.
 	// Zero means 2 minutes (RFC 4787 REQ-5).
 	UDPIdle time.Duration
+
+	hostPrefixes func() ([]netip.Prefix, error)
+	openEcho     func(to netip.Addr) (echoSocket, error)
 }
 
 func (cfg Config) withDefaults() (Config, error) {
@@ -80,6 +83,12 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.Device == nil {
 		cfg.Device = func(netip.Addr) uint64 { return 0 }
+	}
+	if cfg.hostPrefixes == nil {
+		cfg.hostPrefixes = hostPrefixes
+	}
+	if cfg.openEcho == nil {
+		cfg.openEcho = openEcho
 	}
 	if cfg.Refuse == nil {
 		cfg.Refuse = func(uint16) bool { return false }
@@ -102,6 +111,8 @@ type Stack struct {
 	link    *link
 	forward *forwarder
 	own     atomic.Pointer[map[netip.Addr]bool] // the map is never changed
+
+	routed atomic.Pointer[routed] // nil where nothing is routed
 
 	invalid atomic.Uint64
 
@@ -136,7 +147,7 @@ func New(cfg Config) (*Stack, error) {
 		s.stack.Destroy()
 		return nil, err
 	}
-	s.forward = newForwarder(s)
+	s.forward = newForwarder(s, s.stack, s.targetOf)
 	if err := s.SetAddresses(cfg.Addresses); err != nil {
 		s.Close()
 		return nil, err
@@ -145,7 +156,7 @@ func New(cfg Config) (*Stack, error) {
 }
 
 func (s *Stack) init() error {
-	if err := s.setTCPOptions(); err != nil {
+	if err := setTCPOptions(s.stack); err != nil {
 		return err
 	}
 	if err := s.stack.CreateNIC(nic, s.link); err != nil {
@@ -158,7 +169,7 @@ func (s *Stack) init() error {
 	return nil
 }
 
-func (s *Stack) setTCPOptions() error {
+func setTCPOptions(s *stack.Stack) error {
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	// The buffers grow to what 1 Gbit/s needs over 64 ms; an idle connection
@@ -173,7 +184,7 @@ func (s *Stack) setTCPOptions() error {
 		options = append(options, &recovery)
 	}
 	for _, option := range options {
-		if err := s.stack.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
 			return fmt.Errorf("userstack: setting %T: %s", option, err)
 		}
 	}
@@ -265,12 +276,25 @@ func (s *Stack) Write(bufs [][]byte, offset int) (int, error) {
 		return 0, os.ErrClosed
 	}
 	c := coalescer{dispatcher: dispatcher}
+	r := s.routed.Load()
+	var behind coalescer
+	if r != nil {
+		behind.dispatcher = r.link.attached()
+	}
 	for _, buf := range bufs {
-		if !c.deliver(buf[offset:]) {
+		packet := buf[offset:]
+		if behind.dispatcher != nil && r.takes(packet) {
+			if !r.echoes.handle(packet) {
+				behind.deliver(packet)
+			}
+			continue
+		}
+		if !c.deliver(packet) {
 			s.invalid.Add(1)
 		}
 	}
 	c.flush()
+	behind.flush()
 	return len(bufs), nil
 }
 
@@ -292,6 +316,9 @@ func (s *Stack) Close() error {
 		return nil
 	}
 	s.closed = true
+	if r := s.routed.Swap(nil); r != nil {
+		r.close()
+	}
 	s.forward.stop(context.Canceled)
 	s.stack.Close()
 	s.link.close()
@@ -312,12 +339,33 @@ type Stats struct {
 	UDPForwarded uint64 // flows of peers that were opened
 	UDPRefused   uint64 // packets that opened no flow because of Refuse or a local error
 	UDPCapped    uint64 // packets that opened no flow because of MaxUDPFlows
+
+	// Routed counts what goes to hosts behind this one since SetRoutes began to
+	// serve any.
+	Routed RoutedStats
+}
+
+// RoutedStats are the counters of what is carried to hosts behind this one.
+type RoutedStats struct {
+	NotPermitted uint64 // flows and echo requests to where nothing may go
+
+	TCPForwarded uint64 // connections that a host took
+	TCPRefused   uint64 // connections that none took
+	TCPCapped    uint64 // SYNs beyond MaxTCPConnections or a peer's share of it
+
+	UDPForwarded uint64 // flows that were opened
+	UDPRefused   uint64 // packets that opened no flow for want of permission or a socket
+	UDPCapped    uint64 // packets that opened no flow because of MaxUDPFlows
+
+	EchoForwarded uint64 // identifiers that hosts were asked with
+	EchoRefused   uint64 // those for which the system permits no socket
+	EchoCapped    uint64 // requests beyond the cap of 256, or of 64 for one peer
 }
 
 // Stats returns the counters.
 func (s *Stack) Stats() Stats {
 	f := s.forward
-	return Stats{
+	stats := Stats{
 		InvalidPackets: s.invalid.Load(),
 		DroppedPackets: s.link.dropped.Load(),
 		TCPForwarded:   f.tcp.opened.Load(),
@@ -327,4 +375,14 @@ func (s *Stack) Stats() Stats {
 		UDPRefused:     f.udp.refused.Load(),
 		UDPCapped:      f.udp.capped.Load(),
 	}
+	if r := s.routed.Load(); r != nil {
+		f, e := r.forward, &r.echoes.flows
+		stats.Routed = RoutedStats{
+			NotPermitted: r.refused.Load(),
+			TCPForwarded: f.tcp.opened.Load(), TCPRefused: f.tcp.refused.Load(), TCPCapped: f.tcp.capped.Load() + f.handshakes.capped.Load(),
+			UDPForwarded: f.udp.opened.Load(), UDPRefused: f.udp.refused.Load(), UDPCapped: f.udp.capped.Load(),
+			EchoForwarded: e.opened.Load(), EchoRefused: e.refused.Load(), EchoCapped: e.capped.Load(),
+		}
+	}
+	return stats
 }

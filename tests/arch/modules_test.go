@@ -75,7 +75,8 @@ var dependencies = []dependency{
 		importers: []string{"netstack/disco", "netstack/wg"},
 	},
 	{
-		path: "golang.org/x/net", why: "a SOCKS5 client that is not ours, to test our server with",
+		path: "golang.org/x/net", why: "echo requests from sockets that need no privileges; a SOCKS5 client that is not ours, to test our server with",
+		importers: []string{"netstack/userstack"},
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
