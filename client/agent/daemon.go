@@ -171,7 +171,7 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 		if err != nil {
 			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
-		d.device, d.dialer, d.router = stack, stack, router.Userspace()
+		d.device, d.dialer, d.router = stack, stack, userspaceRouter{stack}
 		return nil
 	}
 	device, err := tun.Open(tun.Config{Name: d.options.Device})

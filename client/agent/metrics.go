@@ -16,6 +16,7 @@ import (
 
 	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/netstack/userstack"
 )
 
 // errNotLoopback refuses to show metrics to the network.
@@ -42,6 +43,9 @@ func (d *Daemon) serveMetrics(ctx context.Context, l net.Listener) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(d.engine.Collector(), nodeCollector{d.agent},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if stack, ok := d.device.(*userstack.Stack); ok {
+		registry.MustRegister(stackCollector{stack})
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {

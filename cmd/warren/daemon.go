@@ -47,7 +47,8 @@ where the rules still allow them.
 
 With --tun userspace it needs no root: programs reach the overlay through the
 proxies (--socks5, --http-proxy), and connections from the overlay to this
-device's ports are forwarded to the same ports on localhost.`,
+device's ports are forwarded to the same ports on localhost. Routes that it
+advertises are served by connections of the daemon's own: TCP, UDP and ping.`,
 		Example: `  warren daemon
   warren daemon --state ~/.warren --socket ~/.warren/sock --tun userspace --socks5 127.0.0.1:1055`,
 		Args: arguments(cobra.NoArgs),

@@ -24,13 +24,6 @@ type guard struct {
 	routes bool
 }
 
-// metadata are the addresses at which clouds serve machines their credentials:
-// no peer is let to one through this machine, whatever it serves.
-var metadata = []netip.Addr{
-	netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("192.0.0.192"),
-	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254"),
-}
-
 // Priorities of our chains. Addresses are checked before any translation
 // (dstnat is -100), and once more after it.
 const (

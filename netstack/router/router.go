@@ -18,10 +18,6 @@ var (
 	// ErrUnsupported is returned on systems for which nothing of this package
 	// is built yet.
 	ErrUnsupported = errors.New("router: routing between networks is not supported on this operating system yet")
-	// ErrUserspace says that a node without a network interface was asked to
-	// serve routes. The userspace stack takes packets for its own addresses
-	// only: for all addresses it would have to give up reaching itself.
-	ErrUserspace = errors.New("router: a node with --tun userspace cannot route for others; run its daemon as root with a TUN device, or stop advertising: warren set --advertise-routes= --advertise-exit-node=false")
 	// ErrGuard is wrapped by errors of Configure where only the guard of the
 	// interface of a node that routes nothing failed, or of any node the check
 	// of sources: the node works, but neighbours on its networks can send it
@@ -120,25 +116,16 @@ func (u unavailable) Configure(s Settings) error {
 // Close implements Router.
 func (u unavailable) Close() error { return nil }
 
-// Userspace returns the Router of a node without a network interface: it
-// refuses Forward with ErrUserspace. Nothing needs to lead packets into the
-// overlay there, because programs reach it through the node's proxies.
-func Userspace() Router { return userspace{} }
-
-type userspace struct{}
-
-var _ Router = userspace{}
-
-// Configure implements Router.
-func (userspace) Configure(s Settings) error {
-	if len(s.Own) > 0 && len(s.Forward) > 0 {
-		return ErrUserspace
-	}
-	return nil
+// metadata are the addresses at which clouds serve machines their credentials:
+// no peer is let to one through this machine, whatever it serves.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("192.0.0.192"),
+	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254"),
 }
 
-// Close implements Router.
-func (userspace) Close() error { return nil }
+// Metadata returns the addresses at which clouds serve machines their
+// credentials, which no router leads a peer to.
+func Metadata() []netip.Addr { return slices.Clone(metadata) }
 
 // Control gives a socket the Mark, as net.Dialer.Control and
 // net.ListenConfig.Control. Where that is not permitted the socket has none: a

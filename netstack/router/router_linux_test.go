@@ -363,12 +363,6 @@ func TestUnavailable(t *testing.T) {
 	if err := r.Configure(leading); !errors.Is(err, ErrUnsupported) {
 		t.Error(err)
 	}
-	if err := Userspace().Configure(leading); err != nil {
-		t.Error(err)
-	}
-	if err := Userspace().Configure(settings("10.20.0.0/24")); !errors.Is(err, ErrUserspace) {
-		t.Error(err)
-	}
 	bad := settings()
 	bad.Accept = []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("10.0.0.1"), 8)}
 	if err := bad.Validate(); !errors.Is(err, ErrInvalid) {
