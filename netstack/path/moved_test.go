@@ -68,3 +68,25 @@ func TestSentOnFromElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestOneWay is fault F10: our packets do not arrive any more, while the peer's,
+// its challenges among them, do. The path is left in FAILOVER all the same.
+func TestOneWay(t *testing.T) {
+	a := direct(t, 1)
+	begin := epoch.Add(20 * time.Millisecond)
+	seq := uint64(0)
+	for now := begin; a.Primary() == DirectTo(home); now = now.Add(100 * time.Millisecond) {
+		if took := now.Sub(begin); took > 3*time.Second {
+			t.Fatalf("not left after %v", took)
+		}
+		seq++
+		if err := a.HandlePing(home, disco.Ping{TxID: disco.TxID{byte(seq)}, Session: 7, Seq: seq}, now); err != nil {
+			t.Fatal(err)
+		}
+		a.HandleOutboundUse(now)
+		pings(a)
+	}
+	if a.Primary() != viaRelay {
+		t.Errorf("primary %v", a.Primary())
+	}
+}

@@ -18,8 +18,8 @@ const (
 	// beat is the distance of pings on the primary of an active peer. With the
 	// check it bounds the time in which a dead path is left to 4.5 s.
 	beat = 3 * time.Second
-	// quiet is how long the primary may be silent while packets leave before it
-	// is asked out of turn: a path that dies under traffic is left after 2.5 s.
+	// quiet is how long the primary may answer nothing while packets leave before
+	// it is asked out of turn: a path that dies under traffic is left after 2.5 s.
 	quiet = time.Second
 	// A check asks checkTries times, checkSpacing apart; any answer ends it. At
 	// 20 % loss each way it fails wrongly once in 160 (0.36^5), and it allows for
@@ -302,9 +302,11 @@ func (a *Agent) check() {
 	}
 }
 
-// checkIfQuiet checks the primary c unless it was heard within the last second.
+// checkIfQuiet checks the primary c unless it has answered within the last
+// second. That something came from there is no answer: packets may go one way
+// only.
 func (a *Agent) checkIfQuiet(c *candidate) {
-	if a.now.Sub(c.heard) >= quiet {
+	if a.now.Sub(c.proved) >= quiet {
 		a.check()
 	}
 }
