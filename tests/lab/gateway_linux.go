@@ -121,7 +121,7 @@ func (i *Internet) Gateway(name string, config GatewayConfig) *Gateway {
 	i.lab.t.Helper()
 	h := i.lab.newHost(name)
 	h.forward()
-	l := i.connect(h, "wan0")
+	l := i.connect(h, "wan0", i.cable(h))
 	h.V4, h.V6 = l.v4, l.v6
 	g := &Gateway{Host: h, lab: i.lab, config: config}
 	if !config.NoIPv6 {

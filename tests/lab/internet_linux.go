@@ -47,8 +47,8 @@ type link struct {
 }
 
 // connect joins h to the core by a cable whose end at h has the given name, and
-// gives h both addresses of it and its ways out.
-func (i *Internet) connect(h *Host, name string) link {
+// gives h both addresses of it and its ways out. lay lays the cable.
+func (i *Internet) connect(h *Host, name string, lay func(name, port string)) link {
 	i.lab.t.Helper()
 	n := i.links
 	if i.links++; n == maxLinks {
@@ -60,7 +60,7 @@ func (i *Internet) connect(h *Host, name string) link {
 		v6: netip.MustParseAddr(fmt.Sprintf("2001:db8:0:%x::2", n)),
 	}
 	core4, core6 := l.v4.Prev(), l.v6.Prev()
-	Wire(h, i.Core, name, l.port)
+	lay(name, l.port)
 	i.Core.Address(l.port, core4.String()+"/31", core6.String()+"/64")
 	h.Address(name, l.v4.String()+"/31", l.v6.String()+"/64")
 	h.Route("0.0.0.0/0", core4.String())
@@ -68,12 +68,17 @@ func (i *Internet) connect(h *Host, name string) link {
 	return l
 }
 
+// cable returns what lays a cable from h to the core.
+func (i *Internet) cable(h *Host) func(name, port string) {
+	return func(name, port string) { Wire(h, i.Core, name, port) }
+}
+
 // Public adds a host with public addresses and nothing in front of it, such as
 // a server.
 func (i *Internet) Public(name string) *Host {
 	i.lab.t.Helper()
 	h := i.lab.newHost(name)
-	l := i.connect(h, "eth0")
+	l := i.connect(h, "eth0", i.cable(h))
 	h.V4, h.V6 = l.v4, l.v6
 	return h
 }

@@ -47,13 +47,13 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer out.Close()
+	p.Connected.Add(1)
 	w.WriteHeader(http.StatusOK)
 	in, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return
 	}
 	defer in.Close()
-	p.Connected.Add(1)
 	go func() {
 		io.Copy(out, buffered)
 		closeWrite(out)

@@ -184,8 +184,17 @@ type Pulse struct {
 }
 
 // StartPulse sends datagrams from one host to the other until the test ends, and
-// waits until they arrive.
+// waits until they arrive steadily.
 func StartPulse(t testing.TB, from, to *Host, address string) *Pulse {
+	t.Helper()
+	p := StartLossyPulse(t, from, to, address)
+	p.Steady(t, 30*time.Second)
+	return p
+}
+
+// StartLossyPulse is StartPulse where they need not arrive steadily: it waits for
+// none.
+func StartLossyPulse(t testing.TB, from, to *Host, address string) *Pulse {
 	t.Helper()
 	p := &Pulse{seen: make(map[uint64]bool)}
 	s := to.ListenPacket(t, address)
@@ -199,7 +208,7 @@ func StartPulse(t testing.TB, from, to *Host, address string) *Pulse {
 			p.arrived(b[:n])
 		}
 	}()
-	c, err := from.Dial(t.Context(), "udp", address)
+	c, err := from.Dial(t.Context(), "udp", s.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,8 +226,14 @@ func StartPulse(t testing.TB, from, to *Host, address string) *Pulse {
 			}
 		}
 	}()
-	p.Steady(t, 30*time.Second)
 	return p
+}
+
+// Count returns how many datagrams arrived.
+func (p *Pulse) Count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.seen) + p.wrong
 }
 
 func (p *Pulse) arrived(b []byte) {

@@ -1,0 +1,216 @@
+package lab
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Impairment is what a line does to the packets of both directions. The numbers
+// are the shares of packets, from 0 to 1, and are drawn independently.
+type Impairment struct {
+	Loss, Duplicate, Reorder float64
+	// Corrupt flips a bit in the payload of UDP datagrams over IPv4, and takes
+	// their checksum away, so that they arrive.
+	Corrupt float64
+	// Jitter delays every packet by up to as much.
+	Jitter time.Duration
+}
+
+// reorderDelay is how much later a packet comes that is out of order: behind a
+// few others of a busy flow.
+const reorderDelay = 5 * time.Millisecond
+
+// Direction says which way a packet goes on a line.
+type Direction int
+
+// The directions, as the site has them.
+const (
+	Outbound Direction = iota
+	Inbound
+)
+
+// Line is the link of a site to the core, by a middlebox of this process: it can
+// lose, repeat, reorder, delay and corrupt packets, by a seed, and whoever is on
+// the way can watch, keep and make packets. Packets are IP, without a link
+// layer.
+type Line struct {
+	// Lost, Duplicated, Reordered and Corrupted count packets.
+	Lost, Duplicated, Reordered, Corrupted atomic.Int64
+
+	ends [2]*os.File // by the direction that is written there
+
+	mu         sync.Mutex // protects all below
+	rand       *rand.Rand
+	impairment Impairment
+	watch      func(d Direction, packet []byte) bool
+}
+
+// PublicByLine is Public with a line in place of a cable.
+func (i *Internet) PublicByLine(name string, seed uint64) (*Host, *Line) {
+	i.lab.t.Helper()
+	l := &Line{rand: rand.New(rand.NewPCG(seed, 0))}
+	h := i.lab.newHost(name)
+	link := i.connect(h, "eth0", func(_, port string) {
+		l.ends = [2]*os.File{Outbound: i.Core.tunnel(port), Inbound: h.tunnel("eth0")}
+	})
+	h.V4, h.V6 = link.v4, link.v6
+	for d, from := range []*os.File{Outbound: l.ends[Inbound], Inbound: l.ends[Outbound]} {
+		go l.carry(Direction(d), from)
+	}
+	i.lab.t.Cleanup(func() {
+		l.ends[0].Close()
+		l.ends[1].Close()
+	})
+	return h, l
+}
+
+// tunnel makes a TUN device on the host and returns its other end.
+func (h *Host) tunnel(name string) *os.File {
+	h.t.Helper()
+	var file *os.File
+	h.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		request, err := unix.NewIfreq(name)
+		if err == nil {
+			request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		}
+		if err != nil {
+			unix.Close(fd)
+			return fmt.Errorf("making %s: %w", name, err)
+		}
+		file = os.NewFile(uintptr(fd), name)
+		return nil
+	})
+	h.linkUp(name)
+	return file
+}
+
+// Impair says what happens to packets from now on.
+func (l *Line) Impair(m Impairment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.impairment = m
+}
+
+// Watch has f see every packet before anything else happens to it; those for
+// which it returns false go no further. f must not keep the packet, and may call
+// Send. A nil f ends it.
+func (l *Line) Watch(f func(d Direction, packet []byte) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watch = f
+}
+
+// Send puts a packet on the line as it is.
+func (l *Line) Send(d Direction, packet []byte) {
+	// A device that is going away loses it, as a cable does.
+	_, _ = l.ends[d].Write(packet)
+}
+
+// carry passes packets on in one direction until the line ends.
+func (l *Line) carry(d Direction, from *os.File) {
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		l.pass(d, buffer[:n])
+	}
+}
+
+func (l *Line) pass(d Direction, packet []byte) {
+	l.mu.Lock()
+	watch := l.watch
+	l.mu.Unlock()
+	if watch != nil && !watch(d, packet) {
+		return
+	}
+	l.mu.Lock()
+	m, delay, copies := l.impairment, time.Duration(0), 1
+	drawn := func(share float64, count *atomic.Int64) bool {
+		if share == 0 || l.rand.Float64() >= share {
+			return false
+		}
+		count.Add(1)
+		return true
+	}
+	if drawn(m.Loss, &l.Lost) {
+		copies = 0
+	} else if drawn(m.Duplicate, &l.Duplicated) {
+		copies = 2
+	}
+	if m.Corrupt > 0 && drawn(m.Corrupt, &l.Corrupted) {
+		l.corruptLocked(packet)
+	}
+	if drawn(m.Reorder, &l.Reordered) {
+		delay = reorderDelay
+	}
+	if m.Jitter > 0 {
+		delay += time.Duration(l.rand.Int64N(int64(m.Jitter)))
+	}
+	l.mu.Unlock()
+	for range copies {
+		if delay == 0 {
+			l.Send(d, packet)
+			continue
+		}
+		later := append([]byte(nil), packet...)
+		time.AfterFunc(delay, func() { l.Send(d, later) })
+	}
+}
+
+// corruptLocked flips a bit of a UDP datagram's payload; l.mu is held.
+func (l *Line) corruptLocked(packet []byte) {
+	payload, ok := UDPPayload(packet)
+	if !ok || len(payload) == 0 {
+		return
+	}
+	payload[l.rand.IntN(len(payload))] ^= 1 << l.rand.IntN(8)
+	header := packet[len(packet)-len(payload)-8:]
+	binary.BigEndian.PutUint16(header[6:], 0) // none (RFC 768)
+}
+
+// UDPPayload returns the payload of a UDP datagram over IPv4 that is no
+// fragment, and whether the packet is one. It aliases the packet.
+func UDPPayload(packet []byte) ([]byte, bool) {
+	if len(packet) < 28 || packet[0]>>4 != 4 || packet[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 {
+		return nil, false
+	}
+	header := int(packet[0]&15) * 4
+	if len(packet) < header+8 {
+		return nil, false
+	}
+	return packet[header+8:], true
+}
+
+// PacketFrom returns a copy of a UDP datagram over IPv4 with another source, and
+// without a UDP checksum.
+func PacketFrom(packet []byte, address [4]byte, port uint16) []byte {
+	p := append([]byte(nil), packet...)
+	header := int(p[0]&15) * 4
+	copy(p[12:16], address[:])
+	binary.BigEndian.PutUint16(p[header:], port)
+	binary.BigEndian.PutUint16(p[header+6:], 0)
+	binary.BigEndian.PutUint16(p[10:], 0)
+	sum := uint32(0)
+	for i := 0; i < header; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
+	return p
+}
