@@ -36,6 +36,9 @@ type datagrams struct {
 	secret   [sha256.Size]byte // makes the cookies
 	byNumber map[uint32]*conn
 	bySource map[netip.AddrPort]*conn
+	// from and to are what was looked up last, for packets come in runs; nil where
+	// that may not hold any more.
+	from, to *conn
 	stale    int // answers in the second that began at staleAt
 	staleAt  time.Time
 	share    fairShare
@@ -90,12 +93,14 @@ func (s *Server) dropDatagrams(c *conn) {
 	}
 	s.unbind(c)
 	delete(s.datagrams.byNumber, c.datagrams.number)
+	s.datagrams.from, s.datagrams.to = nil, nil
 	c.datagrams = nil
 }
 
 func (s *Server) unbind(c *conn) {
 	if d := c.datagrams; d != nil && d.source.IsValid() {
 		delete(s.datagrams.bySource, d.source)
+		s.datagrams.from = nil
 		d.source = netip.AddrPort{}
 	}
 }
@@ -203,7 +208,11 @@ func (s *Server) bindDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, [
 
 func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
 	t, number := readHeader(b)
-	c := s.datagrams.bySource[from]
+	c := s.datagrams.from
+	if c == nil || c.datagrams.source != from {
+		c = s.datagrams.bySource[from]
+		s.datagrams.from = c
+	}
 	payload := b[DatagramHeader:]
 	if c == nil || c.datagrams.tag != t || len(payload) == 0 {
 		return s.answerStale(from, b)
@@ -218,7 +227,11 @@ func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort,
 		s.stats.DroppedShare++
 		return netip.AddrPort{}, nil
 	}
-	dst := s.datagrams.byNumber[number]
+	dst := s.datagrams.to
+	if dst == nil || dst.datagrams.number != number {
+		dst = s.datagrams.byNumber[number]
+		s.datagrams.to = dst
+	}
 	if dst == nil || dst.member.network != c.member.network {
 		s.stats.DroppedNoPeer++
 		s.tellGone(c, FramePeer, ident.NodeKey{}, b[1+tagSize:DatagramHeader])

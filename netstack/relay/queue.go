@@ -205,10 +205,11 @@ func newBucketOf(rate, burst int64, now time.Time) bucket {
 func (b *bucket) take(n int64, now time.Time) bool {
 	full := b.burst
 	if b.level < full {
-		elapsed := min(now.Sub(b.at), time.Minute)
-		if gained := int64(float64(b.rate) * elapsed.Seconds()); gained > 0 {
-			b.level = min(b.level+gained, full)
-			b.at = now
+		if elapsed := min(now.Sub(b.at), time.Minute); elapsed > 0 {
+			if gained := int64(float64(b.rate) * elapsed.Seconds()); gained > 0 {
+				b.level = min(b.level+gained, full)
+				b.at = now
+			}
 		}
 	} else {
 		b.at = now

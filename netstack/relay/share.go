@@ -26,7 +26,8 @@ type fairShare struct {
 	limit   int    // bytes of one sender in a window; zero for none
 	bytes   int    // admitted in this window
 	senders int    // that sent in this window
-	backlog bool   // whether there was one in this window
+	reads   int    // batches of this window
+	full    int    // of these, those that left more behind
 }
 
 // senderWindow is one sender's part of a window.
@@ -51,12 +52,15 @@ func (f *fairShare) admit(w *senderWindow, size int) bool {
 
 // observe ends the window where its time is over.
 func (f *fairShare) observe(backlog bool, now time.Time) {
-	f.backlog = f.backlog || backlog
+	f.reads++
+	if backlog {
+		f.full++
+	}
 	if now.Sub(f.began) < shareWindow {
 		return
 	}
 	switch {
-	case f.backlog && f.senders > 1:
+	case 4*f.full >= 3*f.reads && f.senders > 1: // else it was a burst
 		f.limit = max(f.bytes/f.senders, minShare)
 	case f.limit > 0:
 		if f.limit += f.limit / 4; f.limit > maxShare {
@@ -64,5 +68,5 @@ func (f *fairShare) observe(backlog bool, now time.Time) {
 		}
 	}
 	f.window++
-	f.began, f.bytes, f.senders, f.backlog = now, 0, 0, false
+	f.began, f.bytes, f.senders, f.reads, f.full = now, 0, 0, 0, 0
 }

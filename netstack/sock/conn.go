@@ -74,6 +74,23 @@ type Reader interface {
 	ReadBatch(bufs [][]byte, sizes []int, from []netip.AddrPort) (n int, err error)
 }
 
+// A ViewReader is a Reader that can hand out its own memory, for those who send
+// on what they receive: nothing is copied on the way. The Readers of Listen are
+// some where the system coalesces datagrams.
+type ViewReader interface {
+	Reader
+
+	// ReadViews is ReadBatch, but for where the datagrams lie: it sets views[i]
+	// for i < n. Datagrams that the kernel coalesced lie one behind the other,
+	// and WriteBatch sends such without copying them. They may be written to, and
+	// hold until the next call of either method. At most MaxViews are returned.
+	ReadViews(views [][]byte, from []netip.AddrPort) (n int, err error)
+}
+
+// MaxViews is the most datagrams that ReadViews returns: eight coalesced messages
+// of 64.
+const MaxViews = 512
+
 // Config says what Listen opens. The zero value means: any free port, all
 // local addresses of both families, offloads where the kernel has them.
 type Config struct {

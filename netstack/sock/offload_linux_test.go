@@ -179,3 +179,55 @@ func TestBatchesDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations per batch of 64 sent and received", allocs)
 	}
 }
+
+// TestViews sends on what was received without copying it, changed in place, and
+// in between what was copied: every datagram arrives as it was.
+func TestViews(t *testing.T) {
+	a, relay, b := listen(t, Config{}), listen(t, Config{}), listen(t, Config{})
+	reader, ok := relay.Readers()[0].(ViewReader)
+	if !ok {
+		t.Skip("this kernel has no UDP_GRO")
+	}
+	bufs := append(pattern(100, 1000), pattern(30, 700)...)
+	if err := a.WriteBatch(bufs, netip.AddrPortFrom(loopback4, relay.LocalPort())); err != nil {
+		t.Fatal(err)
+	}
+	views, from := make([][]byte, 7), make([]netip.AddrPort, 7) // fewer than a message has
+	copied := pattern(1, 500)
+	var want [][]byte
+	runs := 0 // of views that lie one behind the other
+	for got := 0; got < len(bufs); {
+		n, err := reader.ReadViews(views, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if !bytes.Equal(views[i], bufs[got+i]) || from[i].Port() != a.LocalPort() {
+				t.Fatalf("datagram %d differs", got+i)
+			}
+			if cap(views[i]) != len(views[i]) {
+				t.Fatal("a view reaches into the next one")
+			}
+			views[i][0] ^= 0xff
+			want = append(want, bytes.Clone(views[i]))
+		}
+		if total, ok := adjacent(views[:n]); n > 1 && ok && total >= n*700 {
+			runs++
+		}
+		out := append(views[:n:n], copied...)
+		if err := relay.WriteBatch(out, netip.AddrPortFrom(loopback4, b.LocalPort())); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, copied[0])
+		got += n
+	}
+	if runs < len(bufs)/len(views)/2 {
+		t.Errorf("only %d calls returned views that lie one behind the other", runs)
+	}
+	got, _ := receive(t, b.Readers()[0], b, newInbox(128, 2000), len(want))
+	for i := range want {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Fatalf("datagram %d differs", i)
+		}
+	}
+}

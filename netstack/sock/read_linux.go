@@ -45,7 +45,7 @@ type batchReader struct {
 	offset int
 }
 
-func newReader(s *socket, c *udpConn) *batchReader {
+func newReader(s *socket, c *udpConn) Reader {
 	n := batchSize
 	if s.receive {
 		n = coalescedMessages
@@ -73,6 +73,7 @@ func newReader(s *socket, c *udpConn) *batchReader {
 			r.iovecs[i].Base = &r.slabs[i][0]
 			r.iovecs[i].SetLen(maxMessage)
 		}
+		return viewReader{r}
 	}
 	return r
 }
@@ -96,6 +97,60 @@ func (r *batchReader) ReadBatch(bufs [][]byte, sizes []int, from []netip.AddrPor
 			return n, err
 		}
 	}
+}
+
+// viewReader is a batchReader of a socket that coalesces.
+type viewReader struct{ *batchReader }
+
+var _ ViewReader = viewReader{}
+
+// ReadViews implements ViewReader.
+func (r viewReader) ReadViews(views [][]byte, from []netip.AddrPort) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		if r.conn.closed.Load() {
+			return 0, net.ErrClosed
+		}
+		if r.next >= r.received {
+			r.next, r.offset = 0, 0
+			if err := r.recvmmsg(len(r.messages)); err != nil {
+				r.received = 0
+				return 0, err
+			}
+		}
+		n := 0
+		for r.next < r.received && n < len(views) {
+			source, segment, length := r.pending()
+			for n < len(views) {
+				end := min(r.offset+segment, length)
+				views[n] = r.slabs[r.next][r.offset:end:end]
+				from[n] = source
+				n++
+				r.offset = end
+				if end == length {
+					r.next++
+					r.offset = 0
+					break
+				}
+			}
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// pending returns who sent the first message that is left, how long its
+// datagrams are, and how long it is.
+func (r *batchReader) pending() (source netip.AddrPort, segment, length int) {
+	message := &r.messages[r.next]
+	length = int(message.len)
+	segment = r.controls[r.next].segment(int(message.hdr.Controllen))
+	if segment <= 0 {
+		segment = length
+	}
+	return r.names[r.next].get(), segment, length
 }
 
 // readDirect receives one datagram into each of bufs.
@@ -130,13 +185,7 @@ func (r *batchReader) readCoalesced(bufs [][]byte, sizes []int, from []netip.Add
 		}
 	}
 	for r.next < r.received && n < len(bufs) {
-		message := &r.messages[r.next]
-		length := int(message.len)
-		segment := r.controls[r.next].segment(int(message.hdr.Controllen))
-		if segment <= 0 {
-			segment = length
-		}
-		source := r.names[r.next].get()
+		source, segment, length := r.pending()
 		for n < len(bufs) {
 			end := min(r.offset+segment, length)
 			sizes[n] = copy(bufs[n], r.slabs[r.next][r.offset:end])

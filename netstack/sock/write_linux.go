@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -58,6 +59,7 @@ func (s *socket) writeBatch(bufs [][]byte, to netip.AddrPort) error {
 	b := sendBatches.Get().(*sendBatch)
 	defer sendBatches.Put(b)
 	nameLen := b.name.set(to)
+	defer runtime.KeepAlive(bufs)
 	for len(bufs) > 0 {
 		part := bufs[:min(len(bufs), batchSize)]
 		bufs = bufs[len(part):]
@@ -118,7 +120,7 @@ func (b *sendBatch) fill(s *socket, bufs [][]byte, first int, nameLen uint32, co
 	}
 	n, used := 0, 0
 	for first < len(bufs) {
-		data := bufs[first]
+		data, size := bufs[first], len(bufs[first])
 		run := 1
 		if coalesce {
 			run = coalescible(bufs[first:], min(limit, slabSize-used))
@@ -131,21 +133,40 @@ func (b *sendBatch) fill(s *socket, bufs [][]byte, first int, nameLen uint32, co
 		hdr.Control = nil
 		hdr.SetControllen(0)
 		if run > 1 {
-			begin := used
-			for _, buf := range bufs[first : first+run] {
-				used += copy(b.slab[used:], buf)
-			}
 			hdr.Control = (*byte)(unsafe.Pointer(&b.controls[n]))
 			hdr.SetControllen(b.controls[n].setSegment(uint16(len(data))))
-			data = b.slab[begin:used]
+			if total, ok := adjacent(bufs[first : first+run]); ok {
+				size = total
+			} else {
+				begin := used
+				for _, buf := range bufs[first : first+run] {
+					used += copy(b.slab[used:], buf)
+				}
+				data = b.slab[begin:used]
+				size = len(data)
+			}
 		}
 		b.iovecs[n].Base = unsafe.SliceData(data)
-		b.iovecs[n].SetLen(len(data))
+		b.iovecs[n].SetLen(size)
 		b.runs[n] = run
 		first += run
 		n++
 	}
 	return n
+}
+
+// adjacent returns how many bytes datagrams are that lie one behind the other, as
+// those of a ViewReader do, and whether they do. The kernel may read them as one
+// then, wherever they were allocated.
+func adjacent(bufs [][]byte) (total int, ok bool) {
+	begin := uintptr(unsafe.Pointer(unsafe.SliceData(bufs[0])))
+	for _, buf := range bufs {
+		if uintptr(unsafe.Pointer(unsafe.SliceData(buf))) != begin+uintptr(total) {
+			return 0, false
+		}
+		total += len(buf)
+	}
+	return total, true
 }
 
 // coalescible returns how many datagrams at the start of bufs may go as one

@@ -30,6 +30,9 @@ type bind struct {
 	// elsewhere is Config.Elsewhere.
 	elsewhere func(key ident.NodeKey, from netip.AddrPort)
 
+	unwrap         func(datagram []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool)
+	controlRelayed func(packet []byte, peer ident.NodeKey)
+
 	identity atomic.Pointer[identity]
 	indexes  indexTable
 	counters counters
@@ -63,6 +66,7 @@ var _ conn.Bind = (*bind)(nil)
 func newBind(cfg *Config) *bind {
 	return &bind{
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath, elsewhere: cfg.Elsewhere,
+		unwrap: cfg.Unwrap, controlRelayed: cfg.ControlRelayed,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
@@ -270,8 +274,12 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		case typeInitiation:
 			p = b.identify(packet, func(now time.Time) bool { return b.allowDirect(from[i], now) })
 		default:
-			b.control(packet, from[i])
 			sizes[i] = 0
+			if key, inner, ok := b.unwrapped(packet, from[i]); !ok {
+				b.control(packet, from[i])
+			} else if p := b.mapRelayed(key, inner); p != nil {
+				sizes[i], eps[i] = copy(buf, inner), p
+			}
 			continue
 		}
 		if p == nil {
@@ -290,6 +298,27 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		}
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
 	}
+}
+
+func (b *bind) unwrapped(packet []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool) {
+	if b.unwrap == nil {
+		return ident.NodeKey{}, nil, false
+	}
+	return b.unwrap(packet, from)
+}
+
+// mapRelayed returns the peer of a packet that came in a relay's datagram, nil
+// where it is not for the device.
+func (b *bind) mapRelayed(from ident.NodeKey, packet []byte) *Peer {
+	if messageType(packet) == 0 {
+		b.controlRelayed(packet, from)
+		return nil
+	}
+	p := b.relayedPeer(from, packet)
+	if p != nil {
+		b.counters.received[LinkRelay].addOne(len(packet))
+	}
+	return p
 }
 
 // identify returns the peer that an initiation claims to come from, nil for none
@@ -338,23 +367,33 @@ func (b *bind) receiveRelayed(o *opened) conn.ReceiveFunc {
 
 // handleRelayed takes a packet that a relay says is of the peer with the key.
 func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
-	kind := messageType(packet)
-	if kind == 0 {
+	if messageType(packet) == 0 {
 		return false
 	}
-	p := b.peer(from)
+	p := b.relayedPeer(from, packet)
 	if p == nil {
-		b.counters.nobody[kind-1].Add(1)
 		return true
 	}
+	select {
+	case b.relayed <- relayedPacket{p, append([]byte(nil), packet...)}:
+		b.counters.received[LinkRelay].addOne(len(packet))
+	default:
+		b.counters.relayOverflow.Add(1)
+	}
+	return true
+}
+
+// relayedPeer returns the peer of a packet of WireGuard's that a relay says is of
+// the peer with the key, nil where that cannot be or it is not allowed to look.
+func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 	// The relay's word is not enough for the endpoint: a member of the network
 	// may relay another's packet to us under its own name.
+	kind := messageType(packet)
+	var p *Peer
 	switch kind {
 	case typeInitiation:
-		p = b.identify(packet, func(now time.Time) bool { return b.allowRelayed(p, now) })
-		if p == nil {
-			b.counters.nobody[kind-1].Add(1)
-			return true
+		if claimed := b.peer(from); claimed != nil {
+			p = b.identify(packet, func(now time.Time) bool { return b.allowRelayed(claimed, now) })
 		}
 	case typeResponse:
 		p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
@@ -363,14 +402,10 @@ func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
 	}
 	if p == nil || p.key != from {
 		b.counters.nobody[kind-1].Add(1)
-		return true
+		return nil
 	}
-	p.unanswered.Store(0)
-	select {
-	case b.relayed <- relayedPacket{p, append([]byte(nil), packet...)}:
-		b.counters.received[LinkRelay].addOne(len(packet))
-	default:
-		b.counters.relayOverflow.Add(1)
+	if p.unanswered.Load() != 0 {
+		p.unanswered.Store(0)
 	}
-	return true
+	return p
 }

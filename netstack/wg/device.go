@@ -42,6 +42,15 @@ type Config struct {
 	// Control takes every received packet that is not WireGuard's. It is called
 	// by several goroutines, must not block, and must not keep the packet.
 	Control func(packet []byte, from netip.AddrPort)
+	// Unwrap, if not nil, takes packets out of a relay's datagrams: it is given
+	// every received packet that is not WireGuard's, and returns what it carries,
+	// which aliases it, and who sent that by the relay's word; ok is false for
+	// what is no relay's. It is called by several goroutines for every packet that
+	// comes so, and must not block.
+	Unwrap func(datagram []byte, from netip.AddrPort) (peer ident.NodeKey, packet []byte, ok bool)
+	// ControlRelayed takes what Unwrap returned and is not WireGuard's either, as
+	// Control does. It may be nil where Unwrap is.
+	ControlRelayed func(packet []byte, peer ident.NodeKey)
 	// NoPath, if not nil, is told that a handshake message to the peer has to
 	// wait for a path. It must not block.
 	NoPath func(key ident.NodeKey)
@@ -296,6 +305,21 @@ func (d *Device) SendControl(packet []byte, to netip.AddrPort) error {
 		return net.ErrClosed
 	}
 	return o.conn.WriteBatch([][]byte{packet}, to)
+}
+
+// SendDatagrams sends packets from the device's port to a relay, in one batch.
+// They are not kept. It blocks while the socket's buffer is full. The error is
+// net.ErrClosed where there is no port, or the socket's.
+func (d *Device) SendDatagrams(packets [][]byte, to netip.AddrPort) error {
+	o := d.bind.current.Load()
+	if o == nil {
+		return net.ErrClosed
+	}
+	err := o.conn.WriteBatch(packets, to)
+	if err != nil {
+		d.bind.counters.sendErrors.Add(1)
+	}
+	return err
 }
 
 // NotifyMTU tells the device that the MTU of its TUN device has changed.

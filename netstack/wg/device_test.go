@@ -117,7 +117,16 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 			}
 		},
 		Elsewhere: func(_ ident.NodeKey, from netip.AddrPort) { s.strays <- from },
-		Logger:    slog.New(slog.DiscardHandler),
+		Unwrap: func(datagram []byte, _ netip.AddrPort) (key ident.NodeKey, packet []byte, ok bool) {
+			if len(datagram) < 1+ident.KeySize || datagram[0] != wrapped {
+				return key, nil, false
+			}
+			return ident.NodeKey(datagram[1:]), datagram[1+ident.KeySize:], true
+		},
+		ControlRelayed: func(packet []byte, peer ident.NodeKey) {
+			s.control <- append(peer[:], packet...)
+		},
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -483,6 +492,53 @@ func TestRelayedUnderAnotherNameIsDropped(t *testing.T) {
 	for b.device.Counters().UnknownInitiations == 0 {
 		if time.Since(start) > patience {
 			t.Fatal("the initiation was not dropped")
+		}
+	}
+}
+
+// wrapped begins what stands for a relay's datagram in these tests: the sender's
+// key and its packet.
+const wrapped = 0x40
+
+// datagrams is a relay to a device that takes datagrams.
+type datagrams struct {
+	from ident.NodeKey // as the relay says
+	by   *Device       // of whoever sends
+	to   netip.AddrPort
+}
+
+func (d datagrams) SendPackets(_ ident.NodeKey, packets [][]byte) {
+	var out [][]byte
+	for _, b := range packets {
+		out = append(out, append(append([]byte{wrapped}, d.from[:]...), b...))
+	}
+	_ = d.by.SendDatagrams(out, d.to)
+}
+
+func TestRelayedDatagrams(t *testing.T) {
+	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
+	a.add(t, b).SetPath(Path{Relay: datagrams{a.key, a.device, b.at}})
+	b.add(t, a).SetPath(Path{Relay: datagrams{b.key, b.device, a.at}})
+	pass(t, a, b, 1)
+	pass(t, b, a, 2)
+	got := b.device.Counters()
+	if got.Received[LinkRelay].Packets == 0 || got.Received[LinkIPv4].Packets != 0 {
+		t.Fatalf("received %+v by link", got.Received)
+	}
+	// What is not WireGuard's is handed on with its sender.
+	datagrams{a.key, a.device, b.at}.SendPackets(b.key, [][]byte{[]byte("a probe")})
+	if got := receive(t, b.control); !bytes.Equal(got, append(a.key[:], "a probe"...)) {
+		t.Errorf("handed on %q", got)
+	}
+	// One that a relay says is another's is nobody's (F20).
+	before := b.device.Counters().UnknownReceivers
+	stranger := datagrams{ident.NodeKey{1}, a.device, b.at}
+	b.device.Peer(a.key).SetPath(Path{})
+	a.device.Peer(b.key).SetPath(Path{Relay: stranger})
+	a.tun.out <- packet(a.addr, b.addr, 3)
+	for start := time.Now(); b.device.Counters().UnknownReceivers == before; {
+		if time.Since(start) > patience {
+			t.Fatal("a packet under another's name was taken")
 		}
 	}
 }

@@ -29,7 +29,7 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, program := range []string{"warren", "warren-coordinator"} {
+	for _, program := range []string{"warren", "warren-coordinator", "warren-relay"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, program), "./cmd/"+program)
 		cmd.Dir = root
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -10,10 +10,50 @@ import (
 	"github.com/warren-overlay/warren/netstack/stun"
 )
 
-// maxDatagram is the longest datagram that is looked at; clients send nothing
-// that an Ethernet does not carry whole. The buffers of a batch stay within a
-// processor's cache so.
+// maxDatagram is the longest datagram that is looked at where the system does not
+// coalesce; clients send nothing that an Ethernet does not carry whole.
 const maxDatagram = 1536
+
+// views reads datagrams without copying them where the system can; they may be
+// written to, and hold until the next call.
+type views struct {
+	reader sock.Reader
+	direct sock.ViewReader // nil where the system cannot
+	bufs   [][]byte        // of maxDatagram bytes each, where it cannot
+	sizes  []int
+
+	datagrams [][]byte
+	from      []netip.AddrPort
+}
+
+func newViews(r sock.Reader, batch int) *views {
+	v := &views{reader: r}
+	if direct, ok := r.(sock.ViewReader); ok {
+		v.direct, batch = direct, sock.MaxViews
+	} else {
+		slab := make([]byte, batch*maxDatagram)
+		for i := range batch {
+			v.bufs = append(v.bufs, slab[i*maxDatagram:(i+1)*maxDatagram:(i+1)*maxDatagram])
+		}
+		v.sizes = make([]int, batch)
+	}
+	v.datagrams, v.from = make([][]byte, batch), make([]netip.AddrPort, batch)
+	return v
+}
+
+// read returns the datagrams that came and their sources, and whether as many
+// came as one call takes: then there may be more.
+func (v *views) read() (datagrams [][]byte, from []netip.AddrPort, full bool, err error) {
+	var n int
+	if v.direct != nil {
+		n, err = v.direct.ReadViews(v.datagrams, v.from)
+	} else if n, err = v.reader.ReadBatch(v.bufs, v.sizes, v.from); err == nil {
+		for i := range n {
+			v.datagrams[i] = v.bufs[i][:v.sizes[i]]
+		}
+	}
+	return v.datagrams[:n], v.from[:n], n >= len(v.datagrams)/2, err
+}
 
 // serveDatagrams forwards what comes to the port until it is closed.
 func (s *Server) serveDatagrams(readers *sync.WaitGroup) {
@@ -25,15 +65,10 @@ func (s *Server) serveDatagrams(readers *sync.WaitGroup) {
 // forward is the goroutine of one socket: it takes a batch, has the core rewrite
 // it in place, and sends it on in one run for each destination.
 func (s *Server) forward(r sock.Reader) {
-	n := s.port.BatchSize()
-	bufs, sizes, from := make([][]byte, n), make([]int, n), make([]netip.AddrPort, n)
-	slab := make([]byte, n*maxDatagram)
-	for i := range bufs {
-		bufs[i] = slab[i*maxDatagram : (i+1)*maxDatagram : (i+1)*maxDatagram]
-	}
+	in := newViews(r, s.port.BatchSize())
 	var out batch
 	for {
-		got, err := r.ReadBatch(bufs, sizes, from)
+		datagrams, from, full, err := in.read()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -43,8 +78,7 @@ func (s *Server) forward(r sock.Reader) {
 		}
 		s.mu.Lock()
 		now := s.now()
-		for i := range got {
-			b := bufs[i][:sizes[i]]
+		for i, b := range datagrams {
 			if stun.Is(b) {
 				out.questions = append(out.questions, i)
 				continue
@@ -53,13 +87,12 @@ func (s *Server) forward(r sock.Reader) {
 				out.add(to, answer)
 			}
 		}
-		// A full batch means that more was there than one call took.
-		s.core.HandleBacklog(got == n, now)
+		s.core.HandleBacklog(full, now)
 		s.commands()
 		s.mu.Unlock()
 		for _, i := range out.questions {
 			s.questions.Add(1)
-			if answer, ok := stun.Respond(nil, bufs[i][:sizes[i]], from[i]); ok {
+			if answer, ok := stun.Respond(nil, datagrams[i], from[i]); ok {
 				out.add(from[i], answer)
 			}
 		}
