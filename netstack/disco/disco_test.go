@@ -40,6 +40,7 @@ func samples() []Message {
 		Ping{TxID{1, 2, 3}, 1 << 63, 7},
 		Pong{TxID{4}, v4},
 		Pong{TxID{4}, v6},
+		Pong{TxID: TxID{4}}, // over a relay
 		CallMe{[]netip.AddrPort{}},
 		CallMe{[]netip.AddrPort{v4, v6}},
 		CallMe{full},
@@ -146,7 +147,6 @@ func TestSealRefuses(t *testing.T) {
 	rng := rand.NewChaCha8([32]byte{1})
 	sealer, _ := pair(t, 1, 2)
 	for _, m := range []Message{
-		Pong{},
 		Pong{Observed: netip.MustParseAddrPort("1.2.3.4:0")},
 		Pong{Observed: netip.MustParseAddrPort("[fe80::1%eth0]:1")},
 		Pong{Observed: netip.MustParseAddrPort("224.0.0.1:1")},

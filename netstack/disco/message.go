@@ -35,7 +35,8 @@ type Ping struct {
 type Pong struct {
 	TxID TxID
 	// Observed is the address from which the Ping came, as the sender of the
-	// Pong saw it. It is what the peer says, and proves nothing.
+	// Pong saw it, zero where that came over a relay. It is what the peer says, and
+	// proves nothing.
 	Observed netip.AddrPort
 }
 
@@ -78,6 +79,9 @@ func (m Pong) appendTo(dst []byte) ([]byte, error) {
 	start := len(dst)
 	dst = append(dst, kindPong)
 	dst = append(dst, m.TxID[:]...)
+	if m.Observed == (netip.AddrPort{}) {
+		return pad(dst, start), nil
+	}
 	dst, err := appendAddrPort(dst, m.Observed)
 	if err != nil {
 		return nil, err
@@ -151,6 +155,9 @@ func parseMessage(b []byte) (Message, error) {
 	case kindPong:
 		if len(b) != plainSize || !allZero(b[31:]) {
 			return nil, fmt.Errorf("%w: pong", ErrMalformed)
+		}
+		if allZero(b[13:31]) {
+			return Pong{TxID: TxID(b[1:13])}, nil
 		}
 		observed, err := parseAddrPort(b[13:31])
 		if err != nil {

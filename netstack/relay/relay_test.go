@@ -525,9 +525,46 @@ func TestDeadRelayIsNoticed(t *testing.T) {
 				}
 			}
 		}
-		if s := a.session.Snapshot(); !s.Failed || s.Reason != ReasonTimeout || s.Stats.PingsSent != 1 {
+		// The relay has answered the ping of the admission.
+		if s := a.session.Snapshot(); !s.Failed || s.Reason != ReasonTimeout || s.Stats.PingsSent != 2 || s.Stats.PongsHeard != 1 {
 			t.Errorf("late %v: %+v", late, s)
 		}
+	}
+}
+
+// TestDeadRelayIsNoticedByTheReceiver: who only receives notices within 5 s of
+// the last packet, too, and asks no more than before once nothing comes for long.
+func TestDeadRelayIsNoticedByTheReceiver(t *testing.T) {
+	r := newRig(t, 0)
+	a := r.join(1, "net1")
+	start := r.now.Add(7 * time.Second)
+	recv := AppendFrame(nil, FrameRecv, make([]byte, ident.KeySize), []byte("packet"))
+	if err := a.session.HandleMessage(recv, start); err != nil {
+		t.Fatal(err)
+	}
+	a.session.HandleTimeout(start.Add(5 * time.Second))
+	if s := a.session.Snapshot(); !s.Failed || s.Reason != ReasonTimeout {
+		t.Errorf("%+v", s)
+	}
+
+	b := r.join(2, "net1")
+	if err := b.session.HandleMessage(recv, start); err != nil {
+		t.Fatal(err)
+	}
+	for now := start; now.Before(start.Add(10 * time.Minute)); now = now.Add(100 * time.Millisecond) {
+		b.session.HandleTimeout(now)
+		for out, ok := b.session.NextTransmit(); ok; out, ok = b.session.NextTransmit() {
+			f, _, err := Next(out)
+			if err != nil || f.Type != FramePing {
+				t.Fatalf("it sends %+v, %v", f, err)
+			}
+			if err := b.session.HandleMessage(AppendFrame(nil, FramePong, f.Body), now); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s := b.session.Snapshot(); s.Failed || s.Stats.PingsSent > 60 || s.Stats.PingsSent < 40 {
+		t.Errorf("after ten minutes: %+v", s)
 	}
 }
 

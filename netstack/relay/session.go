@@ -61,11 +61,14 @@ const (
 	// idlePing keeps the mappings of NATs and proxies on the way alive; TCP
 	// mappings last for minutes, proxies commonly close after 30 to 60 s.
 	idlePing = 25 * time.Second
-	// busyPing is how long a session that sent packets may hear nothing before
-	// it asks. With answerWait it bounds the time in which a dead relay is
-	// noticed to 4.5 s, under the 5 s that a failover may take.
-	busyPing   = 2 * time.Second
-	answerWait = 2500 * time.Millisecond
+	// busyPing is how long a session that carries packets may hear nothing before
+	// it asks. With answerWait it bounds the time in which a dead relay is noticed
+	// to 3 s; the other 2 of the 5 s that a failover may take are for another one.
+	busyPing   = time.Second
+	answerWait = 2 * time.Second
+	// busyFor is for how long after a packet, in whichever direction, a session
+	// counts as carrying packets: who only receives must notice, too.
+	busyFor = 30 * time.Second
 	// admissionWait is how long connecting may take.
 	admissionWait = 5 * time.Second
 	// maxEvents bounds the events of one message: no message has more frames.
@@ -94,6 +97,7 @@ type Session struct {
 	asked     time.Time // of the ping that is unanswered, zero for none
 	sentSince bool      // whether packets were sent after heard
 	sentAt    time.Time // of the first of these
+	carried   time.Time // when the last packet was sent or came, zero for never
 	pings     uint64
 	rtt       time.Duration
 
@@ -200,6 +204,7 @@ func (s *Session) frame(f Frame) error {
 		if err != nil {
 			return err
 		}
+		s.carried = s.now
 		s.stats.PacketsIn++
 		s.stats.BytesIn += uint64(len(payload))
 		s.event(Event{Kind: EventPacket, Peer: key, Packet: payload})
@@ -281,6 +286,7 @@ func (s *Session) admission(f Frame) error {
 		}
 		s.admitted, s.heard = true, s.now
 		s.event(Event{Kind: EventReady})
+		s.ask(s.now) // to know the round trip
 		return nil
 	case FrameReject:
 		return s.reject(f)
@@ -301,6 +307,7 @@ func (s *Session) reject(f Frame) error {
 // afterwards means something. Calling it once for a batch is enough.
 func (s *Session) HandleSent(now time.Time) {
 	s.clock(now)
+	s.carried = s.now
 	if !s.sentSince {
 		s.sentSince, s.sentAt = true, s.now
 	}
@@ -342,6 +349,8 @@ func (s *Session) deadline() (time.Time, bool) {
 			return idle, true
 		}
 		return busy, true
+	case !s.carried.IsZero() && s.heard.Sub(s.carried) < busyFor:
+		return s.heard.Add(busyPing), true
 	}
 	return s.heard.Add(idlePing), true
 }
