@@ -61,6 +61,7 @@ var table = []pkg{
 	{"netstack/path", pure, "chooses the path to one peer", []string{"netstack/disco", "acl/ident"}},
 	{"netstack/proxy", shell, "SOCKS5 and HTTP CONNECT proxies into the overlay", nil},
 	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},
+	{"netstack/relay/home", pure, "where a node listens, and through which relay it sends to whom", []string{"acl/ident", "netstack/disco"}},
 	{"netstack/wg", shell, "WireGuard as the data plane uses it", []string{"acl/ident", "netstack/sock", "netstack/tun"}},
 	{"netstack/userstack", shell, "gVisor's stack as a device, for nodes without root", []string{"netstack/tun"}},
 	{"netstack/pcapng", pure, "captures in the format that everybody reads", nil},

@@ -1,0 +1,355 @@
+package home
+
+import (
+	"io"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/disco"
+)
+
+const (
+	// restAfter is after how long without use a peer is not asked any more.
+	restAfter = 10 * time.Second
+	// restart is after how long without use the route to a peer is chosen anew: the
+	// peer may have left a relay that is not its home (idleClose).
+	restart = 30 * time.Second
+	// checkInterval is how often a peer that is used is asked over its relay, and
+	// checkSpacing the time between the questions of one check, of which there are
+	// checkTries. With them a relay that carries nothing is left after 3.6 s, which
+	// leaves 1.4 of the 5 s that a failover may take (F06, F20) to connect to
+	// another. They cost 150 bytes each way in 1.5 s.
+	checkInterval = 1500 * time.Millisecond
+	checkSpacing  = 700 * time.Millisecond
+	checkTries    = 3
+	// hurrySpacing takes checkSpacing's place where a relay was left and the next is
+	// not proved yet, so that two that fail together are left in time.
+	hurrySpacing = 400 * time.Millisecond
+	// heardFor is how long an answer over a relay recommends it.
+	heardFor = 15 * time.Second
+	// lostFor is how long a relay on which a peer was not found is tried after
+	// others.
+	lostFor = 3 * time.Minute
+	// minStay is the least time between two changes of a route to relays that
+	// failed before, so that a peer that is nowhere costs little.
+	minStay = time.Second
+
+	// A peer's pings are answered at answerInterval in the mean; its checks come at
+	// half that rate.
+	answerInterval = 350 * time.Millisecond
+	answerBurst    = 8
+)
+
+// question is a ping that was not answered yet.
+type question struct {
+	id  disco.TxID
+	via *relay
+}
+
+// mark is a time noted for a relay.
+type mark struct {
+	relay *relay
+	at    time.Time
+}
+
+// peer is one peer.
+type peer struct {
+	key  ident.NodeKey
+	home string
+
+	via    *relay    // where packets go; nil for no relay
+	chosen time.Time // since when
+	active bool
+	used   time.Time
+
+	// asked is when the check began that is not answered, zero for none; tries is
+	// how many of its questions were sent.
+	asked     time.Time
+	tries     int
+	hurry     bool       // another relay was left, and via is not proved yet
+	proved    time.Time  // last answer over via, or when it was chosen
+	questions []question // at most maxQuestions, the oldest makes room
+	lost      []mark     // relays where it was not found, at most one each
+	heard     mark       // where it answered last
+
+	answers  int       // pings of it that may be answered now
+	answered time.Time // since when the next one grows
+}
+
+// maxQuestions bounds the questions whose answers are awaited: those of two
+// checks.
+const maxQuestions = 2 * checkTries
+
+func (p *peer) mayAnswer(now time.Time) bool {
+	if n := now.Sub(p.answered) / answerInterval; n > 0 {
+		p.answers = int(min(answerBurst, time.Duration(p.answers)+n))
+		p.answered = p.answered.Add(n * answerInterval)
+	}
+	if p.answers == 0 {
+		return false
+	}
+	p.answers--
+	return true
+}
+
+func (p *peer) takeAnswer(via *relay, id disco.TxID) bool {
+	i := slices.Index(p.questions, question{id, via})
+	if i < 0 {
+		return false
+	}
+	p.questions = slices.Delete(p.questions, i, i+1)
+	return true
+}
+
+// lostAt returns when the peer was not found at r, zero for not lately.
+func (p *peer) lostAt(r *relay, now time.Time) time.Time {
+	for _, l := range p.lost {
+		if l.relay == r && now.Sub(l.at) < lostFor {
+			return l.at
+		}
+	}
+	return time.Time{}
+}
+
+func (p *peer) unmark(r *relay) {
+	p.lost = slices.DeleteFunc(p.lost, func(l mark) bool { return l.relay == r })
+}
+
+// forget drops what is known of a relay that is gone.
+func (p *peer) forget(r *relay) {
+	p.unmark(r)
+	p.questions = slices.DeleteFunc(p.questions, func(q question) bool { return q.via == r })
+	if p.heard.relay == r {
+		p.heard = mark{}
+	}
+}
+
+// spacing is the time between two questions.
+func (p *peer) spacing() time.Duration {
+	if p.hurry {
+		return hurrySpacing
+	}
+	return checkSpacing
+}
+
+// settleAnew begins to wait for answers anew.
+func (p *peer) settleAnew(now time.Time) { p.asked, p.tries, p.proved = time.Time{}, 0, now }
+
+// use makes p active; fresh says that it was lately.
+func (m *Machine) use(p *peer, fresh bool) {
+	if !p.active {
+		p.active = true
+		p.proved = m.now.Add(-checkInterval) // ask at once
+		p.asked, p.tries = time.Time{}, 0
+		m.active = append(m.active, p)
+		if !fresh {
+			m.setRoute(p, m.bestRoute(p))
+		}
+	}
+	m.route(p)
+	if p.via != nil {
+		p.via.used = m.now
+	}
+}
+
+// rest ends the activity of peers that are not used.
+func (m *Machine) rest() {
+	m.active = slices.DeleteFunc(m.active, func(p *peer) bool {
+		if m.now.Sub(p.used) < restAfter {
+			if p.via != nil {
+				p.via.used = later(p.via.used, p.used)
+			}
+			return false
+		}
+		p.active, p.asked, p.tries, p.questions = false, time.Time{}, 0, nil
+		return true
+	})
+}
+
+// checkTime returns when p is to be asked next, or its route given up.
+func (m *Machine) checkTime(p *peer) time.Time {
+	next := p.used.Add(restAfter)
+	switch {
+	case p.via == nil || p.via.state != ready:
+		return next
+	case p.asked.IsZero():
+		return earlier(next, later(p.proved.Add(checkInterval), m.now))
+	}
+	return earlier(next, later(p.asked.Add(time.Duration(p.tries)*p.spacing()), m.now))
+}
+
+// check asks p over its relay where it is time, and leaves a relay on which
+// nothing is answered.
+func (m *Machine) check(p *peer) {
+	if p.via == nil || m.down(p.via) {
+		if best := m.bestRoute(p); best != nil && !m.down(best) {
+			m.setRoute(p, best)
+		}
+	}
+	if p.via == nil || p.via.state != ready {
+		return
+	}
+	if p.asked.IsZero() {
+		if m.now.Before(p.proved.Add(checkInterval)) {
+			return
+		}
+		p.asked, p.tries = m.now, 0
+	}
+	if m.now.Before(p.asked.Add(time.Duration(p.tries) * p.spacing())) {
+		return
+	}
+	if p.tries == checkTries {
+		m.stats.RoutesLost++
+		m.lose(p, p.via)
+		if p.via == nil || p.via.state != ready {
+			return
+		}
+		p.asked, p.tries = m.now, 0
+	}
+	p.tries++
+	m.ask(p)
+}
+
+// ask sends one question over p's relay.
+func (m *Machine) ask(p *peer) {
+	var id disco.TxID
+	if _, err := io.ReadFull(m.cfg.Rand, id[:]); err != nil {
+		m.stats.RandFailed++
+		return
+	}
+	if len(p.questions) == maxQuestions {
+		p.questions = slices.Delete(p.questions, 0, 1)
+	}
+	p.questions = append(p.questions, question{id, p.via})
+	m.stats.ChecksSent++
+	m.emit(Output{Kind: Check, Relay: p.via.name, Peer: p.key, TxID: id})
+}
+
+// proved notes that p answered over r.
+func (m *Machine) proved(p *peer, r *relay) {
+	p.heard = mark{r, m.now}
+	p.unmark(r)
+	if p.via == r {
+		p.hurry = false
+		p.settleAnew(m.now)
+	}
+}
+
+// hint takes for possible that p is found at r.
+func (m *Machine) hint(p *peer, r *relay) {
+	if r.state != ready || p.via == r {
+		return
+	}
+	p.unmark(r)
+	if p.via == nil || p.via.state != ready || p.lostAt(p.via, m.now) != (time.Time{}) || p.tries > 1 {
+		m.setRoute(p, r)
+	}
+}
+
+// gone notes that p is not at r.
+func (m *Machine) gone(p *peer, r *relay) {
+	if p.via != r || !p.active {
+		return
+	}
+	m.lose(p, r)
+}
+
+// lose leaves r, where p was not found.
+func (m *Machine) lose(p *peer, r *relay) {
+	p.unmark(r)
+	p.lost = append(p.lost, mark{r, m.now})
+	if p.heard.relay == r {
+		p.heard = mark{}
+	}
+	p.hurry = true
+	m.leave(p)
+	if p.via == r {
+		p.settleAnew(m.now)
+	}
+}
+
+// leave gives p the best route that there is now.
+func (m *Machine) leave(p *peer) {
+	best := m.bestRoute(p)
+	if best != nil && p.lostAt(best, m.now) != (time.Time{}) && m.now.Sub(p.chosen) < minStay && p.via != nil && !m.down(p.via) {
+		return
+	}
+	m.setRoute(p, best)
+}
+
+// handleHome notices that p is said to listen elsewhere: what the coordinator
+// says of the peer is newer than that it was not found there, and goes before a
+// route that is not proved at present.
+func (m *Machine) handleHome(p *peer) {
+	r := m.find(p.home)
+	if r == nil {
+		m.route(p)
+		return
+	}
+	p.unmark(r)
+	if p.via == nil || !p.active || p.heard.relay != p.via || m.now.Sub(p.heard.at) >= heardFor {
+		m.setRoute(p, r)
+	}
+}
+
+// route gives p a route where it has none.
+func (m *Machine) route(p *peer) {
+	if p.via == nil {
+		m.setRoute(p, m.bestRoute(p))
+	}
+}
+
+func (m *Machine) setRoute(p *peer, r *relay) {
+	if p.via == r {
+		return
+	}
+	p.via, p.chosen = r, m.now
+	p.settleAnew(m.now)
+	if p.active && r != nil {
+		r.used = m.now
+		p.proved = m.now.Add(-checkInterval) // ask at once
+	}
+	m.stats.RouteChanges++
+	o := Output{Kind: RouteChanged, Peer: p.key}
+	if r != nil {
+		o.Relay = r.name
+	}
+	m.emit(o)
+}
+
+// bestRoute returns the relay to try for p: one that works, where it was not in
+// vain lately, where p answered, then its home, then one that is connected, then
+// in the order of the configuration; of those in vain, the one longest ago.
+func (m *Machine) bestRoute(p *peer) *relay {
+	var best *relay
+	for _, r := range m.relays {
+		if best == nil || m.compareRoutes(p, r, best) < 0 {
+			best = r
+		}
+	}
+	return best
+}
+
+func (m *Machine) compareRoutes(p *peer, a, b *relay) int {
+	if m.down(a) != m.down(b) {
+		return order(m.down(b))
+	}
+	la, lb := p.lostAt(a, m.now), p.lostAt(b, m.now)
+	switch {
+	case la.IsZero() != lb.IsZero():
+		return order(la.IsZero())
+	case !la.IsZero() && !la.Equal(lb):
+		return order(la.Before(lb))
+	}
+	heard := func(r *relay) bool { return p.heard.relay == r && m.now.Sub(p.heard.at) < heardFor }
+	switch {
+	case heard(a) != heard(b):
+		return order(heard(a))
+	case (a.name == p.home) != (b.name == p.home):
+		return order(a.name == p.home)
+	case (a.state == ready) != (b.state == ready):
+		return order(a.state == ready)
+	}
+	return 0
+}
