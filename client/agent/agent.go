@@ -26,7 +26,7 @@ type DataPlane interface {
 	Apply(c *config.Config) error
 	Status() engine.Status
 	Ping(ctx context.Context, to netip.Addr) (engine.PingReply, error)
-	Endpoints() <-chan []netip.AddrPort
+	Reach() <-chan engine.Reach
 	HandleNetworkChange()
 	Paths(to netip.Addr) (engine.PeerPaths, error)
 	CheckNetwork(ctx context.Context) error

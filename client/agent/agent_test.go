@@ -23,6 +23,7 @@ import (
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/client/statefile"
 	"github.com/warren-overlay/warren/coordinator/wire"
+	"github.com/warren-overlay/warren/netstack/engine"
 )
 
 func TestJoin(t *testing.T) {
@@ -49,9 +50,9 @@ func TestJoin(t *testing.T) {
 		}
 
 		// Endpoints go to the coordinator.
-		n.plane.endpoints <- []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:41641")}
+		n.plane.reach <- engine.Reach{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:41641")}, HomeRelay: "default"}
 		time.Sleep(2 * time.Second)
-		if u := take[wire.Update](t, p); len(u.Endpoints) != 1 {
+		if u := take[wire.Update](t, p); len(u.Endpoints) != 1 || u.HomeRelay != "default" {
 			t.Errorf("update %v", u)
 		}
 		// A second up changes nothing.
@@ -440,7 +441,7 @@ func TestNetworkChange(t *testing.T) {
 		}
 		defer state.Close()
 		changes := make(chan struct{})
-		dataPlane := &plane{endpoints: make(chan []netip.AddrPort, 1)}
+		dataPlane := &plane{reach: make(chan engine.Reach, 1)}
 		a, err := agent.New(agent.Config{
 			State: state, DataPlane: dataPlane, Decisions: dataPlane, Coordinator: c, NetworkChanges: changes,
 			Rand: rand.Reader, Now: time.Now, Logger: slog.New(slog.DiscardHandler),

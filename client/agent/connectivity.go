@@ -97,14 +97,15 @@ func known(t nat.Tristate) *bool {
 
 // relaysOf lists the relays of a status.
 func relaysOf(e engine.Status) []localapi.Relay {
-	if e.Relay == nil {
-		return []localapi.Relay{}
+	out := []localapi.Relay{}
+	for _, r := range e.Relays {
+		out = append(out, relayOf(r))
 	}
-	return []localapi.Relay{relayOf(*e.Relay)}
+	return out
 }
 
 func relayOf(r engine.RelayStatus) localapi.Relay {
-	return localapi.Relay{Name: r.Name, URL: r.URL, Connected: r.Connected, RTT: r.RTT, Error: r.Error}
+	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, RTT: r.RTT, Error: r.Error}
 }
 
 // hints says what is wrong with a network and what to do.
@@ -133,7 +134,7 @@ func hints(r localapi.NetcheckReply) []string {
 		case len(r.Relays) == 0:
 			out = append(out, "The coordinator names no relay: peers that cannot be reached directly cannot be reached at all.")
 		case !yes(r.CaptivePortal):
-			out = append(out, fmt.Sprintf("No relay is connected (%s): peers that cannot be reached directly cannot be reached at all. Allow TCP to the relay's address.", r.Relays[0].Error))
+			out = append(out, fmt.Sprintf("No relay is connected (%s: %s): peers that cannot be reached directly cannot be reached at all. Allow TCP to the relays' addresses.", r.Relays[0].Name, r.Relays[0].Error))
 		}
 	}
 	return out

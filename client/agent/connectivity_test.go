@@ -14,7 +14,9 @@ import (
 // TestHints: each fault of a network has its hint, and a sound one has none.
 func TestHints(t *testing.T) {
 	yes := true
-	up := engine.RelayStatus{Name: "default", Connected: true, RTT: 3 * time.Millisecond}
+	up := []engine.RelayStatus{
+		{Name: "far", RTT: 30 * time.Millisecond}, {Name: "default", Home: true, Connected: true, RTT: 3 * time.Millisecond},
+	}
 	server := []nat.ServerReport{{Server: netip.MustParseAddrPort("192.0.2.1:3478"), Mapped: netip.MustParseAddrPort("192.0.2.9:4000"), RTT: time.Millisecond}}
 	for _, c := range []struct {
 		name   string
@@ -22,12 +24,12 @@ func TestHints(t *testing.T) {
 		portal *bool
 		want   []string
 	}{
-		{"sound", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relay: &up}, new(bool), nil},
-		{"hard NAT", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.Yes}, Relay: &up}, nil, []string{"another port for each destination"}},
-		{"UDP blocked", engine.Status{Relay: &up, Port: 41641}, nil, []string{"UDP is blocked, .* port 3478, and from port 41641 .* over the relay"}},
+		{"sound", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up}, new(bool), nil},
+		{"hard NAT", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.Yes}, Relays: up}, nil, []string{"another port for each destination"}},
+		{"UDP blocked", engine.Status{Relays: up, Port: 41641}, nil, []string{"UDP is blocked, .* port 3478, and from port 41641 .* over the relay"}},
 		{"no relay named", engine.Status{NAT: nat.Report{UDP: true}}, nil, []string{"names no relay"}},
-		{"relay down", engine.Status{NAT: nat.Report{UDP: true}, Relay: &engine.RelayStatus{Error: "refused"}}, nil, []string{`No relay is connected \(refused\)`}},
-		{"portal", engine.Status{Relay: &engine.RelayStatus{Error: "moved"}}, &yes, []string{"sign-in page", "UDP is blocked"}},
+		{"relay down", engine.Status{NAT: nat.Report{UDP: true}, Relays: []engine.RelayStatus{{Name: "default", Error: "refused"}}}, nil, []string{`No relay is connected \(default: refused\)`}},
+		{"portal", engine.Status{Relays: []engine.RelayStatus{{Error: "moved"}}}, &yes, []string{"sign-in page", "UDP is blocked"}},
 	} {
 		r := netcheck(c.status)
 		r.CaptivePortal = c.portal
@@ -47,8 +49,8 @@ func TestHints(t *testing.T) {
 			}
 		}
 	}
-	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relay: &up})
-	if r.NearestRelay != "default" || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
+	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up})
+	if r.NearestRelay != "default" || len(r.Relays) != 2 || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
 		t.Errorf("%+v", r)
 	}
 }

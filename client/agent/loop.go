@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -30,7 +29,7 @@ type loop struct {
 	machine    *control.Machine
 	connection *connection // nil for none
 	view       *control.View
-	endpoints  []netip.AddrPort
+	reach      engine.Reach // where the data plane says that this device is
 	facts      health.Set
 	// applied says that the data plane was given a configuration that is not
 	// "no network".
@@ -116,7 +115,7 @@ func (l *loop) run() {
 			l.machine.HandleStart(l.cfg.Now())
 		}
 	}
-	endpoints := l.cfg.DataPlane.Endpoints()
+	reach := l.cfg.DataPlane.Reach()
 	for {
 		l.drain()
 		select {
@@ -124,15 +123,15 @@ func (l *loop) run() {
 			return
 		case f := <-l.requests:
 			f(l)
-		case e, ok := <-endpoints:
+		case r, ok := <-reach:
 			if !ok {
-				endpoints = nil
+				reach = nil
 				continue
 			}
-			l.endpoints = e
+			l.reach = r
 			l.rememberPort()
 			if l.machine != nil {
-				l.machine.HandleEndpoints(e, l.cfg.Now())
+				l.machine.HandleReach(r.Endpoints, r.HomeRelay, l.cfg.Now())
 			}
 		case <-l.cfg.NetworkChanges:
 			l.cfg.DataPlane.HandleNetworkChange()
@@ -171,7 +170,7 @@ func (l *loop) startMachine() {
 	}
 	l.stopMachine()
 	l.machine = m
-	m.HandleEndpoints(l.endpoints, l.cfg.Now())
+	m.HandleReach(l.reach.Endpoints, l.reach.HomeRelay, l.cfg.Now())
 	l.offer()
 }
 

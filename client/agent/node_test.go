@@ -29,7 +29,7 @@ import (
 
 // plane is a DataPlane that notes what it was given.
 type plane struct {
-	endpoints chan []netip.AddrPort
+	reach chan engine.Reach
 
 	mu      sync.Mutex // protects the rest
 	applied []*config.Config
@@ -100,7 +100,7 @@ func (p *plane) CheckNetwork(context.Context) error {
 	return nil
 }
 
-func (p *plane) Endpoints() <-chan []netip.AddrPort { return p.endpoints }
+func (p *plane) Reach() <-chan engine.Reach { return p.reach }
 func (p *plane) HandleNetworkChange() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -273,7 +273,7 @@ func startNode(t *testing.T, dir string, c *coordinator) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{plane: &plane{endpoints: make(chan []netip.AddrPort, 1)}, log: &bytes.Buffer{}}
+	n := &node{plane: &plane{reach: make(chan engine.Reach, 1)}, log: &bytes.Buffer{}}
 	n.Agent, err = agent.New(agent.Config{
 		State: state, DataPlane: n.plane, Decisions: n.plane, Coordinator: c, Rand: rand.Reader, Now: time.Now, Hostname: "default",
 		Host:   wire.HostInfo{ProgramVersion: "test", OS: "linux"},

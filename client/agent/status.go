@@ -77,6 +77,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 		relay := relayOf(*e.Relay)
 		out.Relay = &relay
 	}
+	out.Relays = relaysOf(e)
 	if s.view.Self == nil {
 		return out
 	}
@@ -144,5 +145,5 @@ func pathOf(p engine.Path) localapi.Path {
 	if kind == "" {
 		kind = string(engine.PathNone)
 	}
-	return localapi.Path{Kind: kind, Addr: p.Addr, Relay: p.Relay}
+	return localapi.Path{Kind: kind, Addr: p.Addr, Relay: p.Relay, Region: p.Region}
 }

@@ -10,9 +10,14 @@ const (
 	// firstDelay is short, so that a coordinator that restarts has its nodes
 	// back within a second.
 	firstDelay = 500 * time.Millisecond
-	// longestDelay keeps ten thousand waiting nodes at some hundred attempts a
-	// second, which a coordinator serves beside its work.
-	longestDelay = 30 * time.Second
+	// longestDelay is how long a coordinator's return may go unnoticed: revocations
+	// and changes of the policy wait for it. Drawn from the upper half, it has ten
+	// thousand waiting nodes come back at 2,000 a second at most, over 5 s; the
+	// coordinator then needs about 10 s to tell them their maps (L04).
+	longestDelay = 10 * time.Second
+	// replacedDelay is how long a device waits that another connection of it took
+	// the place of: two copies of one device take turns no faster.
+	replacedDelay = 30 * time.Second
 	// longestRetryAfter bounds what a coordinator can ask for, so that it
 	// cannot send its nodes away for good by one wrong number.
 	longestRetryAfter = 10 * time.Minute
@@ -27,7 +32,7 @@ type backoff struct{ failures int }
 // A reader that fails counts as one that gives zeros.
 func (b *backoff) next(rand io.Reader) time.Duration {
 	delay := longestDelay
-	if b.failures < 6 { // 500 ms << 6 is above longestDelay
+	if b.failures < 5 { // 500 ms << 5 is above longestDelay
 		delay = firstDelay << b.failures
 	}
 	b.failures++

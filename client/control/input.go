@@ -83,10 +83,11 @@ func (m *Machine) HandleNetworkChange(now time.Time) {
 	}
 }
 
-// HandleEndpoints takes the addresses at which this device may be reached, the
-// likeliest first. What no coordinator would accept is left out, as is what is
-// beyond wire.MaxEndpoints. The slice is not kept.
-func (m *Machine) HandleEndpoints(endpoints []netip.AddrPort, now time.Time) {
+// HandleReach takes the addresses at which this device may be reached, the
+// likeliest first, and the name of the relay at which it listens, empty for none.
+// What no coordinator would accept is left out, as are addresses beyond
+// wire.MaxEndpoints. The slice is not kept.
+func (m *Machine) HandleReach(endpoints []netip.AddrPort, homeRelay string, now time.Time) {
 	m.tick(now)
 	var kept []netip.AddrPort
 	for _, e := range endpoints {
@@ -99,10 +100,10 @@ func (m *Machine) HandleEndpoints(endpoints []netip.AddrPort, now time.Time) {
 			break
 		}
 	}
-	if slices.Equal(kept, m.endpoints) {
+	if slices.Equal(kept, m.endpoints) && homeRelay == m.homeRelay {
 		return
 	}
-	m.endpoints = kept
+	m.endpoints, m.homeRelay = kept, homeRelay
 	m.update()
 }
 
@@ -231,5 +232,5 @@ func (m *Machine) send(message wire.ClientMessage) {
 
 func (m *Machine) sendUpdate() {
 	m.updateDue, m.sentUpdate = time.Time{}, m.now
-	m.send(wire.Update{Endpoints: m.endpoints, Routes: m.routes})
+	m.send(wire.Update{Endpoints: m.endpoints, Routes: m.routes, HomeRelay: m.homeRelay})
 }

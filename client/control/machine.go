@@ -41,9 +41,9 @@ const (
 	// failure to count as a first one.
 	stableAfter = 10 * time.Second
 	// aloneAfter is how long a connection must have lasted to show that no copy
-	// of the device takes it away: twice longestDelay, after which that would
+	// of the device takes it away: twice replacedDelay, after which that would
 	// have come back.
-	aloneAfter = 2 * longestDelay
+	aloneAfter = 2 * replacedDelay
 	// skewLimit is from when on clocks differ enough to be told: validity is
 	// checked against the device's clock.
 	skewLimit = 2 * time.Minute
@@ -121,6 +121,7 @@ type Machine struct {
 
 	registration *Registration
 	endpoints    []netip.AddrPort
+	homeRelay    string
 	routes       []netip.Prefix
 
 	// Of the present connection.

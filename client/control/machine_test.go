@@ -265,7 +265,7 @@ func TestEndpointsAreCleaned(t *testing.T) {
 	for port := range uint16(100) {
 		many = append(many, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), 1000+port))
 	}
-	c.m.HandleEndpoints(many, c.now)
+	c.m.HandleReach(many, "", c.now)
 	c.drain() // decodes what was sent, as the coordinator does
 	update, ok := c.sent[0].(wire.Update)
 	if !ok || len(update.Endpoints) != wire.MaxEndpoints || update.Endpoints[0].String() != "192.0.2.1:5" || update.Endpoints[1].String() != "[fe80::1]:6" {

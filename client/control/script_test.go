@@ -139,7 +139,7 @@ func (s *script) run(command string, args []string) {
 		for _, a := range args {
 			all = append(all, netip.MustParseAddrPort(a))
 		}
-		s.m.HandleEndpoints(all, s.now)
+		s.m.HandleReach(all, "", s.now)
 	case "time": // +duration, with all that is due on the way
 		end := s.now.Add(s.duration(strings.TrimPrefix(args[0], "+")))
 		s.drain()

@@ -134,7 +134,7 @@ func (m *Machine) registered() {
 
 // requestMap begins the stream with what is at hand.
 func (m *Machine) requestMap() {
-	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes, Proof: m.proof}
+	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes, Proof: m.proof, HomeRelay: m.homeRelay}
 	// Where a part of the map is not believed, the coordinator would leave it
 	// at that: a full map is looked at anew.
 	if m.member != nil && !m.resyncing && m.member.complete(m.now) {
@@ -286,7 +286,7 @@ func (m *Machine) refused(e *wire.Error) {
 			Text: "The coordinator saw another connection of this device. If its state directory was copied to another machine, delete the copy and join there with a key of its own.",
 		})
 		m.disconnect()
-		m.retry(e.Error(), longestDelay)
+		m.retry(e.Error(), replacedDelay)
 	case wire.CodeUnspecified, wire.CodeMalformed, wire.CodeUnavailable:
 		m.disconnect()
 		m.retry(e.Error(), e.RetryAfter)

@@ -52,11 +52,13 @@ type Status struct {
 	Sequence    uint64 `json:"sequence"`
 	PolicyEpoch uint64 `json:"policy_epoch"`
 	// Device is the network interface, "userspace" for none.
-	Device    string            `json:"device"`
-	Port      uint16            `json:"port"`
-	Endpoints []netip.AddrPort  `json:"endpoints"`
-	Relay     *Relay            `json:"relay,omitempty"`
-	Drops     map[string]uint64 `json:"drops,omitempty"`
+	Device    string           `json:"device"`
+	Port      uint16           `json:"port"`
+	Endpoints []netip.AddrPort `json:"endpoints"`
+	// Relay is the home: the relay at which this device listens. Relays are all.
+	Relay  *Relay            `json:"relay,omitempty"`
+	Relays []Relay           `json:"relays,omitempty"`
+	Drops  map[string]uint64 `json:"drops,omitempty"`
 	// Denied are the latest connections that this device tried to open and
 	// that its rules refuse, the newest first: five at most, of the last ten
 	// minutes.
@@ -67,13 +69,21 @@ type Status struct {
 	Health []health.Fact `json:"health"`
 }
 
-// Relay is the connection to the relay.
+// Relay is the state of one relay.
 type Relay struct {
-	Name      string        `json:"name"`
-	URL       string        `json:"url"`
-	Connected bool          `json:"connected"`
-	RTT       time.Duration `json:"rtt_ns,omitempty"`
-	Error     string        `json:"error,omitempty"`
+	Name string `json:"name"`
+	// Region is where it stands, empty where nobody said.
+	Region string `json:"region,omitempty"`
+	URL    string `json:"url"`
+	// Home says that this device listens there.
+	Home bool `json:"home,omitempty"`
+	// Connected says that it has admitted this device. A device is connected to
+	// its home, and to others while it needs them.
+	Connected bool `json:"connected"`
+	// RTT is the least of the recent round trips, zero where none is known.
+	RTT time.Duration `json:"rtt_ns,omitempty"`
+	// Error is why there is no connection.
+	Error string `json:"error,omitempty"`
 }
 
 // Path is how packets reach a peer.
@@ -84,6 +94,8 @@ type Path struct {
 	Addr netip.AddrPort `json:"addr,omitzero"`
 	// Relay is the relay's name of a path over one.
 	Relay string `json:"relay,omitempty"`
+	// Region is where that relay stands, empty where nobody said.
+	Region string `json:"region,omitempty"`
 }
 
 // Node is a device of the network.

@@ -53,7 +53,7 @@ func (m *Main) printNetcheck(r localapi.NetcheckReply) {
 	line("Nearest relay", nearest)
 	line("Relay latency", "")
 	for _, relay := range r.Relays {
-		fmt.Fprintf(m.Stdout, "\t\t- %s: %s\n", relay.Name, relayText(relay))
+		fmt.Fprintf(m.Stdout, "\t\t- %s: %s\n", relayName(relay), relayText(relay))
 	}
 	if len(r.Hints) > 0 {
 		fmt.Fprintln(m.Stdout, "\n# What to do:")
@@ -77,12 +77,27 @@ func knownText(b *bool) string {
 	return fmt.Sprint(*b)
 }
 
+// relayName is a relay's name, with what it is and where.
+func relayName(r localapi.Relay) string {
+	name := r.Name
+	if r.Region != "" {
+		name += " (" + r.Region + ")"
+	}
+	if r.Home {
+		name += ", home"
+	}
+	return name
+}
+
 func relayText(r localapi.Relay) string {
 	switch {
 	case r.RTT > 0:
 		return roundRTT(r.RTT).String()
 	case r.Connected:
 		return "connected"
+	}
+	if r.Error == "" {
+		return "not measured yet"
 	}
 	return "no connection: " + r.Error
 }
@@ -157,7 +172,7 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	}
 	fmt.Fprintln(m.Stdout, "\nRelays:")
 	for _, relay := range r.Relays {
-		fmt.Fprintf(m.Stdout, "  %s: %s\n", relay.Name, relayText(relay))
+		fmt.Fprintf(m.Stdout, "  %s: %s\n", relayName(relay), relayText(relay))
 	}
 	fmt.Fprintln(m.Stdout, "\nThis device:")
 	for _, e := range r.Endpoints {

@@ -106,7 +106,7 @@ func (m *Main) printPong(r localapi.PingReply, asJSON bool) error {
 	case "direct":
 		via = r.Path.Addr.String()
 	case "relay":
-		via = "relay(" + r.Path.Relay + ")"
+		via = "relay(" + region(r.Path) + ")"
 	}
 	_, err := fmt.Fprintf(m.Stdout, "pong from %s (%v) via %s in %v\n", r.Name, r.Addr, via, roundRTT(r.RTT))
 	return err

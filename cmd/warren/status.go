@@ -111,9 +111,18 @@ func pathText(p localapi.Path) string {
 	case "direct":
 		return "direct " + p.Addr.String()
 	case "relay":
-		return fmt.Sprintf("relay %q", p.Relay)
+		return fmt.Sprintf("relay %q", region(p))
 	}
 	return "no path"
+}
+
+// region is what people call a relay: where it stands, or its name where nobody
+// said.
+func region(p localapi.Path) string {
+	if p.Region != "" {
+		return p.Region
+	}
+	return p.Relay
 }
 
 // owner is a login with its domain cut off, or what a tagged device has in its

@@ -51,8 +51,7 @@ func (c *control) apply(cfg *config.Config) error {
 	}
 	if cfg == nil {
 		c.e.host.forwarding.Store(nil)
-		c.e.relay.set(nil)
-		c.relayed = false
+		c.setRelays(nil, now)
 		return c.configureDevice(nil)
 	}
 
@@ -100,8 +99,8 @@ func (c *control) apply(cfg *config.Config) error {
 			errs = append(errs, err)
 		}
 	}
+	c.setRelays(cfg, now)
 	c.bringUp(now)
-	c.e.relay.set(relayTargetOf(cfg))
 	c.resolve.set(cfg.STUN)
 	c.underlay.set(cfg.Underlay)
 	if err := c.configureDevice(cfg); err != nil {
@@ -319,7 +318,7 @@ func (c *control) setTunnels() error {
 		if tunnel := c.device.Peer(p.key); tunnel != nil {
 			if p.tunnel != tunnel {
 				p.tunnel = tunnel
-				tunnel.SetPath(c.tunnelPath(p.agent.Primary()))
+				tunnel.SetPath(c.tunnelPath(p, p.agent.Primary()))
 			}
 			if p.retreated {
 				p.retreated = false

@@ -17,6 +17,7 @@ import (
 	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/relay/home"
 	"github.com/warren-overlay/warren/netstack/sock"
 	"github.com/warren-overlay/warren/netstack/stun"
 	"github.com/warren-overlay/warren/netstack/wg"
@@ -52,7 +53,8 @@ type control struct {
 	byTag     map[disco.Tag]*peer
 	deadlines deadlines
 	loopback  bool // whether peers may be probed on the loopback interface
-	relayed   bool // whether the relay is there
+	relayed   bool // whether there is a relay
+	relays    relays
 	local     []netip.AddrPort
 	nextLocal time.Time
 	resolve   *resolver
@@ -92,11 +94,17 @@ func newControl(e *Engine) (*control, error) {
 	}
 	e.cfg.Inherited = nil
 	c.filter = c.newFilterDevice()
+	c.relays.conns, c.relays.probes = make(map[string]*relayConn), make(map[stun.TxID]relayProbe)
+	var err error
+	if c.relays.machine, err = home.New(home.Config{Rand: e.cfg.Rand}, now); err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
 	return c, nil
 }
 
 // run is the control goroutine.
 func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
+	c.relays.ctx, c.relays.running = ctx, running
 	defer c.end()
 	c.refreshLocal(c.now())
 	timer := time.NewTimer(0)
@@ -122,8 +130,8 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.setUnderlay(hosts)
 		case p := <-c.e.noted:
 			c.handleNote(p)
-		case up := <-c.e.relay.states:
-			c.handleRelay(up)
+		case event := <-c.e.relayEvents:
+			c.handleRelayEvent(event)
 		case servers := <-c.resolve.found:
 			c.nat.SetServers(servers, c.now())
 		case <-timer.C:
@@ -155,6 +163,9 @@ func (c *control) nextTimeout() time.Time {
 	if t, ok := c.nat.NextTimeout(); ok {
 		next = earlier(next, t)
 	}
+	if t, ok := c.relays.machine.NextTimeout(); ok {
+		next = earlier(next, t)
+	}
 	if len(c.deadlines) > 0 {
 		next = earlier(next, c.deadlines[0].deadline)
 	}
@@ -182,6 +193,10 @@ func (c *control) handleTimeout() {
 		c.ask(now)
 	}
 	c.nat.HandleTimeout(now)
+	if t, ok := c.relays.machine.NextTimeout(); ok && !now.Before(t) {
+		c.relays.machine.HandleTimeout(now)
+		c.drainRelays()
+	}
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
 		if !now.Before(p.member.NotAfter()) {
@@ -219,6 +234,7 @@ func (c *control) handleTouch(p *peer) {
 	now := c.now()
 	p.agent.HandleOutboundUse(now)
 	c.handleUse(p, now)
+	c.useRelay(p, now)
 	if p.rearm.IsZero() {
 		p.rearm = now.Add(touchInterval)
 	}
@@ -257,7 +273,7 @@ func (c *control) drain(p *peer) {
 		if !ok {
 			break
 		}
-		p.tunnel.SetPath(c.tunnelPath(event.Primary))
+		p.tunnel.SetPath(c.tunnelPath(p, event.Primary))
 		if event.Why == path.ReasonLost {
 			// The NAT in front of us may have forgotten us: ask for our public
 			// address now, not at the next round.
@@ -269,12 +285,15 @@ func (c *control) drain(p *peer) {
 	c.schedule(p)
 }
 
-func (c *control) tunnelPath(p path.Path) wg.Path {
-	switch p.Kind {
+// tunnelPath returns how WireGuard sends to p on the given path.
+func (c *control) tunnelPath(p *peer, on path.Path) wg.Path {
+	switch on.Kind {
 	case path.Direct:
-		return wg.Path{Direct: p.Addr}
+		return wg.Path{Direct: on.Addr}
 	case path.Relay:
-		return wg.Path{Relay: c.e.relay}
+		if p.relay != nil {
+			return wg.Path{Relay: p.relay}
+		}
 	case path.None:
 	}
 	return wg.Path{}
@@ -291,7 +310,9 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 	case path.Direct:
 		c.send(sealed, t.To.Addr)
 	case path.Relay:
-		c.e.relay.SendPackets(p.key, [][]byte{sealed})
+		if p.relay != nil {
+			p.relay.SendPackets(p.key, [][]byte{sealed})
+		}
 	case path.None:
 		panic("BUG: engine: a message to nowhere")
 	}
@@ -310,7 +331,7 @@ func (c *control) handleDatagram(d datagram) {
 	case disco.Is(packet):
 		c.handleProbe(d, packet)
 	case stun.Is(packet) && d.relayed.IsZero():
-		if m, err := stun.Parse(packet); err == nil {
+		if m, err := stun.Parse(packet); err == nil && !c.handleProbeAnswer(m, d.from) {
 			// What answers no request of ours is counted there.
 			_ = c.nat.HandleResponse(d.from, m, c.now())
 		}
@@ -332,15 +353,20 @@ func (c *control) handleProbe(d datagram, packet []byte) {
 		return
 	}
 	now := c.now()
+	if !d.relayed.IsZero() {
+		handled, err := c.handleRelayedProbe(p, d.relay, message, now)
+		if err != nil {
+			c.e.log.Debug("probe refused", "peer", p.member.Name(), "relay", d.relay, "error", err)
+		}
+		if handled {
+			return
+		}
+	}
 	switch m := message.(type) {
 	case disco.Ping:
-		if d.relayed.IsZero() {
-			err = p.agent.HandlePing(d.from, m, now)
-		}
+		err = p.agent.HandlePing(d.from, m, now)
 	case disco.Pong:
-		if d.relayed.IsZero() {
-			err = p.agent.HandlePong(d.from, m, now)
-		}
+		err = p.agent.HandlePong(d.from, m, now)
 	case disco.CallMe:
 		if !d.relayed.IsZero() {
 			err = p.agent.HandleCallMe(m, now)
@@ -352,21 +378,12 @@ func (c *control) handleProbe(d datagram, packet []byte) {
 	c.drain(p)
 }
 
-// handleRelay notices that the relay came or went.
-func (c *control) handleRelay(up bool) {
-	c.relayed = up
-	now := c.now()
-	for _, p := range c.peers {
-		p.agent.HandleRelayState(up, now)
-		c.drain(p)
-	}
-}
-
 func (c *control) handleNetworkChange() {
 	now := c.now()
 	c.refreshLocal(now)
 	c.nat.HandleNetworkChange(now)
-	c.e.relay.reconnect()
+	c.relays.machine.HandleNetworkChange(now)
+	c.drainRelays()
 	for _, p := range c.peers {
 		p.agent.HandleNetworkChange(now)
 		c.drain(p)
@@ -430,5 +447,5 @@ func (c *control) drainNAT() {
 		p.agent.SetLocalCandidates(report.Endpoints, now)
 		c.drain(p)
 	}
-	c.e.publish(report.Endpoints)
+	c.publish()
 }

@@ -44,7 +44,7 @@
 // # Goroutines
 //
 // Engine.Run starts: the control goroutine; one that reads the TUN device; three
-// for the relay while one is configured (session, reader, writer); one for
+// for each relay that it is connected to (session, reader, writer); one for
 // wg(8) where the device has an interface name; one for each lookup of a STUN
 // server's name; and WireGuard's own. All have ended when it returns.
 package engine

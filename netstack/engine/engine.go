@@ -28,6 +28,9 @@ const (
 	// maxTouches bounds the peers that wait to be noticed as used. One that
 	// does not fit is noticed at its next packet.
 	maxTouches = 256
+	// maxRelayEvents bounds what relays tell and the control goroutine has not
+	// looked at yet. Hints over it are dropped, and told again.
+	maxRelayEvents = 256
 )
 
 // noInterface is the name of a TUN device without an interface (tun.Device).
@@ -39,7 +42,7 @@ type Engine struct {
 	log  *slog.Logger
 	host *hostDevice
 
-	endpoints chan []netip.AddrPort
+	reach     chan Reach
 	requests  chan func(*control) // run by the control goroutine
 	datagrams chan datagram
 	touched   chan *peer
@@ -51,10 +54,11 @@ type Engine struct {
 	stopped   chan struct{} // closed when Run returns
 	buffers   sync.Pool     // *[]byte of datagrams
 
-	overflow atomic.Uint64 // datagrams that did not fit
-	relay    *relayClient
-	flows    *flowLog
-	captures captures
+	overflow    atomic.Uint64 // datagrams that did not fit
+	relayEvents chan relayEvent
+	relayDrops  atomic.Uint64 // packets for relays that could not be sent in time
+	flows       *flowLog
+	captures    captures
 
 	// suspended, if not nil, is called while prefixes are suspended; see
 	// barrier.go. It is for tests.
@@ -66,6 +70,7 @@ type datagram struct {
 	from netip.AddrPort
 	// relayed is the peer's key where the packet came over the relay.
 	relayed ident.NodeKey
+	relay   string // which one
 	data    *[]byte
 }
 
@@ -77,7 +82,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger,
-		endpoints: make(chan []netip.AddrPort, 1),
+		reach:     make(chan Reach, 1),
 		requests:  make(chan func(*control)),
 		datagrams: make(chan datagram, maxDatagrams),
 		touched:   make(chan *peer, maxTouches),
@@ -89,7 +94,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.buffers.New = func() any { b := make([]byte, 0, 512); return &b }
 	e.host = newHostDevice(e)
-	e.relay = newRelayClient(e)
+	e.relayEvents = make(chan relayEvent, maxRelayEvents)
 	e.flows = &flowLog{log: flowlog.New(0), changed: make(chan struct{})}
 	return e, nil
 }
@@ -133,7 +138,6 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
-	running.Go(func() { e.relay.run(ctx, c.device) })
 	return c.run(ctx, &running)
 }
 
@@ -164,7 +168,7 @@ func (e *Engine) Status() Status {
 }
 
 // HandleNetworkChange says that this machine's addresses or routes changed, or
-// that it woke up. Paths are checked, the relay is connected to again, and this
+// that it woke up. Paths are checked, relays are connected to again, and this
 // machine's endpoints are found anew. It returns at once.
 func (e *Engine) HandleNetworkChange() {
 	select {
@@ -173,10 +177,18 @@ func (e *Engine) HandleNetworkChange() {
 	}
 }
 
-// Endpoints returns the channel of this device's own endpoints: what peers
-// should be told. A value that nobody took is replaced by the next. The slices
+// Reach is where a device can be reached.
+type Reach struct {
+	// Endpoints are the addresses at which it may be, the likeliest first.
+	Endpoints []netip.AddrPort
+	// HomeRelay is the name of the relay at which it listens, empty for none.
+	HomeRelay string
+}
+
+// Reach returns the channel of where this device can be reached: what peers
+// should be told. A value that nobody took is replaced by the next. The values
 // are the receiver's.
-func (e *Engine) Endpoints() <-chan []netip.AddrPort { return e.endpoints }
+func (e *Engine) Reach() <-chan Reach { return e.reach }
 
 // ask has the control goroutine run f. Where the engine is stopped, the answer
 // is the zero value, or ErrStopped where it is an error.
@@ -249,12 +261,12 @@ func (e *Engine) post(d datagram, packet []byte) {
 	}
 }
 
-// publish replaces the endpoints that nobody took yet.
-func (e *Engine) publish(endpoints []netip.AddrPort) {
+// publish replaces what nobody took yet.
+func (c *control) publish() {
 	select {
-	case <-e.endpoints:
+	case <-c.e.reach:
 	default:
 	}
 	// The control goroutine is the only sender, so there is room now.
-	e.endpoints <- endpoints
+	c.e.reach <- Reach{Endpoints: c.nat.Report().Endpoints, HomeRelay: c.relays.machine.Home()}
 }

@@ -119,7 +119,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		again(func() { n.engine.Status() })
 		again(func() {
 			select {
-			case <-n.engine.Endpoints():
+			case <-n.engine.Reach():
 			case <-ctx.Done():
 			}
 		})

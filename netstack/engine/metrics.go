@@ -41,7 +41,10 @@ var (
 	peersDesc      = describe("peers", "Peers of the data plane.", "path")
 	unrecordedDesc = describe("unrecorded_events_total", "Flows and denials that were not recorded, because too many came at a time.")
 	flowsDesc      = describe("flows", "Flows that the filters know.")
-	relayDesc      = describe("relay_connected", "Whether the relay is connected: 1 or 0.")
+	relayDesc      = describe("relay_connected", "Whether the relay has admitted this device: 1 or 0.", "relay", "region")
+	relayHomeDesc  = describe("relay_home", "Whether the relay is where this device listens: 1 or 0.", "relay", "region")
+	relayRTTDesc   = describe("relay_rtt_seconds", "The least of the recent round trips to the relay, where one is known.", "relay", "region")
+	relayEventDesc = describe("relay_events_total", "What happened between this device and its relays.", "event")
 )
 
 // Describe implements prometheus.Collector.
@@ -52,7 +55,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- filteredDesc[d]
 		out <- passedDesc[d]
 	}
-	for _, d := range []*prometheus.Desc{lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc} {
+	for _, d := range []*prometheus.Desc{lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayEventDesc} {
 		out <- d
 	}
 }
@@ -100,7 +103,7 @@ func (c *control) metrics() []prometheus.Metric {
 	paths := map[PathKind]int{PathNone: 0, PathRelay: 0, PathDirect: 0}
 	flows := 0
 	for _, p := range c.peers {
-		paths[c.e.pathFrom(c.tunnelPath(p.agent.Primary())).Kind]++
+		paths[pathFrom(c.tunnelPath(p, p.agent.Primary())).Kind]++
 		p.mu.Lock()
 		flows += p.filter.Flows()
 		p.mu.Unlock()
@@ -108,9 +111,30 @@ func (c *control) metrics() []prometheus.Metric {
 	for kind, n := range paths {
 		out = append(out, gauge(peersDesc, float64(n), string(kind)))
 	}
-	connected := 0.0
-	if c.relayed {
-		connected = 1
+	return append(append(out, gauge(flowsDesc, float64(flows))), c.relayMetrics()...)
+}
+
+func (c *control) relayMetrics() []prometheus.Metric {
+	var out []prometheus.Metric
+	value := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
 	}
-	return append(out, gauge(flowsDesc, float64(flows)), gauge(relayDesc, connected))
+	for _, r := range c.relayStatus() {
+		out = append(out, gauge(relayDesc, value(r.Connected), r.Name, r.Region), gauge(relayHomeDesc, value(r.Home), r.Name, r.Region))
+		if r.RTT > 0 {
+			out = append(out, gauge(relayRTTDesc, r.RTT.Seconds(), r.Name, r.Region))
+		}
+	}
+	stats := c.relays.machine.Snapshot().Stats
+	for event, n := range map[string]uint64{
+		"home_changed": stats.HomeChanges, "route_changed": stats.RouteChanges, "route_lost": stats.RoutesLost,
+		"peer_gone": stats.PeersGone, "connection_lost": stats.ConnectionLosses, "connect_failed": stats.ConnectFailures,
+		"over_cap": stats.OverCap, "ping_over_budget": stats.PingsOverBudget, "pong_unsolicited": stats.PongsUnsolicited,
+	} {
+		out = append(out, counter(relayEventDesc, n, event))
+	}
+	return out
 }

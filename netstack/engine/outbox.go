@@ -105,13 +105,6 @@ func (o *outbox) free(message []byte) {
 	}
 }
 
-// clear drops what waits, for a new connection.
-func (o *outbox) clear() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.messages, o.bytes, o.ready = nil, 0, false
-}
-
 // open lets packets in.
 func (o *outbox) open() {
 	o.mu.Lock()

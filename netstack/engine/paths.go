@@ -58,7 +58,7 @@ func (e *Engine) Paths(to netip.Addr) (PeerPaths, error) {
 
 func (c *control) paths(p *peer) PeerPaths {
 	out := PeerPaths{
-		Name: p.member.Name(), Path: c.e.pathFrom(c.tunnelPath(p.agent.Primary())),
+		Name: p.member.Name(), Path: pathFrom(c.tunnelPath(p, p.agent.Primary())),
 		Unanswered: p.tunnel.Unanswered(), Relayed: c.relayed, Paths: p.agent.Snapshot(), Now: c.now(),
 	}
 	// What it says beside the path is a help; without it the rest still is one.

@@ -27,6 +27,11 @@ type peer struct {
 	// noted is the same for events of the filter.
 	noted atomic.Bool
 
+	// relayedBy is the relay by which a packet of the peer's came last, as far as
+	// that was told, and relayedAt when it was, in nanoseconds since 1970.
+	relayedBy atomic.Pointer[relayConn]
+	relayedAt atomic.Int64
+
 	// waiting is how many of the data path wait for mu. A mutex lets whoever
 	// holds it take it again before those that wait; the control goroutine,
 	// which takes it many times in a row, lets them go first (yield).
@@ -46,8 +51,9 @@ type peer struct {
 	agent     *path.Agent
 	sealer    *disco.Sealer
 	opener    *disco.Opener
-	retreated bool // whether its session was ended to take a prefix away
-	heir      bool // whether it has just got flows of the last run
+	relay     *relayConn // that packets to the peer go over; nil for none
+	retreated bool       // whether its session was ended to take a prefix away
+	heir      bool       // whether it has just got flows of the last run
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not

@@ -199,15 +199,17 @@ func (e *Engine) pathOf(p *peer) Path {
 	if tunnel == nil {
 		return Path{Kind: PathNone}
 	}
-	return e.pathFrom(tunnel.Path())
+	return pathFrom(tunnel.Path())
 }
 
-func (e *Engine) pathFrom(p wg.Path) Path {
+func pathFrom(p wg.Path) Path {
 	switch {
 	case p.Direct.IsValid():
 		return Path{Kind: PathDirect, Addr: p.Direct}
 	case p.Relay != nil:
-		return Path{Kind: PathRelay, Relay: e.relay.name()}
+		if r, ok := p.Relay.(*relayConn); ok {
+			return r.path()
+		}
 	}
 	return Path{Kind: PathNone}
 }

@@ -2,11 +2,11 @@ package engine
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -19,238 +19,259 @@ import (
 const (
 	// dialTimeout bounds connecting to a relay, name lookup and TLS included.
 	dialTimeout = 10 * time.Second
-	// The wait between two attempts doubles from the one to the other, and is
-	// drawn from its upper half, so that nodes that lost one relay at one moment
-	// do not come back at one moment.
-	minBackoff = 500 * time.Millisecond
-	maxBackoff = 30 * time.Second
-	// steady is how long a connection must last for the wait to begin anew.
-	steady = 30 * time.Second
-	// maxOutbox bounds the bytes that wait for the relay: 50 ms at 80 Mbit/s,
-	// as package relay bounds its own queue. What comes on top is dropped.
+	// maxOutbox bounds the bytes that wait for a relay: 50 ms at 80 Mbit/s, as
+	// package relay bounds its own queue. What comes on top is dropped.
 	maxOutbox = 512 << 10
+	// maxHeld bounds the bytes that wait for a connection to a relay to be made:
+	// handshakes, and what a program sends in the round trips that this takes.
+	maxHeld = 64 << 10
+	// heldFor is how long such packets are worth sending. WireGuard repeats a
+	// handshake after 5 s.
+	heldFor = 5 * time.Second
+	// maxInitiations is of how many peers the last initiation is remembered.
+	maxInitiations = 256
 	// spareMessages is how many message buffers are kept for their next use.
 	spareMessages = 2
+	// notNeeded is why there is no connection to a relay that works, as far as is
+	// known.
+	notNeeded = "not needed now"
+	// hintInterval is how often it is told that a peer is heard over a relay.
+	hintInterval = time.Second
 )
 
-// relayTarget is the relay that is wanted.
-type relayTarget struct {
-	relay config.Relay
-	token []byte
-	key   ident.NodePrivate
-}
-
-func relayTargetOf(cfg *config.Config) *relayTarget {
-	if len(cfg.Relays) == 0 {
-		return nil
-	}
-	return &relayTarget{relay: cfg.Relays[0], token: cfg.RelayToken, key: cfg.PrivateKey}
-}
-
-// same reports whether the connection of t serves for o. A new token is for the
-// next connection.
-func (t *relayTarget) same(o *relayTarget) bool {
-	if t == nil || o == nil {
-		return t == o
-	}
-	return t.relay == o.relay && t.key.Public() == o.key.Public()
-}
-
-// relayClient keeps the connection to the relay.
-type relayClient struct {
+// relayConn is the way to one relay: what WireGuard sends packets to. The relay's
+// connection comes and goes below it.
+type relayConn struct {
 	e      *Engine
-	device *wg.Device // set before run
-	states chan bool  // whether the relay is there; to the control goroutine
-	again  chan struct{}
+	device *wg.Device
+	relay  config.Relay
+	key    ident.NodePrivate
 
-	out outbox
+	// attempt belongs to the control goroutine: the connection or the attempt
+	// that counts, nil for none.
+	attempt *relayAttempt
 
-	mu     sync.Mutex // protects all below
-	target *relayTarget
-	stop   context.CancelFunc // of the connection, nil while there is none
-	status RelayStatus
+	// session is the one that is admitted, nil for none.
+	session atomic.Pointer[relaySession]
+
+	mu    sync.Mutex // protects all below
+	token []byte
+	err   string // why there is no connection
+	held  []heldPacket
+	bytes int // of held
+	// initiations are the last handshake initiations to peers: one that went to a
+	// relay that is lost would be repeated only after 5 s.
+	initiations map[ident.NodeKey]heldPacket
 }
 
-var _ wg.Relay = (*relayClient)(nil)
-
-func newRelayClient(e *Engine) *relayClient {
-	return &relayClient{
-		e: e, states: make(chan bool), again: make(chan struct{}, 1),
-		out: outbox{wake: make(chan struct{}, 1)},
-	}
+// heldPacket is a packet that can not be sent yet, or may be sent again.
+type heldPacket struct {
+	to   ident.NodeKey
+	data []byte
+	at   time.Time
 }
 
-// set says which relay is wanted, nil for none.
-func (r *relayClient) set(t *relayTarget) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	same := r.target.same(t)
-	refreshed := same && t != nil && !r.status.Connected && string(r.target.token) != string(t.token)
-	r.target = t
-	if same && !refreshed {
-		return
-	}
-	r.status = RelayStatus{}
-	if t != nil {
-		r.status = RelayStatus{Name: t.relay.Name, URL: t.relay.URL, Error: "connecting"}
-	}
-	r.restartLocked()
+var _ wg.Relay = (*relayConn)(nil)
+
+// relayAttempt is one connection to a relay, from the dialling to its end.
+type relayAttempt struct {
+	conn   *relayConn
+	cancel context.CancelFunc
+	out    outbox
 }
 
-// reconnect has the connection made anew: it may have died with the network.
-func (r *relayClient) reconnect() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.target != nil {
-		r.restartLocked()
-	}
-}
+// relayEventKind says what happened at a relay.
+type relayEventKind uint8
 
-func (r *relayClient) restartLocked() {
-	if r.stop != nil {
-		r.stop()
-	}
-	select {
-	case r.again <- struct{}{}:
-	default:
-	}
-}
+const (
+	relayReady relayEventKind = iota
+	relayClosed
+	relayLeaving
+	relayMeasured
+	relayPeerGone
+	relayInbound
+)
 
-func (r *relayClient) name() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.status.Name
-}
-
-// snapshot returns the state for people, nil where no relay is wanted.
-func (r *relayClient) snapshot() *RelayStatus {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.target == nil {
-		return nil
-	}
-	s := r.status
-	return &s
+// relayEvent is what a connection tells the control goroutine.
+type relayEvent struct {
+	kind    relayEventKind
+	attempt *relayAttempt
+	peer    ident.NodeKey // of relayPeerGone and relayInbound
+	rtt     time.Duration // of relayMeasured
 }
 
 // SendPackets implements wg.Relay.
-func (r *relayClient) SendPackets(to ident.NodeKey, packets [][]byte) { r.out.add(to, packets) }
-
-// run keeps a connection to whatever relay is wanted until the context ends.
-func (r *relayClient) run(ctx context.Context, device *wg.Device) {
-	r.device = device
-	backoff := minBackoff
-	for ctx.Err() == nil {
-		connection, cancel := context.WithCancel(ctx)
-		r.mu.Lock()
-		target := r.target
-		r.stop = cancel
-		select {
-		case <-r.again: // this is the attempt that was asked for
-		default:
-		}
-		r.mu.Unlock()
-		var wait <-chan time.Time
-		if target != nil {
-			began := r.e.cfg.Now()
-			err := r.connect(ctx, connection, target)
-			r.report(target, err)
-			if r.e.cfg.Now().Sub(began) >= steady {
-				backoff = minBackoff
-			}
-			wait = time.After(r.jittered(backoff))
-			backoff = min(2*backoff, maxBackoff)
-		}
-		cancel()
-		select {
-		case <-ctx.Done():
-		case <-wait:
-		case <-r.again:
-			backoff = minBackoff
+func (r *relayConn) SendPackets(to ident.NodeKey, packets [][]byte) {
+	for _, p := range packets {
+		if wg.IsInitiation(p) {
+			r.remember(to, p)
 		}
 	}
-}
-
-// jittered draws a wait from the upper half of the given one.
-func (r *relayClient) jittered(wait time.Duration) time.Duration {
-	var raw [2]byte
-	if _, err := io.ReadFull(r.e.cfg.Rand, raw[:]); err != nil {
-		return wait
-	}
-	return wait/2 + wait/2*time.Duration(binary.BigEndian.Uint16(raw[:]))>>16
-}
-
-// report notes why there is no connection any more.
-func (r *relayClient) report(target *relayTarget, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.target.same(target) {
-		return // it is not about what is wanted now
-	}
-	r.status.Connected, r.status.RTT = false, 0
-	if errors.Is(err, context.Canceled) {
-		r.status.Error = "connecting again"
+	if s := r.session.Load(); s != nil {
+		s.attempt.out.add(to, packets)
 		return
 	}
-	r.status.Error = err.Error()
-	r.e.log.Debug("relay", "name", target.relay.Name, "error", err)
+	r.hold(to, packets)
+	r.e.handleNoPath(to) // somebody has to connect
 }
 
-// tell tells the control goroutine whether the relay is there, unless the
-// engine stops.
-func (r *relayClient) tell(engine context.Context, up bool) {
+func (r *relayConn) hold(to ident.NodeKey, packets [][]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.e.cfg.Now()
+	for _, p := range packets {
+		if r.bytes+len(p) > maxHeld {
+			r.e.relayDrops.Add(1)
+			continue
+		}
+		r.held = append(r.held, heldPacket{to, append([]byte(nil), p...), now})
+		r.bytes += len(p)
+	}
+}
+
+func (r *relayConn) remember(to ident.NodeKey, initiation []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.initiations == nil || len(r.initiations) >= maxInitiations {
+		r.initiations = make(map[ident.NodeKey]heldPacket)
+	}
+	r.initiations[to] = heldPacket{to, append([]byte(nil), initiation...), r.e.cfg.Now()}
+}
+
+// takeHeld returns what waits to be sent, and is worth it, and nothing waits any
+// more. Where the peer is not zero it is what waits for that one, or went to it
+// and may not have arrived: another relay is to carry it.
+func (r *relayConn) takeHeld(to ident.NodeKey) []heldPacket {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var taken, left []heldPacket
+	now, waits := r.e.cfg.Now(), false
+	r.bytes = 0
+	for _, h := range r.held {
+		switch {
+		case now.Sub(h.at) >= heldFor:
+			r.e.relayDrops.Add(1)
+		case to.IsZero() || h.to == to:
+			taken = append(taken, h)
+			waits = waits || wg.IsInitiation(h.data)
+		default:
+			left = append(left, h)
+			r.bytes += len(h.data)
+		}
+	}
+	r.held = left
+	if h, ok := r.initiations[to]; ok && !waits && now.Sub(h.at) < heldFor {
+		taken = append(taken, h)
+	}
+	delete(r.initiations, to)
+	return taken
+}
+
+// connected reports whether the relay admitted this device, and why not.
+func (r *relayConn) connected() (bool, string) {
+	if r.session.Load() != nil {
+		return true, ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return false, r.err
+}
+
+func (r *relayConn) fail(err string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
+// run is one attempt. The engine's context outlives that of the attempt.
+func (a *relayAttempt) run(engine, ctx context.Context) {
+	r := a.conn
+	err := a.connect(engine, ctx)
+	switch {
+	case errors.Is(err, context.Canceled):
+		r.fail(notNeeded)
+	case err != nil:
+		r.fail(err.Error())
+		r.e.log.Debug("relay", "name", r.relay.Name, "error", err)
+	}
+	r.e.relayDrops.Add(a.out.drops())
+	r.e.tellRelay(engine, relayEvent{kind: relayClosed, attempt: a})
+}
+
+// tellRelay tells the control goroutine what it must know, unless the engine
+// stops.
+func (e *Engine) tellRelay(engine context.Context, event relayEvent) {
 	select {
-	case r.states <- up:
+	case e.relayEvents <- event:
 	case <-engine.Done():
+	}
+}
+
+// hintRelay tells the control goroutine what it may like to know.
+func (e *Engine) hintRelay(event relayEvent) {
+	select {
+	case e.relayEvents <- event:
+	default: // it will be told again
 	}
 }
 
 // relaySession is one connection to a relay.
 type relaySession struct {
-	r      *relayClient
-	engine context.Context // that of Engine.Run, for telling of ends
-	conn   relayhttp.Conn
+	attempt *relayAttempt
+	engine  context.Context // that of Engine.Run, for telling of ends
+	conn    relayhttp.Conn
 	// timer tells the session's goroutine that its deadline may have moved.
 	timer chan struct{}
 
-	mu      sync.Mutex // protects session
+	mu      sync.Mutex // protects all below
 	session *relay.Session
+	pongs   uint64 // how many were told of
 }
 
 // connect carries packets over one connection until it ends or ctx does, which
 // ends with the engine's context or sooner.
-func (r *relayClient) connect(engine, ctx context.Context, target *relayTarget) error {
+func (a *relayAttempt) connect(engine, ctx context.Context) error {
+	r := a.conn
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
-	conn, err := r.e.cfg.DialRelay(dialing, target.relay.URL)
+	conn, err := r.e.cfg.DialRelay(dialing, r.relay.URL)
 	cancel()
 	if err != nil {
 		return err
 	}
-	session, err := relay.NewSession(relay.SessionConfig{
-		Key: target.key, Relay: target.relay.Name, Token: target.token,
-	}, r.e.cfg.Now())
+	r.mu.Lock()
+	cfg := relay.SessionConfig{Key: r.key, Relay: r.relay.Name, Binding: relayhttp.Binding(conn), Token: r.token}
+	r.mu.Unlock()
+	session, err := relay.NewSession(cfg, r.e.cfg.Now())
 	if err != nil {
 		conn.Close()
 		return err
 	}
-	s := &relaySession{r: r, engine: engine, conn: conn, session: session, timer: make(chan struct{}, 1)}
-	r.out.clear()
+	s := &relaySession{attempt: a, engine: engine, conn: conn, session: session, timer: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { stop(s.read(ctx)) })
 	running.Go(func() { stop(s.write(ctx)) })
 	s.watch(ctx)
 	stop(nil)
-	r.out.close()
+	r.session.CompareAndSwap(s, nil)
+	a.out.close()
 	conn.Close()
 	running.Wait()
-	r.tell(engine, false)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if snapshot := session.Snapshot(); snapshot.Failed && snapshot.Reason != relay.ReasonNone {
 		return fmt.Errorf("engine: the relay ended the connection: %v", snapshot.Reason)
 	}
 	return context.Cause(ctx)
+}
+
+// renew gives the relay a newer token, so that the connection may last.
+func (s *relaySession) renew(token []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.engineOf().cfg.Now()
+	s.session.HandleToken(token, now)
+	s.drainLocked(now)
 }
 
 // watch drives the session's timers until the context ends.
@@ -265,16 +286,15 @@ func (s *relaySession) watch(ctx context.Context) {
 		case <-s.timer:
 		}
 		s.mu.Lock()
-		now := s.r.e.cfg.Now()
+		now := s.engineOf().cfg.Now()
 		s.session.HandleTimeout(now)
-		s.drainLocked()
+		s.drainLocked(now)
 		next, ok := s.session.NextTimeout()
-		failed, rtt := s.session.Failed(), s.session.Snapshot().RTT
+		failed := s.session.Failed()
 		s.mu.Unlock()
 		if failed {
 			return
 		}
-		s.r.measured(rtt)
 		if ok {
 			timer.Reset(next.Sub(now))
 		}
@@ -296,8 +316,9 @@ func (s *relaySession) read(ctx context.Context) error {
 			return err
 		}
 		s.mu.Lock()
-		err = s.session.HandleMessage(message, s.r.e.cfg.Now())
-		s.drainLocked()
+		now := s.engineOf().cfg.Now()
+		err = s.session.HandleMessage(message, now)
+		s.drainLocked(now)
 		failed := s.session.Failed()
 		s.mu.Unlock()
 		if err != nil {
@@ -312,14 +333,26 @@ func (s *relaySession) read(ctx context.Context) error {
 	}
 }
 
+func (s *relaySession) engineOf() *Engine { return s.attempt.conn.e }
+
 // drainLocked does what the session wants; s.mu is held.
-func (s *relaySession) drainLocked() {
+func (s *relaySession) drainLocked(now time.Time) {
+	r := s.attempt.conn
 	for {
 		message, ok := s.session.NextTransmit()
 		if !ok {
 			break
 		}
-		s.r.out.addMessage(message)
+		s.attempt.out.addMessage(message)
+		// A ping that falls due may have moved the deadline.
+		select {
+		case s.timer <- struct{}{}:
+		default:
+		}
+	}
+	if snapshot := s.session.Snapshot(); snapshot.Stats.PongsHeard != s.pongs {
+		s.pongs = snapshot.Stats.PongsHeard
+		r.e.hintRelay(relayEvent{kind: relayMeasured, attempt: s.attempt, rtt: snapshot.RTT})
 	}
 	for {
 		event, ok := s.session.NextEvent()
@@ -328,36 +361,53 @@ func (s *relaySession) drainLocked() {
 		}
 		switch event.Kind {
 		case relay.EventPacket:
-			if !s.r.device.HandleRelayed(event.Peer, event.Packet) {
-				s.r.e.post(datagram{relayed: event.Peer}, event.Packet)
+			if !r.device.HandleRelayed(event.Peer, event.Packet) {
+				r.e.post(datagram{relayed: event.Peer, relay: r.relay.Name}, event.Packet)
 			}
+			s.hint(event.Peer, now)
 		case relay.EventReady:
-			s.r.out.open()
-			s.r.ready()
-			s.r.tell(s.engine, true)
-		case relay.EventPeerGone, relay.EventClosed, relay.EventLink, relay.EventLeaving:
-			// Gone is a hint that nothing here needs: the path's agent goes on to
-			// look for a direct way. Closed shows in Failed.
+			s.attempt.out.open()
+			r.session.Store(s)
+			for _, h := range r.takeHeld(ident.NodeKey{}) {
+				s.attempt.out.add(h.to, [][]byte{h.data})
+			}
+			r.e.log.Info("relay connected", "name", r.relay.Name)
+			r.e.tellRelay(s.engine, relayEvent{kind: relayReady, attempt: s.attempt})
+		case relay.EventPeerGone:
+			r.e.hintRelay(relayEvent{kind: relayPeerGone, attempt: s.attempt, peer: event.Peer})
+		case relay.EventLeaving:
+			r.e.tellRelay(s.engine, relayEvent{kind: relayLeaving, attempt: s.attempt})
+		case relay.EventClosed, relay.EventLink:
+			// The one shows in Failed; the other is for datagrams.
 		}
 	}
 }
 
-func (r *relayClient) ready() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.status.Connected, r.status.Error = true, ""
-	r.e.log.Info("relay connected", "name", r.status.Name)
+// hint tells, now and again, by which relay a peer's packets come.
+func (s *relaySession) hint(key ident.NodeKey, now time.Time) {
+	r := s.attempt.conn
+	f := r.e.host.forwarding.Load()
+	if f == nil {
+		return
+	}
+	p := f.byKey[key]
+	if p == nil || p.relayedBy.Load() == r && now.UnixNano()-p.relayedAt.Load() < int64(hintInterval) {
+		return
+	}
+	p.relayedBy.Store(r)
+	p.relayedAt.Store(now.UnixNano())
+	r.e.hintRelay(relayEvent{kind: relayInbound, attempt: s.attempt, peer: key})
 }
 
 // write sends what waits for the relay.
 func (s *relaySession) write(ctx context.Context) error {
 	for {
-		message, packets := s.r.out.take()
+		message, packets := s.attempt.out.take()
 		if message == nil {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
-			case <-s.r.out.wake:
+			case <-s.attempt.out.wake:
 			}
 			continue
 		}
@@ -365,7 +415,7 @@ func (s *relaySession) write(ctx context.Context) error {
 			// Before the write: a relay that takes nothing any more is as dead as
 			// one that does not answer.
 			s.mu.Lock()
-			s.session.HandleSent(s.r.e.cfg.Now())
+			s.session.HandleSent(s.engineOf().cfg.Now())
 			s.mu.Unlock()
 			select {
 			case s.timer <- struct{}{}:
@@ -375,12 +425,6 @@ func (s *relaySession) write(ctx context.Context) error {
 		if err := s.conn.WriteMessage(ctx, message); err != nil {
 			return err
 		}
-		s.r.out.free(message)
+		s.attempt.out.free(message)
 	}
-}
-
-func (r *relayClient) measured(rtt time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.status.RTT = rtt
 }

@@ -19,7 +19,11 @@ func (c *control) status() Status {
 	s := Status{
 		Running: true, Configured: c.cfg != nil,
 		Device: name, Port: c.device.Port(), Endpoints: slices.Clone(report.Endpoints), NAT: report,
-		Relay: c.e.relay.snapshot(), Drops: c.drops(),
+		Relays: c.relayStatus(), Drops: c.drops(),
+	}
+	if i := slices.IndexFunc(s.Relays, func(r RelayStatus) bool { return r.Home }); i >= 0 {
+		home := s.Relays[i]
+		s.Relay = &home
 	}
 	if c.cfg != nil && c.cfg.Rules != nil {
 		s.Epoch = c.cfg.Rules.Set().Epoch
@@ -42,7 +46,7 @@ func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
 	return PeerStatus{
 		Node: p.member.Node(), Key: p.key, Name: p.member.Name(),
 		Addresses: slices.Clone(p.member.Identity().Addresses),
-		Path:      c.e.pathFrom(c.tunnelPath(p.agent.Primary())),
+		Path:      pathFrom(c.tunnelPath(p, p.agent.Primary())),
 		Active:    p.agent.Snapshot().Active, LastHandshake: stats.LastHandshake,
 		RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
 	}
@@ -87,7 +91,7 @@ func (c *control) losses() map[string]uint64 {
 		"unknown_receiver":   tunnel.UnknownReceivers,
 		"initiation_rate":    tunnel.Limited,
 		"relay_overflow":     tunnel.RelayOverflow,
-		"relay_queue":        c.e.relay.out.drops(),
+		"relay_queue":        c.relayDropCount(),
 		"control_overflow":   c.e.overflow.Load(),
 		"inject_overflow":    c.e.host.reader.overflow.Load(),
 		"unknown_probe":      c.stats.unknownProbes,

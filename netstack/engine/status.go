@@ -29,6 +29,8 @@ type Path struct {
 	Addr netip.AddrPort `json:"addr,omitzero"`
 	// Relay is the relay's name of a path over one.
 	Relay string `json:"relay,omitempty"`
+	// Region is where that relay stands, empty where nobody said.
+	Region string `json:"region,omitempty"`
 }
 
 // String returns the path as `warren status` shows it: "direct ip:port",
@@ -64,13 +66,17 @@ type PeerStatus struct {
 	NotAfter time.Time `json:"not_after"`
 }
 
-// RelayStatus is the state of the connection to the relay.
+// RelayStatus is the state of one relay.
 type RelayStatus struct {
 	Name string `json:"name"`
-	URL  string `json:"url"`
+	// Region is where the relay stands, empty where nobody said.
+	Region string `json:"region,omitempty"`
+	URL    string `json:"url"`
+	// Home says that this device listens there.
+	Home bool `json:"home,omitempty"`
 	// Connected says that the relay admitted this device.
 	Connected bool `json:"connected"`
-	// RTT is the last measured round trip, zero for none.
+	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt,omitempty"`
 	// Error is why there is no connection, empty where there is one.
 	Error string `json:"error,omitempty"`
@@ -94,8 +100,10 @@ type Status struct {
 	NAT nat.Report `json:"nat"`
 	// Epoch is that of the rules in force, 0 where everything is denied.
 	Epoch ruleset.Epoch `json:"epoch"`
-	// Relay is nil where none is configured.
+	// Relay is the home, nil where there is none.
 	Relay *RelayStatus `json:"relay,omitempty"`
+	// Relays are all that are configured, in their order.
+	Relays []RelayStatus `json:"relays,omitempty"`
 	// Peers are in order of their names.
 	Peers []PeerStatus `json:"peers"`
 	// Drops counts dropped packets by reason: those of the filter by its names

@@ -200,7 +200,7 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 			select {
 			case <-s.ctx.Done():
 				return
-			case <-n.engine.Endpoints():
+			case <-n.engine.Reach():
 			}
 		}
 	})
