@@ -4,6 +4,7 @@ package netns
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -377,6 +379,58 @@ func TestFailover(t *testing.T) {
 	before := visits.count("10.20.0.1")
 	lab.Eventually(t, 20*time.Second, func() error { return visits.from("10.20.0.1", before+5) })
 	t.Logf("back through the first router %v after the second was killed", visits.last("10.20.0.1").Sub(begin))
+}
+
+// TestFailoverFromABlackHole stops the process of a router: what is sent to it
+// vanishes, while its connection to the coordinator stands and the coordinator
+// holds it for present. The other router takes over in time all the same.
+func TestFailoverFromABlackHole(t *testing.T) {
+	o := newOffice(t)
+	first := o.router(t, "gw1", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24")
+	o.router(t, "gw2", 2, "tag:auto", "--advertise-routes", "10.20.0.0/24")
+	o.laptop.CLI("set", "--accept-routes")
+	eventuallySeenAs(t, o.laptop.Host, o.host, "10.20.0.10:5432", "10.20.0.1")
+	lab.Eventually(t, 10*time.Second, func() error {
+		if n := strings.Count(o.coordinator.Admin("devices", "routes"), "policy"); n != 2 {
+			return fmt.Errorf("%d routers are approved", n)
+		}
+		return nil
+	})
+	visits := watch(t, o)
+	lab.Eventually(t, 10*time.Second, func() error { return visits.from("10.20.0.1", 10) })
+
+	t.Cleanup(func() { syscall.Kill(first.Pid(), syscall.SIGCONT) }) // so that it can end
+	begin := time.Now()
+	if err := syscall.Kill(first.Pid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, 15*time.Second, func() error { return visits.from("10.20.0.2", 1) })
+	gap := visits.first("10.20.0.2").Sub(begin)
+	if gap > failoverLimit {
+		t.Errorf("failover took %v", gap)
+	}
+	t.Logf("the first connection through the other router came %v after the first was stopped", gap)
+	if online := present(t, o.coordinator, "gw1"); !online {
+		t.Error("the coordinator holds the first router for gone: its stream was not alive")
+	}
+	lab.Eventually(t, 10*time.Second, func() error { return visits.from("10.20.0.2", 20) })
+}
+
+// present reports whether the coordinator holds a device for connected.
+func present(t *testing.T, c *lab.Coordinator, name string) bool {
+	t.Helper()
+	var devices []map[string]any
+	if err := json.Unmarshal([]byte(c.Admin("devices", "list", "--json")), &devices); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range devices {
+		if d["name"] == name {
+			online, _ := d["online"].(bool)
+			return online
+		}
+	}
+	t.Fatalf("no device %s: %v", name, devices)
+	return false
 }
 
 // visits are connections by the address that they came from.
