@@ -1,0 +1,516 @@
+//go:build linux
+
+package netns
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/stun"
+	"github.com/warren-overlay/warren/tests/lab"
+)
+
+// The first bytes of WireGuard's messages (whitepaper, section 5.4).
+const (
+	initiation = 1
+	response   = 2
+	transport  = 4
+)
+
+// underAttack are two nodes, one of which an attacker is on the way to, with a
+// host of his own elsewhere. There is only IPv4, so that there is one way.
+type underAttack struct {
+	*travellers
+	laptop, db *lab.Node
+	line       *lab.Line
+
+	attacker netip.AddrPort
+	// arrived counts what comes to the attacker, by first byte.
+	arrived [256]atomic.Int64
+	bytes   atomic.Int64
+
+	mu       sync.Mutex // protects captured
+	captured map[lab.Direction]map[byte][][]byte
+}
+
+func newUnderAttack(t *testing.T) *underAttack {
+	t.Helper()
+	a := &underAttack{travellers: newTravellers(t)}
+	a.internet.Core.Nft("table ip6 none { chain forward { type filter hook forward priority filter\ndrop\n}\n}\n")
+	host, line := a.internet.PublicByLine("laptop", 1)
+	a.line = line
+	a.laptop, a.db = a.join(t, host), a.join(t, a.internet.Public("db"))
+	eve := a.internet.Public("attacker")
+	socket := eve.ListenPacket(t, eve.V4.String()+":0")
+	a.attacker = netip.MustParseAddrPort(socket.LocalAddr().String())
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, _, err := socket.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			a.arrived[b[0]].Add(1)
+			a.bytes.Add(int64(n))
+		}
+	}()
+	return a
+}
+
+// capture keeps what passes between the two nodes, the first few of each kind.
+func (a *underAttack) capture() {
+	a.captured = map[lab.Direction]map[byte][][]byte{lab.Outbound: {}, lab.Inbound: {}}
+	a.line.Watch(func(d lab.Direction, packet []byte) bool {
+		if payload, ok := lab.UDPPayload(packet); ok && len(payload) > 0 && a.ours(packet) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if kinds := a.captured[d]; len(kinds[payload[0]]) < 64 {
+				kinds[payload[0]] = append(kinds[payload[0]], append([]byte(nil), packet...))
+			}
+		}
+		return true
+	})
+}
+
+// ours reports whether an IPv4 packet is between the two nodes.
+func (a *underAttack) ours(packet []byte) bool {
+	from, to := netip.AddrFrom4([4]byte(packet[12:])), netip.AddrFrom4([4]byte(packet[16:]))
+	return from == a.laptop.Host.V4 && to == a.db.Host.V4 || from == a.db.Host.V4 && to == a.laptop.Host.V4
+}
+
+// taken returns captured packets.
+func (a *underAttack) taken(d lab.Direction, kind byte) [][]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([][]byte(nil), a.captured[d][kind]...)
+}
+
+// fromAttacker returns the packet as the attacker sends it.
+func (a *underAttack) fromAttacker(packet []byte) []byte {
+	return lab.PacketFrom(packet, a.attacker.Addr().As4(), a.attacker.Port())
+}
+
+// echo sends a datagram through the tunnel and waits for its echo. A socket that
+// was opened before the tunnel's addresses were there never gets one.
+func (a *underAttack) echo(t *testing.T, to string) {
+	t.Helper()
+	lab.Eventually(t, 30*time.Second, func() error {
+		return lab.EchoUDP(within(t, 2*time.Second), a.laptop.Host, to)
+	})
+}
+
+func (a *underAttack) paths(t *testing.T) string {
+	t.Helper()
+	text := ""
+	for _, n := range []*lab.Node{a.laptop, a.db} {
+		s, err := n.API().Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range s.Peers {
+			text += fmt.Sprintf("%s to %s: %s %v\n", n.Host.Name, p.Name, p.Path.Kind, p.Path.Addr)
+		}
+	}
+	return text
+}
+
+// TestReplays are the faults F18 and F18b: what was captured between two nodes
+// comes again, thousands of times, from its own source and from elsewhere, and
+// after a restart of the node that it goes to. Nothing is delivered, nothing
+// answered, no path moves.
+func TestReplays(t *testing.T) {
+	t.Parallel()
+	a := newUnderAttack(t)
+	to := address(a.db, "-4", 7000)
+	echoes := lab.ServeUDP(t, a.db.Host, to)
+	a.echo(t, to)
+	eventuallyDirect(t, a.laptop, a.db)
+	// Without the relay, the next handshake goes straight, where it is captured.
+	hub := a.coordinator.Host.V4
+	a.internet.Core.Nft(fmt.Sprintf("table ip hub { chain forward { type filter hook forward priority filter\nip saddr %v drop\nip daddr %v drop\n}\n}\n", hub, hub))
+	a.capture()
+	a.laptop.Kill()
+	a.laptop.Start()
+	a.echo(t, to)
+	eventuallyDirect(t, a.laptop, a.db)
+	lab.Eventually(t, 30*time.Second, func() error {
+		if len(a.taken(lab.Outbound, initiation)) == 0 || len(a.taken(lab.Inbound, response)) == 0 || len(a.taken(lab.Outbound, transport)) < 10 {
+			a.echo(t, to)
+			return fmt.Errorf("there are not enough packets to repeat yet")
+		}
+		return nil
+	})
+	paths := a.paths(t)
+	handshakes, packets := a.taken(lab.Outbound, initiation), a.taken(lab.Outbound, transport)
+
+	delivered, answers := echoes.Load(), len(a.taken(lab.Inbound, response))
+	received := func() float64 {
+		return metric(t, a.db, "warren_inbound_packets_total", `path="direct_ipv4"`) + metric(t, a.db, "warren_lost_packets_total")
+	}
+	passed := metric(t, a.db, "warren_inbound_passed_packets_total")
+	sent := 0
+	for sent < 10_000 {
+		before := received()
+		const burst = 250
+		for i := range burst {
+			packet := packets[i%len(packets)]
+			if i%50 == 0 {
+				packet = handshakes[i%len(handshakes)]
+			}
+			if i%2 == 0 {
+				packet = a.fromAttacker(packet)
+			}
+			a.line.Send(lab.Outbound, packet)
+		}
+		sent += burst
+		lab.Eventually(t, 30*time.Second, func() error {
+			if now := received(); now < before+burst {
+				return fmt.Errorf("of %d repeated packets, %v arrived", burst, now-before)
+			}
+			return nil
+		})
+	}
+	for range 1000 {
+		for _, kind := range []byte{response, transport} {
+			for _, packet := range a.taken(lab.Inbound, kind)[:1] {
+				a.line.Send(lab.Inbound, packet)
+			}
+		}
+	}
+	a.echo(t, to) // behind all of them
+	if n := metric(t, a.db, "warren_inbound_passed_packets_total") - passed; n != float64(echoes.Load()-delivered) {
+		t.Errorf("of %d repeated packets the filter passed %v, and %d datagrams were sent", sent, n, echoes.Load()-delivered)
+	}
+	if n := len(a.taken(lab.Inbound, response)) - answers; n != 0 {
+		t.Errorf("%d repeated initiations were answered", n)
+	}
+	if now := a.paths(t); now != paths {
+		t.Errorf("paths were\n%sand are\n%s", paths, now)
+	}
+	if n := a.bytes.Load(); n != 0 {
+		t.Errorf("%d bytes came to the attacker", n)
+	}
+
+	a.db.Kill()
+	a.db.Start()
+	lab.ServeUDP(t, a.db.Host, address(a.db, "-4", 7001))
+	for range 100 {
+		for _, packet := range append(handshakes, packets...) {
+			a.line.Send(lab.Outbound, a.fromAttacker(packet))
+		}
+	}
+	a.echo(t, address(a.db, "-4", 7001))
+	if n := a.bytes.Load(); n != 0 {
+		t.Errorf("after a restart %d bytes came to the attacker", n)
+	}
+}
+
+// TestSentOn is fault F19: an attacker on the way takes the packets of a tunnel
+// and sends them on from his own address. They are delivered, but what goes back
+// does not go to him, and when he stops nothing has changed.
+func TestSentOn(t *testing.T) {
+	t.Parallel()
+	a := newUnderAttack(t)
+	up := lab.StartPulse(t, a.laptop.Host, a.db.Host, address(a.db, "-4", 7002))
+	down := lab.StartPulse(t, a.db.Host, a.laptop.Host, address(a.laptop, "-4", 7003))
+	x := lab.StartTransfer(t, a.db.Host, a.laptop.Host, address(a.laptop, "-4", 7001))
+	eventuallyDirect(t, a.laptop, a.db)
+	paths := a.paths(t)
+	begin := time.Now()
+	var sentOn atomic.Int64
+	a.line.Watch(func(d lab.Direction, packet []byte) bool {
+		payload, ok := lab.UDPPayload(packet)
+		if d != lab.Outbound || !ok || len(payload) == 0 || payload[0] != transport || !a.ours(packet) {
+			return true
+		}
+		sentOn.Add(1)
+		a.line.Send(lab.Outbound, a.fromAttacker(packet))
+		return false
+	})
+	lab.Eventually(t, 30*time.Second, func() error {
+		if n := sentOn.Load(); n < 500 {
+			return fmt.Errorf("%d packets were sent on", n)
+		}
+		return nil
+	})
+	a.line.Watch(nil)
+	end := time.Now()
+	up.Steady(t, 10*time.Second)
+	down.Steady(t, 10*time.Second)
+	if gap := max(up.Gap(begin), down.Gap(begin)); gap > 3*time.Second {
+		t.Errorf("nothing for %v", gap)
+	}
+	if now := a.paths(t); now != paths {
+		t.Errorf("paths were\n%sand are\n%s", paths, now)
+	}
+	for kind := range byte(transport + 1) {
+		if n := a.arrived[kind].Load(); n != 0 {
+			t.Errorf("%d packets of type %d came to the attacker", n, kind)
+		}
+	}
+	t.Logf("%d packets sent on in %v; nothing for %v; %d bytes of challenges came to the attacker", sentOn.Load(), end.Sub(begin).Round(time.Second), max(up.Gap(begin), down.Gap(begin)), a.bytes.Load())
+	x.Finish(t)
+}
+
+// icmpError makes an ICMP error about a captured packet, as a router on the way
+// would: destination unreachable (RFC 792) with a code, and the MTU for code 4
+// (RFC 1191).
+func icmpError(about []byte, code byte, mtu uint16) []byte {
+	quoted := about[:int(about[0]&15)*4+8]
+	b := make([]byte, 28, 28+len(quoted))
+	b[0], b[8], b[9] = 0x45, 64, 1
+	binary.BigEndian.PutUint16(b[2:], uint16(28+len(quoted)))
+	copy(b[12:], about[16:20])
+	copy(b[16:], about[12:16])
+	b[20], b[21] = 3, code
+	binary.BigEndian.PutUint16(b[26:], mtu)
+	b = append(b, quoted...)
+	binary.BigEndian.PutUint16(b[22:], checksum(b[20:]))
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	return b
+}
+
+func checksum(b []byte) uint16 {
+	sum := uint32(0)
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// TestForgedErrors is fault F17: errors of ICMP about the tunnel's own packets,
+// with every code, and resets of the connection to the relay. Nothing ends.
+func TestForgedErrors(t *testing.T) {
+	t.Parallel()
+	a := newUnderAttack(t)
+	up := lab.StartPulse(t, a.laptop.Host, a.db.Host, address(a.db, "-4", 7002))
+	down := lab.StartPulse(t, a.db.Host, a.laptop.Host, address(a.laptop, "-4", 7003))
+	x := lab.StartTransfer(t, a.laptop.Host, a.db.Host, address(a.db, "-4", 7000))
+	eventuallyDirect(t, a.laptop, a.db)
+	paths := a.paths(t)
+	begin := time.Now()
+	var forged, resets atomic.Int64
+	a.line.Watch(func(d lab.Direction, packet []byte) bool {
+		if d != lab.Outbound || packet[0]>>4 != 4 {
+			return true
+		}
+		if _, ok := lab.UDPPayload(packet); ok && a.ours(packet) {
+			n := forged.Add(1)
+			a.line.Send(lab.Inbound, icmpError(packet, byte(n%16), 576))
+		}
+		if packet[9] == 6 { // TCP: the answer that was expected, with RST
+			resets.Add(1)
+			a.line.Send(lab.Inbound, reset(packet))
+		}
+		return true
+	})
+	lab.Eventually(t, 30*time.Second, func() error {
+		if forged.Load() < 1000 || resets.Load() < 1 {
+			return fmt.Errorf("%d errors and %d resets were forged", forged.Load(), resets.Load())
+		}
+		return nil
+	})
+	a.line.Watch(nil)
+	up.Steady(t, 10*time.Second)
+	down.Steady(t, 10*time.Second)
+	gap := max(up.Gap(begin), down.Gap(begin))
+	t.Logf("%d errors and %d resets forged; nothing for %v, TCP %v", forged.Load(), resets.Load(), gap, x.Gap(begin))
+	if gap > time.Second {
+		t.Errorf("nothing for %v", gap)
+	}
+	if now := a.paths(t); now != paths {
+		t.Errorf("paths were\n%sand are\n%s", paths, now)
+	}
+	x.Finish(t)
+}
+
+// reset makes the RST that answers a TCP packet and that its sender takes: its
+// number is what the sender acknowledges (RFC 5961, section 3.2).
+func reset(packet []byte) []byte {
+	h := int(packet[0]&15) * 4
+	tcp := packet[h:]
+	b := make([]byte, 40)
+	b[0], b[3], b[8], b[9] = 0x45, 40, 64, 6
+	copy(b[12:], packet[16:20])
+	copy(b[16:], packet[12:16])
+	copy(b[20:], tcp[2:4])
+	copy(b[22:], tcp[0:2])
+	copy(b[24:], tcp[8:12])
+	b[32], b[33] = 5<<4, 4
+	pseudo := append(append([]byte(nil), b[12:20]...), 0, 6, 0, 20)
+	binary.BigEndian.PutUint16(b[36:], checksum(append(pseudo, b[20:]...)))
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	return b
+}
+
+// udpPorts returns the UDP ports that are open on a host, in either family.
+func udpPorts(t *testing.T, h *lab.Host) []uint16 {
+	t.Helper()
+	found := make(map[uint16]bool)
+	h.Do(func() error {
+		for _, name := range []string{"udp", "udp6"} {
+			text, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(text)) {
+				fields := strings.Fields(line)
+				if len(fields) < 3 || !strings.Contains(fields[1], ":") || strings.Trim(fields[2], "0:") != "" {
+					continue // the heading, or a socket with one remote
+				}
+				port, err := strconv.ParseUint(fields[1][strings.LastIndex(fields[1], ":")+1:], 16, 16)
+				if err != nil {
+					return err
+				}
+				found[uint16(port)] = true
+			}
+		}
+		return nil
+	})
+	return slices.Sorted(maps.Keys(found))
+}
+
+// probe is what a stranger sends to one port.
+type probe struct {
+	to   netip.AddrPort
+	what []byte
+	net.Conn
+}
+
+// TestAmplification is fault F16: whatever a stranger sends to any open UDP port
+// of nodes and coordinator, the answer is not longer, and to what seems to be a
+// handshake there is none.
+func TestAmplification(t *testing.T) {
+	t.Parallel()
+	a := newUnderAttack(t)
+	eve := a.internet.Public("eve")
+	a.capture()
+	to := address(a.db, "-4", 7000)
+	lab.ServeUDP(t, a.db.Host, to)
+	a.echo(t, to)
+	eventuallyDirect(t, a.laptop, a.db)
+
+	// Every first byte in several lengths, and what is real but for its sender:
+	// everything that the two nodes have sent to each other.
+	var payloads [][]byte
+	source := rand.NewChaCha8([32]byte{16})
+	for first := range 256 {
+		for _, size := range []int{1, 16, 64, 148, 600} {
+			b := make([]byte, size)
+			source.Read(b)
+			b[0] = byte(first)
+			if first <= transport && size >= 4 {
+				copy(b[1:], []byte{0, 0, 0})
+			}
+			payloads = append(payloads, b)
+		}
+	}
+	for first := range byte(255) {
+		for _, packet := range a.taken(lab.Outbound, first) {
+			payload, _ := lab.UDPPayload(packet)
+			payloads = append(payloads, payload)
+		}
+	}
+	plain := stun.AppendRequest(nil, stun.TxID{1})
+	payloads = append(payloads, plain, plain[:20], slices.Concat(plain, make([]byte, 100)))
+
+	var probes []*probe
+	for _, h := range []*lab.Host{a.coordinator.Host, a.laptop.Host, a.db.Host} {
+		ports := udpPorts(t, h)
+		if len(ports) == 0 {
+			t.Errorf("%s has no open port", h.Name)
+		}
+		t.Logf("%s: ports %v", h.Name, ports)
+		for _, port := range ports {
+			for _, payload := range payloads {
+				p := &probe{to: netip.AddrPortFrom(h.V4, port), what: payload}
+				p.Conn = dialed(t, eve, p.to)
+				defer p.Close()
+				p.Write(payload)
+				probes = append(probes, p)
+			}
+		}
+	}
+	// What comes last is counted, or answered, behind all the others.
+	for _, n := range []*lab.Node{a.laptop, a.db} {
+		before := metric(t, n, "warren_lost_packets_total", `reason="unknown_protocol"`)
+		marker := dialed(t, eve, netip.AddrPortFrom(n.Host.V4, wgPort(t, n)))
+		defer marker.Close()
+		lab.Eventually(t, 30*time.Second, func() error {
+			marker.Write([]byte{255, 1})
+			if metric(t, n, "warren_lost_packets_total", `reason="unknown_protocol"`) == before {
+				return fmt.Errorf("%s has not come to the last datagram", n.Host.Name)
+			}
+			return nil
+		})
+	}
+	asked := dialed(t, eve, netip.AddrPortFrom(a.coordinator.Host.V4, 3478))
+	defer asked.Close()
+	answer := make([]byte, 1<<16)
+	lab.Eventually(t, 30*time.Second, func() error {
+		asked.Write(stun.AppendRequest(nil, stun.TxID{2}))
+		asked.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, err := asked.Read(answer)
+		return err
+	})
+
+	answers := 0
+	for _, p := range probes {
+		got := 0
+		p.SetReadDeadline(time.Now().Add(time.Millisecond))
+		for {
+			n, err := p.Read(answer)
+			if err != nil {
+				break
+			}
+			got += n
+			answers++
+		}
+		if got > len(p.what) {
+			t.Errorf("%v answers %d bytes of type %d by %d", p.to, len(p.what), p.what[0], got)
+		}
+		if got > 0 && p.what[0] >= initiation && p.what[0] <= transport {
+			t.Errorf("%v answers a stranger's message of type %d", p.to, p.what[0])
+		}
+	}
+	if answers == 0 {
+		t.Error("not even a STUN request was answered")
+	}
+	t.Logf("%d datagrams, %d answers", len(probes), answers)
+}
+
+// dialed opens a UDP socket of the host's to an address.
+func dialed(t *testing.T, h *lab.Host, to netip.AddrPort) net.Conn {
+	t.Helper()
+	var c net.Conn
+	h.Do(func() (err error) {
+		c, err = net.Dial("udp", to.String())
+		return err
+	})
+	return c
+}
+
+// wgPort returns the UDP port of a node.
+func wgPort(t *testing.T, n *lab.Node) uint16 {
+	t.Helper()
+	s, err := n.API().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Port
+}
