@@ -188,7 +188,6 @@ func (c *control) remove(p *peer) {
 	c.drainCuts(p)
 	c.collect(p, c.now())
 	c.e.host.retire(p)
-	delete(c.byTag, p.opener.Tag())
 	delete(c.peers, p.key)
 	c.deadlines.set(p, time.Time{})
 	p.rearm, p.sweep, p.collect = time.Time{}, time.Time{}, time.Time{}
@@ -251,7 +250,6 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
 	c.takeOver(p, now)
 	c.peers[p.key] = p
-	c.byTag[opener.Tag()] = p
 	return nil
 }
 
@@ -279,6 +277,10 @@ func (c *control) publishTable(cfg *config.Config, suspended []netip.Prefix) err
 	}
 	f := &forwarding{
 		peers: c.sorted(), byKey: maps.Clone(c.peers), self: slices.Clone(cfg.Self.Identity().Addresses),
+		byTag: make(map[disco.Tag]*peer, len(c.peers)),
+	}
+	for _, p := range f.peers {
+		f.byTag[p.opener.Tag()] = p
 	}
 	var entries []route.Entry
 	none := make(map[netip.Prefix]bool, len(suspended))

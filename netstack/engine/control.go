@@ -26,8 +26,11 @@ import (
 const (
 	// maxDatagram is the longest packet that the control goroutine looks at.
 	maxDatagram = 1500
-	// touchInterval is how often a used peer is noticed.
-	touchInterval = time.Second
+	// touchInterval is how often a used peer is noticed. It adds to the time in
+	// which a path that died under traffic is left: TCP repeats what it sent
+	// 0.2, 0.6, 1.4 and 3 s after the path died (RFC 6298 from 200 ms on), and
+	// the third of these is to find another one.
+	touchInterval = 250 * time.Millisecond
 	// distressAfter is how many handshake initiations without an answer make a
 	// path suspect: the first may have been lost.
 	distressAfter = 2
@@ -50,7 +53,6 @@ type control struct {
 
 	cfg       *config.Config
 	peers     map[ident.NodeKey]*peer
-	byTag     map[disco.Tag]*peer
 	deadlines deadlines
 	loopback  bool // whether peers may be probed on the loopback interface
 	relayed   bool // whether there is a relay
@@ -58,6 +60,7 @@ type control struct {
 	local     []netip.AddrPort
 	nextLocal time.Time
 	resolve   *resolver
+	servers   []netip.AddrPort // that are asked for our public addresses
 	standby   standby
 	underlay  *resolver    // finds the addresses of Config.Underlay
 	except    []netip.Addr // of the underlay, as far as they are known
@@ -70,10 +73,8 @@ type control struct {
 
 // controlStats counts what the control goroutine dropped.
 type controlStats struct {
-	unknownProbes uint64 // of nobody
-	forgedProbes  uint64
-	otherPackets  uint64 // of no protocol that is spoken here
-	sendErrors    uint64
+	forgedProbes uint64
+	sendErrors   uint64
 }
 
 func newControl(e *Engine) (*control, error) {
@@ -88,7 +89,6 @@ func newControl(e *Engine) (*control, error) {
 		seed:    [2]uint64{binary.NativeEndian.Uint64(raw[:]), binary.NativeEndian.Uint64(raw[8:])},
 		nat:     nat.New(nat.Config{Rand: e.cfg.Rand}, now),
 		peers:   make(map[ident.NodeKey]*peer),
-		byTag:   make(map[disco.Tag]*peer),
 		resolve: newResolver(e), underlay: newResolver(e),
 		inherited: newInheritance(e.cfg.Inherited),
 	}
@@ -118,12 +118,12 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			return err
 		case f := <-c.e.requests:
 			f(c)
-		case d := <-c.e.datagrams:
+		case d := <-c.e.intake.datagrams:
+			c.handleDatagram(d)
+		case d := <-c.e.intake.strays:
 			c.handleDatagram(d)
 		case p := <-c.e.touched:
 			c.handleTouch(p)
-		case s := <-c.e.strays:
-			c.handleStray(s)
 		case a := <-c.e.answers:
 			c.handleAnswer(a)
 		case hosts := <-c.underlay.found:
@@ -133,7 +133,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 		case event := <-c.e.relayEvents:
 			c.handleRelayEvent(event)
 		case servers := <-c.resolve.found:
-			c.nat.SetServers(servers, c.now())
+			c.setServers(servers)
 		case <-timer.C:
 			c.handleTimeout()
 		}
@@ -232,6 +232,7 @@ func (c *control) handleTouch(p *peer) {
 		return
 	}
 	now := c.now()
+	c.takeArrival(p, now)
 	p.agent.HandleOutboundUse(now)
 	c.handleUse(p, now)
 	c.useRelay(p, now)
@@ -241,11 +242,11 @@ func (c *control) handleTouch(p *peer) {
 	c.drain(p)
 }
 
-// handleStray tells a peer's agent that its packets come from elsewhere.
-func (c *control) handleStray(s stray) {
-	if p := c.peers[s.key]; p != nil {
-		p.agent.HandleInbound(path.DirectTo(s.from), path.Data, c.now())
-		c.drain(p)
+// takeArrival tells p's agent by which path a packet came, if one did since the
+// last time.
+func (c *control) takeArrival(p *peer, now time.Time) {
+	if a := p.arrived.Swap(nil); a != nil && now.Sub(a.at) <= touchInterval {
+		p.agent.HandleInbound(a.by, path.Data, a.at, now)
 	}
 }
 
@@ -253,6 +254,7 @@ func (c *control) handleStray(s stray) {
 func (c *control) rearm(p *peer, now time.Time) {
 	p.rearm = time.Time{}
 	p.touched.Store(false)
+	c.takeArrival(p, now)
 	c.sweep(p, now)
 	if p.tunnel.Unanswered() >= distressAfter {
 		p.agent.HandleDistress(now)
@@ -273,6 +275,8 @@ func (c *control) drain(p *peer) {
 		if !ok {
 			break
 		}
+		p.direct.Store(&event.Primary.Addr)
+		p.both = event.Both
 		p.tunnel.SetPath(c.tunnelPath(p, event.Primary))
 		if event.Why == path.ReasonLost {
 			// The NAT in front of us may have forgotten us: ask for our public
@@ -289,6 +293,9 @@ func (c *control) drain(p *peer) {
 func (c *control) tunnelPath(p *peer, on path.Path) wg.Path {
 	switch on.Kind {
 	case path.Direct:
+		if p.both && p.relay != nil {
+			return wg.Path{Direct: on.Addr, Relay: p.relay, Both: true}
+		}
 		return wg.Path{Direct: on.Addr}
 	case path.Relay:
 		if p.relay != nil {
@@ -324,27 +331,44 @@ func (c *control) send(packet []byte, to netip.AddrPort) {
 	}
 }
 
+// setServers sets whom to ask for our public addresses.
+func (c *control) setServers(servers []netip.AddrPort) {
+	c.servers = servers
+	c.expectAnswers()
+	c.nat.SetServers(servers, c.now())
+}
+
+// expectAnswers tells the data path whose STUN answers to let in: those of the
+// servers, and of others beside relays that were asked.
+func (c *control) expectAnswers() {
+	known := make([]netip.AddrPort, 0, len(c.servers)+len(c.relays.probes))
+	for _, s := range c.servers {
+		known = append(known, netip.AddrPortFrom(s.Addr().Unmap(), s.Port()))
+	}
+	for _, p := range c.relays.probes {
+		known = append(known, netip.AddrPortFrom(p.to.Addr().Unmap(), p.to.Port()))
+	}
+	c.e.intake.servers.Store(&known)
+}
+
 func (c *control) handleDatagram(d datagram) {
+	d.taken()
 	defer c.e.buffers.Put(d.data)
 	packet := *d.data
-	switch {
-	case disco.Is(packet):
+	if d.peer != nil {
 		c.handleProbe(d, packet)
-	case stun.Is(packet) && d.relayed.IsZero():
-		if m, err := stun.Parse(packet); err == nil && !c.handleProbeAnswer(m, d.from) {
-			// What answers no request of ours is counted there.
-			_ = c.nat.HandleResponse(d.from, m, c.now())
-		}
-	default:
-		c.stats.otherPackets++
+		return
+	}
+	if m, err := stun.Parse(packet); err == nil && !c.handleProbeAnswer(m, d.from) {
+		// What answers no request of ours is counted there.
+		_ = c.nat.HandleResponse(d.from, m, c.now())
 	}
 }
 
 func (c *control) handleProbe(d datagram, packet []byte) {
-	tag, _ := disco.PeekTag(packet)
-	p := c.byTag[tag]
-	if p == nil || !d.relayed.IsZero() && d.relayed != p.key {
-		c.stats.unknownProbes++
+	p := d.peer
+	if c.peers[p.key] != p {
+		c.e.intake.unknown.Add(1) // it was a peer's when it came
 		return
 	}
 	message, err := p.opener.Open(packet)

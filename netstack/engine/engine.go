@@ -22,9 +22,6 @@ var (
 )
 
 const (
-	// maxDatagrams bounds the probes and STUN answers that wait for the control
-	// goroutine: what 60 peers send at once, and 100 KB.
-	maxDatagrams = 256
 	// maxTouches bounds the peers that wait to be noticed as used. One that
 	// does not fit is noticed at its next packet.
 	maxTouches = 256
@@ -42,19 +39,17 @@ type Engine struct {
 	log  *slog.Logger
 	host *hostDevice
 
-	reach     chan Reach
-	requests  chan func(*control) // run by the control goroutine
-	datagrams chan datagram
-	touched   chan *peer
-	answers   chan answer
-	noted     chan *peer // with events of the filter
-	strays    chan stray
-	failed    chan error // from the reader of the TUN device
-	started   atomic.Bool
-	stopped   chan struct{} // closed when Run returns
-	buffers   sync.Pool     // *[]byte of datagrams
+	reach    chan Reach
+	requests chan func(*control) // run by the control goroutine
+	touched  chan *peer
+	answers  chan answer
+	noted    chan *peer // with events of the filter
+	failed   chan error // from the reader of the TUN device
+	started  atomic.Bool
+	stopped  chan struct{} // closed when Run returns
+	buffers  sync.Pool     // *[]byte of datagrams
 
-	overflow    atomic.Uint64 // datagrams that did not fit
+	intake      *intake
 	relayEvents chan relayEvent
 	relayDrops  atomic.Uint64 // packets for relays that could not be sent in time
 	flows       *flowLog
@@ -65,15 +60,6 @@ type Engine struct {
 	suspended func()
 }
 
-// datagram is a packet of the control protocols of the data plane.
-type datagram struct {
-	from netip.AddrPort
-	// relayed is the peer's key where the packet came over the relay.
-	relayed ident.NodeKey
-	relay   string // which one
-	data    *[]byte
-}
-
 // New returns an engine that does nothing until Run. The error wraps ErrConfig.
 func New(cfg Config) (*Engine, error) {
 	cfg, err := cfg.withDefaults()
@@ -82,17 +68,16 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger,
-		reach:     make(chan Reach, 1),
-		requests:  make(chan func(*control)),
-		datagrams: make(chan datagram, maxDatagrams),
-		touched:   make(chan *peer, maxTouches),
-		answers:   make(chan answer, maxAnswers),
-		noted:     make(chan *peer, maxTouches),
-		strays:    make(chan stray, maxTouches),
-		failed:    make(chan error, 1),
-		stopped:   make(chan struct{}),
+		reach:    make(chan Reach, 1),
+		requests: make(chan func(*control)),
+		touched:  make(chan *peer, maxTouches),
+		answers:  make(chan answer, maxAnswers),
+		noted:    make(chan *peer, maxTouches),
+		failed:   make(chan error, 1),
+		stopped:  make(chan struct{}),
 	}
 	e.buffers.New = func() any { b := make([]byte, 0, 512); return &b }
+	e.intake = newIntake()
 	e.host = newHostDevice(e)
 	e.relayEvents = make(chan relayEvent, maxRelayEvents)
 	e.flows = &flowLog{log: flowlog.New(0), changed: make(chan struct{})}
@@ -123,7 +108,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	running.Go(func() { e.host.reader.run() })
 	c.device, err = wg.New(wg.Config{
 		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
-		Control: e.handleDatagram, NoPath: e.handleNoPath, Elsewhere: e.handleElsewhere, Logger: e.log, Retain: e.cfg.Retain,
+		Control: e.handleDatagram, NoPath: e.handleNoPath, Logger: e.log, Retain: e.cfg.Retain,
 	})
 	if err != nil {
 		e.cfg.TUN.Close()
@@ -228,36 +213,6 @@ func (e *Engine) handleNoPath(key ident.NodeKey) {
 		if p := f.byKey[key]; p != nil {
 			e.touch(p)
 		}
-	}
-}
-
-// stray says that packets of a peer come from another address than its path's.
-type stray struct {
-	key  ident.NodeKey
-	from netip.AddrPort
-}
-
-// handleElsewhere notices where a peer's packets come from. One that does not
-// fit is told again with a later packet.
-func (e *Engine) handleElsewhere(key ident.NodeKey, from netip.AddrPort) {
-	select {
-	case e.strays <- stray{key, from}:
-	default:
-	}
-}
-
-// post hands a packet to the control goroutine, or drops it.
-func (e *Engine) post(d datagram, packet []byte) {
-	if len(packet) == 0 || len(packet) > maxDatagram {
-		return
-	}
-	d.data, _ = e.buffers.Get().(*[]byte)
-	*d.data = append((*d.data)[:0], packet...)
-	select {
-	case e.datagrams <- d:
-	default:
-		e.buffers.Put(d.data)
-		e.overflow.Add(1)
 	}
 }
 

@@ -229,8 +229,10 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	}
 	var sender ident.NodeKey
 	known := false
+	var latest []byte
 	if len(bufs) > 0 {
 		sender, known = d.sender(bufs[0], offset)
+		latest = bufs[len(bufs)-1]
 	}
 	for _, buf := range bufs {
 		b := buf[offset:]
@@ -272,6 +274,10 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 		}
 		bufs[kept] = buf[:offset+int(info.Length)]
 		kept++
+	}
+	if kept > 0 && h.passed {
+		// Before the peer is touched, which hold does.
+		d.arrives(h.p, latest, offset, now)
 	}
 	h.hold(nil)
 	return kept

@@ -26,6 +26,13 @@ type peer struct {
 	touched atomic.Bool
 	// noted is the same for events of the filter.
 	noted atomic.Bool
+	// arrived is by which path a packet of the peer's came that the filter
+	// passed, set by the data path while it is nil.
+	arrived atomic.Pointer[arrival]
+	// direct is where the direct path goes to, the zero value for none, and waits
+	// are the probes that wait for the control goroutine, by lane (intake).
+	direct atomic.Pointer[netip.AddrPort]
+	waits  [lanes]atomic.Int32
 
 	// relayedBy is the relay by which a packet of the peer's came last, as far as
 	// that was told, and relayedAt when it was, in nanoseconds since 1970.
@@ -49,6 +56,7 @@ type peer struct {
 	allowed   []netip.Prefix
 	tunnel    *wg.Peer
 	agent     *path.Agent
+	both      bool // as the agent's last event said
 	sealer    *disco.Sealer
 	opener    *disco.Opener
 	relay     *relayConn // that packets to the peer go over; nil for none
@@ -60,6 +68,33 @@ type peer struct {
 	collect  time.Time // when the filter's events are taken; zero for not
 	deadline time.Time // earliest of all, as it stands in the heap
 	place    int       // in the heap; -1 for not
+}
+
+// arrival says that a packet of a peer came by a path, and when.
+type arrival struct {
+	by path.Path
+	at time.Time
+}
+
+// arrives notes by which path a packet came. The last one is not kept: what
+// came first since the control goroutine looked is as good.
+func (d *hostDevice) arrives(p *peer, buf []byte, offset int, now time.Time) {
+	if p.arrived.Load() != nil {
+		return
+	}
+	device := d.device.Load()
+	if device == nil {
+		return
+	}
+	from, ok := device.Source(buf, offset)
+	if !ok {
+		return
+	}
+	by := path.Path{Kind: path.Relay}
+	if from.IsValid() {
+		by = path.DirectTo(from)
+	}
+	p.arrived.Store(&arrival{by, now})
 }
 
 // lockForPackets locks mu for the data path.
@@ -88,6 +123,7 @@ type forwarding struct {
 	table *route.Table
 	peers []*peer // by route.Peer
 	byKey map[ident.NodeKey]*peer
+	byTag map[disco.Tag]*peer
 	self  []netip.Addr
 }
 

@@ -278,6 +278,7 @@ func (c *control) sendProbe(conn *relayConn, to netip.AddrPort) {
 		return
 	}
 	c.relays.probes[id] = relayProbe{conn.relay.Name, to, now}
+	c.expectAnswers()
 	c.send(stun.AppendRequest(nil, id), to)
 }
 

@@ -65,11 +65,15 @@ func (r Reason) String() string {
 	return "unknown"
 }
 
-// Event says that the primary path changed. Packets go by Primary from now on;
-// with None there is no way.
+// Event says that the primary path changed, or Both did. Packets go by Primary
+// from now on; with None there is no way.
 type Event struct {
 	Primary Path
-	Why     Reason
+	Why     Reason // of the Primary
+	// Both means that Primary, a direct path, does not answer at the moment:
+	// packets are to go over the relay as well until that is over, one way or the
+	// other. The tunnel drops what comes twice.
+	Both bool
 }
 
 // Traffic says what came in.
@@ -140,13 +144,13 @@ type Agent struct {
 	stirred time.Time
 
 	// checking is when the check of the primary began, zero for none; checks is
-	// how many of its pings were due.
-	checking time.Time
-	checks   int
-	// moved is where the peer's packets come from that made the primary be
-	// checked, zero for nowhere. It counts only for the check under way.
-	moved    netip.AddrPort
-	distress distress // about the primary
+	// how many of its pings were due, and checkNext when it goes on.
+	checking  time.Time
+	checks    int
+	checkNext time.Time
+	unheard   bool     // the peer seems not to hear us by the primary
+	both      bool     // as the last event said
+	distress  distress // about the primary
 
 	callStep int
 	callNext time.Time // when to send a CallMe; zero for not scheduled
@@ -293,12 +297,25 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	case a.now.Sub(c.wanted) >= echoInterval:
 		a.want(c)
 	}
+	a.notePing(c)
 	c.heard = a.now
 	if p := a.find(a.primary.Addr); a.primary.Kind == Direct && p != c {
 		// The peer may have moved: ask the primary now, not at the next beat.
 		a.checkIfQuiet(p)
 	}
 	return nil
+}
+
+// notePing notes a ping from c. Where the peer asks the primary again within the
+// time of a try, it got no answer: what leaves by that path may be lost. Not where
+// an answer just came by it, or the two would go on asking each other.
+func (a *Agent) notePing(c *candidate) {
+	again := a.now.Sub(c.pinged) < maxSpacing && a.now.Sub(c.proved) >= quiet
+	c.pinged = a.now
+	if again && a.active && DirectTo(c.addr) == a.primary {
+		a.check()
+		a.unheard = true
+	}
 }
 
 // HandlePong takes an authentic pong that came from the given address. The
@@ -313,7 +330,7 @@ func (a *Agent) HandlePong(from netip.AddrPort, m disco.Pong, now time.Time) err
 	}
 	a.stats.PongsAccepted++
 	if DirectTo(c.addr) == a.primary {
-		a.checking, a.moved = time.Time{}, netip.AddrPort{}
+		a.checking, a.unheard = time.Time{}, false
 	}
 	a.choose(ReasonProved)
 	return nil
@@ -343,27 +360,61 @@ func (a *Agent) HandleCallMe(m disco.CallMe, now time.Time) error {
 	return nil
 }
 
-// HandleInbound says that an authenticated packet of the tunnel came by a path.
-// It is cheap; once for a batch is enough. A packet from elsewhere than the
-// primary moves nothing, but where it came from gets a challenge, and the primary
-// has to answer one, too: the peer's NAT may have given it another address.
-func (a *Agent) HandleInbound(p Path, t Traffic, now time.Time) {
+// HandleInbound says that an authenticated packet of the tunnel came by a path at
+// a time that is not after now. It is cheap; once for a batch, or a few times a
+// second, is enough. A packet from elsewhere than the primary moves nothing, but
+// where it came from gets a challenge, and the primary, once it is quiet, has to
+// answer one, too: the peer's NAT may have given it another address.
+func (a *Agent) HandleInbound(p Path, t Traffic, at, now time.Time) {
 	a.advance(now)
-	if p.Kind == Direct {
-		if c := a.find(unmap(p.Addr)); c != nil {
-			c.heard = a.now
-			if t == Data {
-				a.unbar(c)
-			}
+	at = earliest(at, a.now)
+	switch {
+	case p.Kind == Direct:
+		a.hear(unmap(p.Addr), t, at)
+	case p.Kind == Relay && a.primary.Kind == Direct && t == Data:
+		// The peer has a reason not to take the direct way.
+		if a.now.Sub(a.find(a.primary.Addr).proved) >= quiet {
+			a.check()
 		}
 	}
 	if t == Data {
 		a.use()
 	}
-	if p.Kind == Direct && a.primary != DirectTo(p.Addr) && a.active {
-		a.strayed(unmap(p.Addr))
-	}
 	a.flush()
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// hear notes that an authenticated packet came from an address. One that is not
+// the primary's is asked for a proof: the peer may have moved, and its NAT lets
+// us in there now if ever.
+func (a *Agent) hear(from netip.AddrPort, t Traffic, at time.Time) {
+	c := a.find(from)
+	if c == nil && t == Data && a.usable(from) {
+		c = a.observe(from)
+	}
+	if c != nil {
+		if c.heard.Before(at) {
+			c.heard = at
+		}
+		if t == Data {
+			c.carried = at
+			a.unbar(c)
+		}
+	}
+	primary := a.find(a.primary.Addr)
+	if a.primary.Kind != Direct || primary == c || !a.active {
+		return
+	}
+	a.checkIfQuiet(primary)
+	if c != nil && !a.alive(c) && !a.now.Before(c.barred) && a.now.Sub(c.wanted) >= movedInterval {
+		a.want(c)
+	}
 }
 
 // HandleOutboundUse says that packets were sent to the peer, or want to be. It
@@ -425,11 +476,16 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	if p == a.primary {
 		return
 	}
-	a.primary, a.checking, a.moved, a.distress = p, time.Time{}, netip.AddrPort{}, distress{}
+	a.primary, a.checking, a.distress, a.both, a.unheard = p, time.Time{}, distress{}, false, false
 	a.why, a.since = why, a.now
 	a.stats.PrimaryChanges++
+	a.emit()
+}
+
+// emit tells of the primary as it is now.
+func (a *Agent) emit() {
 	if len(a.events) == maxOutput {
 		a.events = slices.Delete(a.events, 0, 1)
 	}
-	a.events = append(a.events, Event{p, why})
+	a.events = append(a.events, Event{a.primary, a.why, a.both})
 }

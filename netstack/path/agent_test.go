@@ -133,8 +133,8 @@ func TestHintsMoveNothing(t *testing.T) {
 	if err := a.HandlePing(rogue, ping, now); err != nil {
 		t.Fatal(err)
 	}
-	a.HandleInbound(DirectTo(rogue), Data, now)
-	a.HandleInbound(DirectTo(rogue), Handshake, now)
+	a.HandleInbound(DirectTo(rogue), Data, now, now)
+	a.HandleInbound(DirectTo(rogue), Handshake, now, now)
 	if err := a.HandleCallMe(disco.CallMe{Endpoints: []netip.AddrPort{rogue}}, now); err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestBudgets(t *testing.T) {
 			}
 			_ = a.HandleCallMe(disco.CallMe{Endpoints: eps}, now)
 		}
-		a.HandleInbound(DirectTo(from), Data, now)
+		a.HandleInbound(DirectTo(from), Data, now, now)
 		for tr, ok := a.NextTransmit(); ok; tr, ok = a.NextTransmit() {
 			switch tr.Message.(type) {
 			case disco.Ping:
@@ -345,7 +345,7 @@ func randomInputs(rng *rand.Rand) []input {
 		case 2:
 			do = func(a *Agent, now time.Time) { a.SetRemoteCandidates(listed, now) }
 		case 3:
-			do = func(a *Agent, now time.Time) { a.HandleInbound(DirectTo(addr), Data, now) }
+			do = func(a *Agent, now time.Time) { a.HandleInbound(DirectTo(addr), Data, now, now) }
 		case 4:
 			do = func(a *Agent, now time.Time) { a.HandleNetworkChange(now) }
 		case 5:
@@ -501,7 +501,7 @@ func TestUseAllocatesNothing(t *testing.T) {
 	now := epoch.Add(100 * time.Millisecond)
 	if n := testing.AllocsPerRun(100, func() {
 		a.HandleOutboundUse(now)
-		a.HandleInbound(DirectTo(home), Data, now)
+		a.HandleInbound(DirectTo(home), Data, now, now)
 		a.NextTimeout()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -540,7 +540,7 @@ func FuzzAgent(f *testing.F) {
 			case 9:
 				a.HandleRelayState(false, now)
 			case 10:
-				a.HandleInbound(DirectTo(addr), Data, now)
+				a.HandleInbound(DirectTo(addr), Data, now, now)
 			case 11:
 				a.HandleDistress(now)
 			case 12:

@@ -57,6 +57,8 @@ type candidate struct {
 	barred  time.Time // until when it is not used, since it carries no tunnel
 	bars    int       // how often in a row it was barred
 	heard   time.Time // last ping, pong or data from there
+	carried time.Time // last data from there
+	pinged  time.Time // last ping from there
 	samples []time.Duration
 
 	outstanding []challenge // oldest first

@@ -63,7 +63,7 @@ func TestPathThatCarriesNothing(t *testing.T) {
 	if now = now.Add(20 * time.Second); a.Primary() != viaRelay {
 		t.Fatalf("primary %v", a.Primary())
 	}
-	a.HandleInbound(DirectTo(home), Data, now)
+	a.HandleInbound(DirectTo(home), Data, now, now)
 	if c := a.Snapshot().Candidates[0]; !c.Barred.IsZero() {
 		t.Errorf("barred until %v after data", c.Barred)
 	}
@@ -103,19 +103,21 @@ func TestReplaysLeaveThePeerAlone(t *testing.T) {
 	now := epoch.Add(time.Second)
 	const captures = maxSessions + 1
 	answered, asked := 0, 0
+	// The peer answers whatever it is asked.
+	answer := func() {
+		for tr, ok := a.NextTransmit(); ok; tr, ok = a.NextTransmit() {
+			if p, ok := tr.Message.(disco.Ping); ok && tr.To.Addr == home {
+				_ = a.HandlePong(home, disco.Pong{TxID: p.TxID, Observed: lan}, now)
+			}
+		}
+	}
 	for i := range 4000 {
 		now = now.Add(5 * time.Millisecond)
 		_ = a.HandlePing(rogue, disco.Ping{Session: uint64(i%captures + 1), Seq: 7}, now)
 		if i%20 == 0 {
 			a.HandleOutboundUse(now)
-			for tr, ok := a.NextTransmit(); ok; tr, ok = a.NextTransmit() {
-				if p, ok := tr.Message.(disco.Ping); ok && tr.To.Addr == home {
-					_ = a.HandlePong(home, disco.Pong{TxID: p.TxID, Observed: lan}, now)
-				}
-			}
 		}
-		for _, ok := a.NextTransmit(); ok; _, ok = a.NextTransmit() {
-		}
+		answer()
 		if i%100 != 50 {
 			continue
 		}

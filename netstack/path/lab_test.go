@@ -48,6 +48,7 @@ type node struct {
 	agent   *path.Agent
 	nat     *nat.Discoverer
 	primary path.Path
+	both    bool // packets go over the relay, too
 	changes int
 	lost    int    // uses without a way while the relay was up
 	flight  []sent // pings and pongs by content, in place of seals
@@ -130,6 +131,10 @@ func (l *lab) drain() {
 				again = true
 			}
 			for e, ok := n.agent.NextEvent(); ok; e, ok = n.agent.NextEvent() {
+				n.both, again = e.Both, true
+				if e.Primary == n.primary {
+					continue
+				}
 				n.primary = e.Primary
 				n.changes++
 				if e.Why == path.ReasonLost {
@@ -219,7 +224,7 @@ func (l *lab) receive(d simnet.Delivery) {
 			return
 		}
 		if bytes.Equal(d.Packet.Payload, []byte{'x', l.peer(n).index}) {
-			n.agent.HandleInbound(path.DirectTo(d.Packet.From), path.Data, l.now)
+			n.agent.HandleInbound(path.DirectTo(d.Packet.From), path.Data, l.now, l.now)
 		}
 		if m, ok := l.peer(n).opened(d.Packet.Payload); ok {
 			switch m := m.(type) {
@@ -265,8 +270,11 @@ func (l *lab) run(d time.Duration, use ...*node) {
 				switch p := n.agent.Primary(); {
 				case p.Kind == path.Direct:
 					l.net.Send(n.host, n.port, p.Addr, []byte{'x', n.index}, l.now)
+					if n.both {
+						l.peer(n).agent.HandleInbound(path.Path{Kind: path.Relay}, path.Data, l.now, l.now)
+					}
 				case p.Kind == path.Relay && l.relayUp:
-					l.peer(n).agent.HandleInbound(p, path.Data, l.now)
+					l.peer(n).agent.HandleInbound(p, path.Data, l.now, l.now)
 				}
 			}
 			nextUse = l.now.Add(100 * time.Millisecond)

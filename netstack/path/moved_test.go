@@ -17,7 +17,7 @@ func exchange(a *Agent, from netip.AddrPort, now, until time.Time, answering ...
 	before := a.Primary()
 	for ; now.Before(until); now = now.Add(50 * time.Millisecond) {
 		a.HandleOutboundUse(now)
-		a.HandleInbound(DirectTo(from), Data, now)
+		a.HandleInbound(DirectTo(from), Data, now, now)
 		ids := pings(a)
 		for _, where := range answering {
 			if id, ok := ids[where]; ok {

@@ -2,6 +2,7 @@ package path
 
 import (
 	"io"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/netstack/disco"
@@ -18,14 +19,23 @@ const (
 	// beat is the distance of pings on the primary of an active peer. With the
 	// check it bounds the time in which a dead path is left to 4.5 s.
 	beat = 3 * time.Second
-	// quiet is how long the primary may answer nothing while packets leave before
-	// it is asked out of turn: a path that dies under traffic is left after 2.5 s.
-	quiet = time.Second
-	// A check asks checkTries times, checkSpacing apart; any answer ends it. At
-	// 20 % loss each way it fails wrongly once in 160 (0.36^5), and it allows for
-	// round trips of up to 1.5 s.
-	checkTries   = 5
-	checkSpacing = 300 * time.Millisecond
+	// quiet is how long the primary may neither answer nor carry anything while
+	// packets leave before it is asked out of turn. A path across a continent that
+	// dies under traffic is in doubt 0.1 s later and left after 0.9 s, so that the
+	// third of TCP's repetitions, after 1.4 s (RFC 6298, doubling from 200 ms), and
+	// mostly the second, already goes another way.
+	quiet = 300 * time.Millisecond
+	// A check asks checkTries times; any answer ends it. At 20 % loss each way it
+	// fails wrongly once in 160 (0.36^5). The tries are three round trips apart,
+	// of which the last answers say how long they are, but not less than
+	// minSpacing, for ways that lose all for a moment, and not more than
+	// maxSpacing, which allows for round trips of up to 1.5 s. While the primary
+	// carries data to us, its answers may wait in the same queue, which traffic
+	// has made longer than the least round trip: the check then lasts for
+	// checkTries at maxSpacing.
+	checkTries = 5
+	minSpacing = 100 * time.Millisecond
+	maxSpacing = 300 * time.Millisecond
 
 	// slowProbe and fastProbe are the distances of probes after a burst, with a
 	// direct path and without one. Nobody tells of a path that heals: it is to be
@@ -69,6 +79,11 @@ const (
 	// used would otherwise go on for ever, each because the other does.
 	stirTime = 10 * time.Second
 	stirGap  = 30 * time.Second
+	// movedInterval spaces the challenges with which packets of the peer's from an
+	// address that is not proved are met. Somebody on the way who sends them on
+	// from his own address makes this node send him three a second, and no more
+	// than strayBurst and strayInterval allow.
+	movedInterval = 300 * time.Millisecond
 	// distressInterval spaces the bursts of a tunnel that gets no answer: it
 	// complains every 5 s.
 	distressInterval = 2 * time.Second
@@ -158,7 +173,7 @@ func (a *Agent) checkTime() time.Time {
 		return time.Time{}
 	}
 	if !a.checking.IsZero() {
-		return a.checking.Add(time.Duration(a.checks) * checkSpacing)
+		return a.checkNext
 	}
 	c := a.find(a.primary.Addr)
 	if c.proved.IsZero() {
@@ -198,6 +213,15 @@ func (a *Agent) step() {
 		if due(c.next) {
 			a.probeStep(c)
 		}
+	}
+	a.setBoth()
+}
+
+// setBoth says when packets are to go both ways, and when no more.
+func (a *Agent) setBoth() {
+	if both := a.primary.Kind == Direct && a.relay && a.doubtful(a.find(a.primary.Addr)); both != a.both {
+		a.both = both
+		a.emit()
 	}
 }
 
@@ -302,13 +326,30 @@ func (a *Agent) check() {
 	}
 }
 
-// checkIfQuiet checks the primary c unless it has answered within the last
-// second. That something came from there is no answer: packets may go one way
+// checkIfQuiet checks the primary c unless it has answered, or carried data to
+// us, of late. The peer's challenges vouch for nothing: packets may go one way
 // only.
 func (a *Agent) checkIfQuiet(c *candidate) {
-	if a.now.Sub(c.proved) >= quiet {
+	if a.now.Sub(c.vouched()) >= quiet {
 		a.check()
 	}
+}
+
+// vouched is when c was last known to work.
+func (c *candidate) vouched() time.Time {
+	if c.carried.After(c.proved) {
+		return c.carried
+	}
+	return c.proved
+}
+
+// spacing is the distance of the tries of a check of c. It goes by the greatest
+// of the recent round trips: where they grow, the next one is not lost yet.
+func (c *candidate) spacing() time.Duration {
+	if len(c.samples) == 0 {
+		return maxSpacing
+	}
+	return min(max(3*slices.Max(c.samples), minSpacing), maxSpacing)
 }
 
 func (a *Agent) checkStep() {
@@ -316,9 +357,15 @@ func (a *Agent) checkStep() {
 		a.checking, a.checks = a.now, 0
 	}
 	c := a.find(a.primary.Addr)
-	if a.checks < checkTries && !a.succeeded(c) {
+	carries := !a.both && a.carries(c) && a.now.Sub(a.checking) < checkTries*maxSpacing
+	if a.checks < checkTries || carries {
 		a.checks++
 		a.want(c)
+		a.checkNext = a.now.Add(c.spacing())
+		if a.checks >= checkTries && carries {
+			a.checkNext = a.now.Add(maxSpacing)
+		}
+		a.choose(ReasonLost)
 		return
 	}
 	a.stats.Losses++
@@ -339,6 +386,24 @@ func (a *Agent) checkStep() {
 	a.scheduleCall()
 }
 
+// carries reports whether the primary c carried data to us since its check began,
+// while nothing says that the peer does not hear us: its answers may be on their
+// way.
+func (a *Agent) carries(c *candidate) bool {
+	return c.carried.After(a.checking) && !a.unheard
+}
+
+// doubtful reports whether the primary c left the first challenge of its check
+// unanswered and carries nothing; once it was doubtful it is until the check
+// ends, for what then comes may come since packets go both ways. The peer's
+// challenges do not count: they come where only the way to the peer is cut.
+func (a *Agent) doubtful(c *candidate) bool {
+	if a.checking.IsZero() || a.checks < 2 || a.both {
+		return a.both && !a.checking.IsZero()
+	}
+	return !a.carries(c) && (len(c.samples) == 0 || a.now.Sub(a.checking) >= 2*slices.Max(c.samples))
+}
+
 // alive reports whether a candidate can be the primary on the strength of its
 // last answer.
 func (a *Agent) alive(c *candidate) bool {
@@ -357,14 +422,16 @@ func (a *Agent) alivePrimary() bool {
 // choose sets the primary to the best path there is.
 func (a *Agent) choose(why Reason) {
 	var current, best *candidate
+	outlived := false
 	if a.primary.Kind == Direct {
 		current = a.find(a.primary.Addr)
-		if current != nil && a.alive(current) {
+		outlived = current != nil && a.outlived(current)
+		if current != nil && a.alive(current) && !outlived {
 			best = current
 		}
 	}
 	for _, c := range a.candidates {
-		if !a.alive(c) || c == best {
+		if !a.alive(c) || c == best || c == current && outlived {
 			continue
 		}
 		switch {
@@ -375,12 +442,23 @@ func (a *Agent) choose(why Reason) {
 	}
 	switch {
 	case best != nil:
+		if outlived {
+			current.lost = true
+		}
 		a.setPrimary(DirectTo(best.addr), why)
 	case a.relay:
 		a.setPrimary(viaRelay, why)
 	default:
 		a.setPrimary(a.lastResort(current), why)
 	}
+}
+
+// outlived reports whether the primary c is doubtful while another address has
+// answered since c was last known to work: the peer, or its NAT, has moved.
+func (a *Agent) outlived(c *candidate) bool {
+	return a.doubtful(c) && slices.ContainsFunc(a.candidates, func(other *candidate) bool {
+		return other != c && a.alive(other) && other.proved.After(c.vouched())
+	})
 }
 
 // lastResort is where packets go when nothing is proved and there is no relay:
@@ -404,6 +482,7 @@ func (a *Agent) lastResort(current *candidate) Path {
 // flush sends what fell due: one challenge to each candidate that wants one,
 // and one call.
 func (a *Agent) flush() {
+	a.setBoth()
 	for _, c := range a.candidates {
 		if c.due.IsZero() {
 			continue

@@ -27,8 +27,6 @@ type bind struct {
 	listen  func(port uint16) (sock.Conn, error)
 	control func(packet []byte, from netip.AddrPort)
 	noPath  func(key ident.NodeKey)
-	// elsewhere is Config.Elsewhere.
-	elsewhere func(key ident.NodeKey, from netip.AddrPort)
 
 	unwrap         func(datagram []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool)
 	controlRelayed func(packet []byte, peer ident.NodeKey)
@@ -65,7 +63,7 @@ var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
 	return &bind{
-		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath, elsewhere: cfg.Elsewhere,
+		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		unwrap: cfg.Unwrap, controlRelayed: cfg.ControlRelayed,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
@@ -188,14 +186,8 @@ func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 // Send implements conn.Bind. Packets that can not be sent are lost and counted;
 // the protocol above repeats what matters.
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	var p *Peer
-	switch ep := ep.(type) {
-	case *Peer:
-		p = ep
-	case *elsewhere:
-		p = ep.Peer
-		b.heardElsewhere(ep)
-	default:
+	p, ok := ep.(*Peer)
+	if !ok {
 		return conn.ErrWrongEndpointType
 	}
 	for _, packet := range bufs {
@@ -212,6 +204,10 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 }
 
 func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
+	if path.Both && path.Direct.IsValid() && path.Relay != nil {
+		path.Relay.SendPackets(p.key, bufs)
+		b.counters.sent[LinkRelay].add(bufs)
+	}
 	switch {
 	case path.Direct.IsValid():
 		o := b.current.Load()
@@ -258,6 +254,8 @@ func (b *bind) receiveDirect(r sock.Reader) conn.ReceiveFunc {
 func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps []conn.Endpoint) {
 	var lastIndex uint32
 	var last *Peer
+	var arrived arrivalBatch
+	defer arrived.end()
 	for i, buf := range bufs {
 		packet := buf[:sizes[i]]
 		kind := messageType(packet)
@@ -278,6 +276,9 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			if key, inner, ok := b.unwrapped(packet, from[i]); !ok {
 				b.control(packet, from[i])
 			} else if p := b.mapRelayed(key, inner); p != nil {
+				if messageType(inner) == typeTransport {
+					arrived.add(p, inner, netip.AddrPort{})
+				}
 				sizes[i], eps[i] = copy(buf, inner), p
 			}
 			continue
@@ -292,10 +293,10 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 				p.unanswered.Store(0)
 			}
 		}
-		eps[i] = p
-		if kind == typeTransport && p.path.Load().Direct != from[i] {
-			eps[i] = p.endpointFrom(from[i])
+		if kind == typeTransport {
+			arrived.add(p, packet, from[i])
 		}
+		eps[i] = p
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
 	}
 }
@@ -347,8 +348,13 @@ func (b *bind) receiveRelayed(o *opened) conn.ReceiveFunc {
 			return 0, net.ErrClosed
 		case packet := <-b.relayed:
 			n := 0
+			var arrived arrivalBatch
+			defer arrived.end()
 			for {
 				if size := copy(bufs[n], packet.data); size == len(packet.data) {
+					if messageType(packet.data) == typeTransport {
+						arrived.add(packet.from, packet.data, netip.AddrPort{})
+					}
 					sizes[n], eps[n] = size, packet.from
 					n++
 				}

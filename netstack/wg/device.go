@@ -54,12 +54,7 @@ type Config struct {
 	// NoPath, if not nil, is told that a handshake message to the peer has to
 	// wait for a path. It must not block.
 	NoPath func(key ident.NodeKey)
-	// Elsewhere, if not nil, is told that a fresh and authentic packet of the
-	// peer's came straight from an address that packets to it do not go to: its
-	// NAT may have given it another. It is told when the next packet to the peer
-	// is sent, every 100 ms at most for one address, and must not block.
-	Elsewhere func(key ident.NodeKey, from netip.AddrPort)
-	Logger    *slog.Logger
+	Logger *slog.Logger
 	// Retain, if not nil, is given every object of the implementation that must
 	// outlive a testing/synctest bubble; see the package documentation. It is
 	// for tests only.

@@ -23,8 +23,10 @@ type Relay interface {
 type Path struct {
 	// Direct is the peer's address, where it is valid.
 	Direct netip.AddrPort
-	// Relay carries the packets where Direct is not valid.
+	// Relay carries the packets where Direct is not valid, or as well where Both
+	// is set: the peer then drops what comes twice, as it drops replays.
 	Relay Relay
+	Both  bool
 }
 
 // pendingLife is how long a handshake message waits for a path: until the
@@ -39,12 +41,10 @@ type Peer struct {
 
 	path       atomic.Pointer[Path]
 	unanswered atomic.Uint32
-	// strayed is the last endpoint that was made for packets from elsewhere, nil
-	// for none.
-	strayed atomic.Pointer[elsewhere]
 	// initiations limits those that are opened of what comes from the peer's
 	// path, or over a relay under its name.
 	initiations limiter
+	arrivals    arrivals
 
 	mu sync.Mutex // protects all below
 	// pending is the last handshake message that had no path, so that the

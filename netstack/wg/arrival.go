@@ -1,0 +1,111 @@
+package wg
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+)
+
+const (
+	// arrivalRuns is how many runs of packets of a peer are remembered: some for
+	// each of the few places from which one peer's packets come at one time.
+	arrivalRuns = 8
+	// arrivalSlack is how far a batch's counters may be from those of the run
+	// that it goes on: more than is under way at one time, so little that one
+	// forged counter does not make a run claim all that is to come.
+	arrivalSlack = 1 << 14
+)
+
+// arrivalRun is what transport messages that came in a row have in common.
+type arrivalRun struct {
+	index       uint32 // their receiver
+	first, last uint64 // the least and the greatest of their counters
+	from        netip.AddrPort
+	noted       bool // false for an empty place
+}
+
+// arrivals remembers from where the latest packets of a peer came that were not
+// opened yet. Nothing in it is authentic until a packet that was opened is found
+// in it. It is written once for a batch.
+type arrivals struct {
+	mu     sync.Mutex // protects all below
+	recent [arrivalRuns]arrivalRun
+	next   int
+}
+
+func (a *arrivals) note(r arrivalRun) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range a.recent {
+		known := &a.recent[i]
+		if known.noted && known.index == r.index && known.from == r.from &&
+			r.last <= known.last+arrivalSlack && known.first <= r.first+arrivalSlack {
+			known.first, known.last = min(known.first, r.first), max(known.last, r.last)
+			return
+		}
+	}
+	a.recent[a.next] = r
+	a.next = (a.next + 1) % arrivalRuns
+}
+
+// source returns from where the message with a receiver and counter came; a
+// zero address is a relay. It reports false where that is not known, and where
+// copies of it came from several places: which of them was opened is not known
+// then.
+func (a *arrivals) source(index uint32, counter uint64) (from netip.AddrPort, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.recent {
+		if !r.noted || r.index != index || counter < r.first || counter > r.last {
+			continue
+		}
+		if ok && r.from != from {
+			return netip.AddrPort{}, false
+		}
+		from, ok = r.from, true
+	}
+	return from, ok
+}
+
+// arrivalBatch gathers the runs of one batch. The zero value is ready.
+type arrivalBatch struct {
+	p   *Peer
+	run arrivalRun
+}
+
+// add adds a transport message of p.
+func (b *arrivalBatch) add(p *Peer, packet []byte, from netip.AddrPort) {
+	index, counter := binary.LittleEndian.Uint32(packet[4:]), binary.LittleEndian.Uint64(packet[8:])
+	if b.p != p || b.run.index != index || b.run.from != from {
+		b.end()
+		b.p, b.run = p, arrivalRun{index, counter, counter, from, true}
+		return
+	}
+	b.run.first, b.run.last = min(b.run.first, counter), max(b.run.last, counter)
+}
+
+// end notes what was gathered.
+func (b *arrivalBatch) end() {
+	if b.p != nil {
+		b.p.arrivals.note(b.run)
+		b.p = nil
+	}
+}
+
+// Source returns from where buf came, a packet as Config.TUN's Write is given
+// it, with its payload at offset: the peer's address, or the zero value for a
+// relay. WireGuard has opened the packet, so the peer did send it, and it is
+// what came from there that was opened. It reports false where that is not known
+// any more, or where copies came from several places.
+func (d *Device) Source(buf []byte, offset int) (from netip.AddrPort, ok bool) {
+	if offset < sessionHeader || len(buf) < offset {
+		return from, false
+	}
+	header := buf[offset-sessionHeader:]
+	index := binary.LittleEndian.Uint32(header[4:])
+	p := d.bind.indexes.lookup(index)
+	if p == nil {
+		return from, false
+	}
+	return p.arrivals.source(index, binary.LittleEndian.Uint64(header[8:]))
+}
