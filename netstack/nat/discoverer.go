@@ -60,7 +60,7 @@ type Report struct {
 	// peers. It takes answers of two servers of one family.
 	MappingVaries Tristate
 	// Endpoints are the addresses to tell to peers: local ones as they were
-	// given, then public ones, without repeats.
+	// given, then those that are forwarded, then public ones, without repeats.
 	Endpoints []netip.AddrPort
 	// Servers are the servers that answered, with their round trips.
 	Servers []ServerReport
@@ -87,7 +87,8 @@ const (
 	// MaxServers bounds the servers that are asked; the first ones count. Two of
 	// each family would do, a few more allow for outages.
 	MaxServers = 8
-	// MaxLocal bounds the local addresses.
+	// MaxLocal bounds the local addresses, and with those outside all that peers
+	// are told (disco.MaxEndpoints).
 	MaxLocal = 16
 
 	// A request is sent tries times, tryDelays apart, before its server counts as
@@ -133,11 +134,13 @@ type Discoverer struct {
 	now     time.Time
 	servers []*server
 	local   []netip.AddrPort
-	round   time.Time // when the next round begins, zero for never
-	began   time.Time // when the last round began
-	report  Report
-	changed bool
-	stats   Stats
+	// forwarded are addresses outside that lead here (SetForwarded).
+	forwarded []netip.AddrPort
+	round     time.Time // when the next round begins, zero for never
+	began     time.Time // when the last round began
+	report    Report
+	changed   bool
+	stats     Stats
 }
 
 // New returns a Discoverer that knows nothing and asks nobody.
@@ -388,8 +391,12 @@ func (d *Discoverer) update() {
 			*public = s.mapped
 		}
 	}
-	for _, e := range append(slices.Clone(d.local), r.Public4, r.Public6) {
-		if e.IsValid() && !slices.Contains(r.Endpoints, e) {
+	outside := slices.DeleteFunc(append(slices.Clone(d.forwarded), r.Public4, r.Public6), func(e netip.AddrPort) bool { return !e.IsValid() })
+	// A machine with many addresses must not hide those that lead to it from
+	// outside.
+	local := d.local[:min(len(d.local), MaxLocal-len(outside))]
+	for _, e := range slices.Concat(local, outside) {
+		if !slices.Contains(r.Endpoints, e) {
 			r.Endpoints = append(r.Endpoints, e)
 		}
 	}

@@ -339,3 +339,33 @@ func TestCheck(t *testing.T) {
 		t.Error("no round soon after the last one")
 	}
 }
+
+// TestForwarded: addresses that lead here are told to peers, before the public
+// ones, once each, and however many local ones there are.
+func TestForwarded(t *testing.T) {
+	d := newDiscoverer()
+	var many []netip.AddrPort
+	for i := range MaxLocal {
+		many = append(many, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 1))
+	}
+	d.SetLocal(many, epoch)
+	d.NextEvent()
+	forwarded := []netip.AddrPort{at("5.5.0.1:41641"), at("5.5.0.2:1"), at("10.0.0.0:1"), at("5.5.0.1:41641")}
+	d.SetForwarded(forwarded, epoch)
+	report, changed := d.NextEvent()
+	if !changed || len(report.Endpoints) != MaxLocal-2 || !slices.Equal(report.Endpoints[MaxLocal-4:], forwarded[:2]) {
+		t.Errorf("changed %v: %v", changed, report.Endpoints)
+	}
+	d.SetForwarded(forwarded, epoch)
+	if _, changed := d.NextEvent(); changed {
+		t.Error("told twice")
+	}
+	d.SetForwarded(slices.Repeat(forwarded[:1], 100), epoch)
+	if n := len(d.forwarded); n != MaxForwarded {
+		t.Errorf("%d are kept", n)
+	}
+	d.SetForwarded(nil, epoch)
+	if report, _ := d.NextEvent(); !slices.Equal(report.Endpoints, many) {
+		t.Errorf("endpoints %v", report.Endpoints)
+	}
+}

@@ -1,0 +1,24 @@
+package nat
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// MaxForwarded bounds the addresses outside that are said to lead here: what a
+// user names by hand, and one mapping.
+const MaxForwarded = 8
+
+// SetForwarded says which addresses outside lead to the socket whatever STUN
+// servers see: a Mapper's, and those that the user named. The slice is not kept;
+// those over MaxForwarded are left out.
+func (d *Discoverer) SetForwarded(addrs []netip.AddrPort, now time.Time) {
+	d.advance(now)
+	forwarded := slices.Clone(addrs[:min(len(addrs), MaxForwarded)])
+	if !slices.Equal(forwarded, d.forwarded) {
+		d.forwarded = forwarded
+		d.update()
+	}
+	d.flush()
+}
