@@ -45,6 +45,10 @@ var dependencies = []dependency{
 		importers: []string{"netstack/router"},
 	},
 	{
+		path: "github.com/huin/goupnp", why: "UPnP IGD: descriptions of routers, and SOAP to their services",
+		importers: []string{"netstack/portmap"},
+	},
+	{
 		path: "github.com/mattn/go-sqlite3", why: "the coordinator's database, in the process",
 		importers: []string{"coordinator/store"},
 	},
@@ -65,7 +69,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/vishvananda/netlink", why: "devices, addresses and routes of the kernel without running other programs",
-		importers: []string{"netstack/router", "netstack/tun"},
+		importers: []string{"netstack/portmap", "netstack/router", "netstack/tun"},
 	},
 	{
 		path: "github.com/vishvananda/netns", why: "network namespaces for tests with real sockets",
@@ -80,7 +84,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "golang.org/x/sys", why: "system calls that package syscall has frozen without",
-		importers: []string{"client/clock", "client/localapi", "client/osconf", "client/statefile", "netstack/router", "netstack/sock", "netstack/tun"},
+		importers: []string{"client/clock", "client/localapi", "client/osconf", "client/statefile", "netstack/portmap", "netstack/router", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "golang.org/x/time", why: "rate limits",
