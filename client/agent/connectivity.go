@@ -69,7 +69,7 @@ func netcheck(e engine.Status) localapi.NetcheckReply {
 	r := localapi.NetcheckReply{
 		UDP: e.NAT.UDP, IPv4: e.NAT.Public4, IPv6: e.NAT.Public6, MappingVariesByDestIP: known(e.NAT.MappingVaries),
 		Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...),
-		Servers: []localapi.STUNServer{}, Relays: relaysOf(e), Hints: []string{},
+		PortMapping: portMappingOf(e), Servers: []localapi.STUNServer{}, Relays: relaysOf(e), Hints: []string{},
 	}
 	for _, s := range e.NAT.Servers {
 		r.Servers = append(r.Servers, localapi.STUNServer{Server: s.Server, Mapped: s.Mapped, RTT: s.RTT})
@@ -126,7 +126,7 @@ func hints(r localapi.NetcheckReply) []string {
 		}
 		out = append(out, text)
 	}
-	if yes(r.MappingVariesByDestIP) {
+	if yes(r.MappingVariesByDestIP) && r.PortMapping.State != nat.MappingActive.String() {
 		out = append(out, "The NAT in front of this device takes another port for each destination: peers behind a NAT of that kind are reached over the relay. A port mapping in the router helps, or a forwarded port and `warren up --endpoint ADDR:PORT`.")
 	}
 	if !relayed {
@@ -188,6 +188,7 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 		Active: p.Paths.Active, LastHandshake: p.LastHandshake, UnansweredHandshakes: p.Unanswered,
 		Candidates: []localapi.PathCandidate{}, Relays: relaysOf(e),
 		Endpoints: append([]netip.AddrPort{}, e.Endpoints...), MappingVariesByDestIP: known(e.NAT.MappingVaries),
+		PortMapping: portMappingOf(e),
 	}
 	var primary path.CandidateState
 	for _, c := range p.Paths.Candidates {

@@ -20,6 +20,7 @@ import (
 	"github.com/warren-overlay/warren/client/statefile"
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/portmap"
 	"github.com/warren-overlay/warren/netstack/proxy"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/router"
@@ -45,6 +46,9 @@ type Options struct {
 	Device string
 	// Port is the UDP port that is asked for first; zero means any.
 	Port uint16
+	// PortMapping allows that the gateway is asked to forward the UDP port, where
+	// the preferences want it.
+	PortMapping bool
 	// SOCKS5 and HTTPProxy are addresses to serve proxies on; empty or Off for
 	// none.
 	SOCKS5, HTTPProxy string
@@ -119,7 +123,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	if d.engine, err = engine.New(engine.Config{
 		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
-		Inherited: inherited, HandOver: d.handOver(),
+		Inherited: inherited, HandOver: d.handOver(), PortMapper: d.portMapper(),
 		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return underlay().Resolver.LookupNetIP(ctx, "ip", host)
@@ -188,6 +192,15 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 		d.router = router.Unavailable(err)
 	}
 	return nil
+}
+
+// portMapper returns what asks the gateway, past the overlay as the port's own
+// packets; nil where nobody is to be asked.
+func (d *Daemon) portMapper() engine.PortMapper {
+	if !d.options.PortMapping {
+		return nil
+	}
+	return portmap.New(portmap.Config{Control: router.Control, Rand: rand.Reader})
 }
 
 // listen opens the proxies and the metrics.

@@ -282,6 +282,7 @@ func (l *loop) apply() {
 		WantRunning: p.WantRunning, ShieldsUp: p.ShieldsUp,
 		Connected: connected, AdvertiseRoutes: p.AdvertiseRoutes, AdvertiseExitNode: p.AdvertiseExitNode, AcceptRoutes: p.AcceptRoutes,
 		ExitNode: p.ExitNode, ExitNodeID: p.ExitNodeID, ExitNodeAllowLAN: p.ExitNodeAllowLAN,
+		PortMapping: !p.NoPortMapping, Endpoints: p.Endpoints,
 	}, l.cfg.Now())
 	for _, code := range reconcile.Codes {
 		l.facts.Replace(code, slices.DeleteFunc(slices.Clone(facts), func(f health.Fact) bool { return f.Code != code }))

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/warren-overlay/warren/acl/authority"
@@ -119,11 +119,12 @@ func (l *loop) settings(p *statefile.Preferences, r localapi.UpRequest) error {
 	if p.Hostname == "" {
 		p.Hostname = l.cfg.Hostname
 	}
-	mentioned := r.Hostname != nil || r.ShieldsUp != nil || r.Routing != localapi.Routing{}
+	mentioned := r.Hostname != nil || r.ShieldsUp != nil || r.Routing != localapi.Routing{} || r.Reach != localapi.Reach{}
 	switch {
 	case r.Reset:
 		p.ShieldsUp = false
 		resetRouting(p)
+		resetReach(p)
 	case mentioned:
 		if missing := unmentioned(p, r); missing != "" {
 			return localapi.Errorf(localapi.CodeConflict, "this would leave %s unmentioned, which is not at its default. Mention it too, or use `warren set` to change one setting, or --reset to put all settings back to their defaults", missing)
@@ -131,6 +132,9 @@ func (l *loop) settings(p *statefile.Preferences, r localapi.UpRequest) error {
 	}
 	if r.ShieldsUp != nil {
 		p.ShieldsUp = *r.ShieldsUp
+	}
+	if err := l.reachability(p, r.Reach); err != nil {
+		return err
 	}
 	return l.routing(p, r.Routing)
 }
@@ -148,6 +152,8 @@ func unmentioned(p *statefile.Preferences, r localapi.UpRequest) string {
 		{p.AcceptRoutes, r.AcceptRoutes != nil, "--accept-routes"},
 		{p.ExitNode != "", r.ExitNode != nil, "--exit-node"},
 		{p.ExitNodeAllowLAN, r.ExitNodeAllowLAN != nil, "--exit-node-allow-lan-access"},
+		{p.NoPortMapping, r.PortMapping != nil, "--port-mapping"},
+		{len(p.Endpoints) > 0, r.Endpoints != nil, "--endpoint"},
 	} {
 		if s.set && !s.mentioned {
 			return s.flag
@@ -269,7 +275,7 @@ func (a *Agent) ChangePreferences(ctx context.Context, c localapi.PreferencesCha
 		if c.ShieldsUp != nil {
 			wanted.ShieldsUp = *c.ShieldsUp
 		}
-		if err := l.routing(&wanted, c.Routing); err != nil {
+		if err := errors.Join(l.reachability(&wanted, c.Reach), l.routing(&wanted, c.Routing)); err != nil {
 			return outcome{err: err}
 		}
 		if !wanted.Equal(&l.preferences) {
@@ -291,8 +297,9 @@ func (a *Agent) ChangePreferences(ctx context.Context, c localapi.PreferencesCha
 	return localapi.Preferences{
 		LoginServer: p.LoginServer, Network: fingerprintText(p.Network), Hostname: p.Hostname,
 		ShieldsUp: p.ShieldsUp, WantRunning: p.WantRunning,
-		AdvertiseRoutes: slices.Concat([]netip.Prefix{}, p.AdvertiseRoutes), AdvertiseExitNode: p.AdvertiseExitNode,
+		AdvertiseRoutes: append([]netip.Prefix{}, p.AdvertiseRoutes...), AdvertiseExitNode: p.AdvertiseExitNode,
 		AcceptRoutes: p.AcceptRoutes, ExitNode: p.ExitNode, ExitNodeAllowLAN: p.ExitNodeAllowLAN,
+		PortMapping: !p.NoPortMapping, Endpoints: append([]netip.AddrPort{}, p.Endpoints...),
 	}, err
 }
 

@@ -29,6 +29,8 @@ type NetcheckReply struct {
 	// MappingVariesByDestIP says whether the NAT takes another port for each
 	// destination, so that peers cannot be told one.
 	MappingVariesByDestIP *bool `json:"mapping_varies_by_dest_ip"`
+	// PortMapping says whether the gateway forwards the port.
+	PortMapping PortMapping `json:"port_mapping"`
 	// CaptivePortal says whether something else than the coordinator answers in
 	// its place.
 	CaptivePortal *bool `json:"captive_portal"`
@@ -44,6 +46,21 @@ type NetcheckReply struct {
 	Endpoints []netip.AddrPort `json:"endpoints"`
 	// Hints say what is wrong and what to do, for people.
 	Hints []string `json:"hints"`
+}
+
+// PortMapping is how the forwarding of this device's port by its gateway stands.
+type PortMapping struct {
+	// State is "off", "asking", "none" or "active".
+	State string `json:"state"`
+	// Protocol is "PCP", "NAT-PMP" or "UPnP" where it is active.
+	Protocol string     `json:"protocol,omitempty"`
+	Gateway  netip.Addr `json:"gateway,omitzero"`
+	// External is where the gateway forwards from, Until when that ends unless
+	// it is renewed.
+	External netip.AddrPort `json:"external,omitzero"`
+	Until    time.Time      `json:"until,omitzero"`
+	// Error is why there is none, or why it was not renewed.
+	Error string `json:"error,omitempty"`
 }
 
 // STUNServer is the answer of one server.
@@ -80,6 +97,7 @@ type PathsReply struct {
 	// Endpoints are this device's own addresses that the peer is told.
 	Endpoints             []netip.AddrPort `json:"endpoints"`
 	MappingVariesByDestIP *bool            `json:"mapping_varies_by_dest_ip"`
+	PortMapping           PortMapping      `json:"port_mapping"`
 }
 
 // PathCandidate is one address of a peer.

@@ -129,6 +129,7 @@ type UpRequest struct {
 	Hostname  *string `json:"hostname,omitempty"`
 	ShieldsUp *bool   `json:"shields_up,omitempty"`
 	Routing
+	Reach
 	// Reset puts settings that were not mentioned back to their defaults.
 	Reset bool `json:"reset,omitempty"`
 }
@@ -146,6 +147,17 @@ type Routing struct {
 	ExitNode *string `json:"exit_node,omitempty"`
 	// ExitNodeAllowLAN leaves the local networks out.
 	ExitNodeAllowLAN *bool `json:"exit_node_allow_lan,omitempty"`
+}
+
+// Reach are settings about how peers reach this device; nil stands for what was
+// not mentioned.
+type Reach struct {
+	// PortMapping has the gateway asked to forward the UDP port (PCP, NAT-PMP,
+	// UPnP).
+	PortMapping *bool `json:"port_mapping,omitempty"`
+	// Endpoints are addresses outside that lead to this device's UDP port, such
+	// as that of a port that a router forwards.
+	Endpoints *[]netip.AddrPort `json:"endpoints,omitempty"`
 }
 
 // String returns the request without its key.
@@ -199,12 +211,16 @@ type Preferences struct {
 	AcceptRoutes      bool           `json:"accept_routes"`
 	ExitNode          string         `json:"exit_node,omitempty"`
 	ExitNodeAllowLAN  bool           `json:"exit_node_allow_lan"`
+	// PortMapping and Endpoints are as in Reach.
+	PortMapping bool             `json:"port_mapping"`
+	Endpoints   []netip.AddrPort `json:"endpoints"`
 }
 
 // PreferencesChange changes preferences; nil leaves one as it is.
 type PreferencesChange struct {
 	ShieldsUp *bool `json:"shields_up,omitempty"`
 	Routing
+	Reach
 }
 
 // Code is the closed set of the API's errors. Codes are never renamed.

@@ -37,6 +37,10 @@ type Preferences struct {
 	Connected []netip.Prefix
 	// ExitNodeAllowLAN keeps the local networks out of the exit node.
 	ExitNodeAllowLAN bool
+	// PortMapping has the gateway asked to forward the port, and Endpoints are
+	// addresses outside that lead to this device.
+	PortMapping bool
+	Endpoints   []netip.AddrPort
 }
 
 // Codes are those of the facts that Desired returns.
@@ -56,6 +60,7 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 	c := &config.Config{
 		PrivateKey: key, Self: view.Self, Rules: view.Rules, RelayToken: view.RelayToken,
 		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)), Overlay: view.Overlay,
+		PortMapping: preferences.PortMapping, Endpoints: preferences.Endpoints,
 	}
 	for _, p := range view.Peers {
 		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints, HomeRelay: p.State.HomeRelay})

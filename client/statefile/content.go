@@ -57,6 +57,10 @@ type Preferences struct {
 	ExitNodeID ident.NodeID `json:"exit_node_id,omitempty"`
 	// ExitNodeAllowLAN leaves the local networks out.
 	ExitNodeAllowLAN bool `json:"exit_node_allow_lan,omitempty"`
+	// NoPortMapping keeps the node from asking the gateway to forward its port.
+	NoPortMapping bool `json:"no_port_mapping,omitempty"`
+	// Endpoints are addresses outside that the user says lead to this node.
+	Endpoints []netip.AddrPort `json:"endpoints,omitempty"`
 	// WantRunning is whether the node is to be connected.
 	WantRunning bool `json:"want_running"`
 	// Port is the UDP port that the node last had. It is asked for again, so
@@ -70,6 +74,7 @@ func (p *Preferences) Equal(q *Preferences) bool {
 		p.ShieldsUp == q.ShieldsUp && slices.Equal(p.AdvertiseRoutes, q.AdvertiseRoutes) &&
 		p.AdvertiseExitNode == q.AdvertiseExitNode && p.AcceptRoutes == q.AcceptRoutes &&
 		p.ExitNode == q.ExitNode && p.ExitNodeID == q.ExitNodeID && p.ExitNodeAllowLAN == q.ExitNodeAllowLAN &&
+		p.NoPortMapping == q.NoPortMapping && slices.Equal(p.Endpoints, q.Endpoints) &&
 		p.WantRunning == q.WantRunning && p.Port == q.Port
 }
 

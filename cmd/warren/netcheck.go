@@ -45,6 +45,7 @@ func (m *Main) printNetcheck(r localapi.NetcheckReply) {
 	line("IPv4", yesAddress(r.IPv4))
 	line("IPv6", yesAddress(r.IPv6))
 	line("MappingVariesByDestIP", knownText(r.MappingVariesByDestIP))
+	line("PortMapping", portMappingText(r.PortMapping))
 	line("CaptivePortal", knownText(r.CaptivePortal))
 	nearest := r.NearestRelay
 	if nearest == "" {
@@ -87,6 +88,17 @@ func relayName(r localapi.Relay) string {
 		name += ", home"
 	}
 	return name
+}
+
+// portMappingText says how the gateway forwards the port, or why not.
+func portMappingText(p localapi.PortMapping) string {
+	switch {
+	case p.External.IsValid():
+		return fmt.Sprintf("%s, %v", p.Protocol, p.External)
+	case p.State == "none" && p.Error != "":
+		return "none: " + p.Error
+	}
+	return p.State
 }
 
 func relayText(r localapi.Relay) string {
@@ -178,7 +190,7 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	for _, e := range r.Endpoints {
 		fmt.Fprintf(m.Stdout, "  %v\n", e)
 	}
-	_, err := fmt.Fprintf(m.Stdout, "  MappingVariesByDestIP: %s\n", knownText(r.MappingVariesByDestIP))
+	_, err := fmt.Fprintf(m.Stdout, "  MappingVariesByDestIP: %s\n  PortMapping: %s\n", knownText(r.MappingVariesByDestIP), portMappingText(r.PortMapping))
 	return err
 }
 

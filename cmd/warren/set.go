@@ -72,6 +72,7 @@ func parseRoutes(text string) ([]netip.Prefix, error) {
 func (m *Main) setCommand() *cobra.Command {
 	var (
 		routing   routingFlags
+		reach     reachFlags
 		shieldsUp bool
 		asJSON    bool
 	)
@@ -85,6 +86,9 @@ func (m *Main) setCommand() *cobra.Command {
 			var c localapi.PreferencesChange
 			var err error
 			if c.Routing, err = routing.changed(cmd); err != nil {
+				return err
+			}
+			if c.Reach, err = reach.changed(cmd); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("shields-up") {
@@ -104,6 +108,7 @@ func (m *Main) setCommand() *cobra.Command {
 		},
 	}
 	routing.add(cmd)
+	reach.add(cmd)
 	cmd.Flags().BoolVar(&shieldsUp, "shields-up", false, "refuse all connections that peers open, whatever the rules")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print all settings as JSON")
 	return cmd

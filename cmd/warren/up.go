@@ -25,6 +25,7 @@ func (m *Main) upCommand() *cobra.Command {
 		hostname  string
 		shieldsUp bool
 		routing   routingFlags
+		reach     reachFlags
 		timeout   time.Duration
 		asJSON    bool
 	)
@@ -60,6 +61,9 @@ defaults.`,
 			if r.Routing, err = routing.changed(cmd); err != nil {
 				return err
 			}
+			if r.Reach, err = reach.changed(cmd); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			if err := m.client().Up(ctx, r); err != nil {
@@ -83,6 +87,7 @@ defaults.`,
 	f.StringVar(&hostname, "hostname", "", "name to join under; the machine's own where it is not given")
 	f.BoolVar(&shieldsUp, "shields-up", false, "refuse all connections that peers open, whatever the rules")
 	routing.add(cmd)
+	reach.add(cmd)
 	f.BoolVar(&r.Reset, "reset", false, "put settings that are not mentioned back to their defaults")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait until connected")
 	f.BoolVar(&asJSON, "json", false, "print this device as JSON")

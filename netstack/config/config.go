@@ -29,6 +29,10 @@ type Config struct {
 	// STUN lists servers as host:port that tell this device its public
 	// address.
 	STUN []string
+	// PortMapping has the gateway forward the UDP port to this device.
+	PortMapping bool
+	// Endpoints are addresses outside that the user says lead to this device.
+	Endpoints []netip.AddrPort
 	// ShieldsUp refuses every flow that a peer opens, whatever the rules.
 	ShieldsUp bool
 	// Overlay are the network's own ranges: no route leads into them.

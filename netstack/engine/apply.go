@@ -52,6 +52,7 @@ func (c *control) apply(cfg *config.Config) error {
 	if cfg == nil {
 		c.e.host.forwarding.Store(nil)
 		c.setRelays(nil, now)
+		c.setMapping()
 		return c.configureDevice(nil)
 	}
 
@@ -102,6 +103,7 @@ func (c *control) apply(cfg *config.Config) error {
 	c.setRelays(cfg, now)
 	c.bringUp(now)
 	c.resolve.set(cfg.STUN)
+	c.setMapping()
 	c.underlay.set(cfg.Underlay)
 	if err := c.configureDevice(cfg); err != nil {
 		errs = append(errs, err)

@@ -49,6 +49,9 @@ type Config struct {
 	// reached through a route, and never comes from one. Nil means
 	// sock.ConnectedPrefixes, or none where LocalAddresses is given.
 	ConnectedPrefixes func() ([]netip.Prefix, error)
+	// PortMapper asks the gateway to forward the UDP port where the
+	// configuration wants it; nil asks nobody.
+	PortMapper PortMapper
 	// LookupHost finds the addresses of a STUN server's name. Nil means the
 	// system's resolver.
 	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)

@@ -59,6 +59,7 @@ type control struct {
 	relays    relays
 	local     []netip.AddrPort
 	nextLocal time.Time
+	mapping   mapping
 	resolve   *resolver
 	servers   []netip.AddrPort // that are asked for our public addresses
 	standby   standby
@@ -91,7 +92,9 @@ func newControl(e *Engine) (*control, error) {
 		peers:   make(map[ident.NodeKey]*peer),
 		resolve: newResolver(e), underlay: newResolver(e),
 		inherited: newInheritance(e.cfg.Inherited),
+		mapping:   mapping{asks: e.cfg.PortMapper, answers: make(chan mapped)},
 	}
+	c.mapping.mapper = nat.NewMapper(c.refuses, now)
 	e.cfg.Inherited = nil
 	c.filter = c.newFilterDevice()
 	c.relays.conns, c.relays.probes = make(map[string]*relayConn), make(map[stun.TxID]relayProbe)
@@ -134,9 +137,12 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 			c.handleRelayEvent(event)
 		case servers := <-c.resolve.found:
 			c.setServers(servers)
+		case m := <-c.mapping.answers:
+			c.handleMapped(m)
 		case <-timer.C:
 			c.handleTimeout()
 		}
+		c.drainMapping(ctx, running)
 		c.resolve.start(ctx, running)
 		c.underlay.start(ctx, running)
 		c.drainNAT()
@@ -153,6 +159,7 @@ func (c *control) now() time.Time { return c.e.cfg.Now() }
 
 // end cuts all peers before the engine stops.
 func (c *control) end() {
+	c.endMapping()
 	if err := c.apply(nil); err != nil {
 		c.e.log.Warn("ending the data plane", "error", err)
 	}
@@ -164,6 +171,9 @@ func (c *control) nextTimeout() time.Time {
 		next = earlier(next, t)
 	}
 	if t, ok := c.relays.machine.NextTimeout(); ok {
+		next = earlier(next, t)
+	}
+	if t, ok := c.mapping.mapper.NextTimeout(); ok {
 		next = earlier(next, t)
 	}
 	if len(c.deadlines) > 0 {
@@ -197,6 +207,7 @@ func (c *control) handleTimeout() {
 		c.relays.machine.HandleTimeout(now)
 		c.drainRelays()
 	}
+	c.mapping.mapper.HandleTimeout(now)
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
 		if !now.Before(p.member.NotAfter()) {
@@ -408,6 +419,7 @@ func (c *control) handleNetworkChange() {
 	c.nat.HandleNetworkChange(now)
 	c.relays.machine.HandleNetworkChange(now)
 	c.drainRelays()
+	c.mapping.mapper.HandleNetworkChange(now)
 	for _, p := range c.peers {
 		p.agent.HandleNetworkChange(now)
 		c.drain(p)
@@ -467,6 +479,7 @@ func (c *control) drainNAT() {
 		return
 	}
 	now := c.now()
+	c.mapping.mapper.SetSeen(report.Public4.Addr(), now)
 	for _, p := range c.peers {
 		p.agent.SetLocalCandidates(report.Endpoints, now)
 		c.drain(p)

@@ -98,6 +98,8 @@ type Status struct {
 	Endpoints []netip.AddrPort `json:"endpoints"`
 	// NAT is what STUN servers said.
 	NAT nat.Report `json:"nat"`
+	// Mapping is how port mapping stands.
+	Mapping nat.Mapping `json:"-"`
 	// Epoch is that of the rules in force, 0 where everything is denied.
 	Epoch ruleset.Epoch `json:"epoch"`
 	// Relay is the home, nil where there is none.

@@ -201,6 +201,7 @@ func daemon(ts *testscript.TestScript, neg bool, args []string) {
 	start(ts, name, nodeReady, "warren", append([]string{
 		"daemon", "--socket", ts.MkAbs(name + ".sock"), "--state", ts.MkAbs(name), "--tun", "userspace",
 		"--port", "0", "--metrics-listen", "off",
+		"--port-mapping=false", // nothing of a test leaves the machine
 	}, args[1:]...)...)
 }
 

@@ -217,7 +217,7 @@ func join(s *stage, n *person, url, socks string, admin func(...string) (string,
 	n.socks = socks
 	n.socket = filepath.Join(s.dir, n.name+".sock")
 	err = s.start(n.name, "warren", "daemon", "--state", filepath.Join(s.dir, n.name), "--socket", n.socket,
-		"--tun", "userspace", "--port", "0", "--socks5", n.socks, "--metrics-listen", "off")
+		"--tun", "userspace", "--port", "0", "--port-mapping=false", "--socks5", n.socks, "--metrics-listen", "off")
 	if err != nil {
 		return err
 	}

@@ -107,10 +107,11 @@ type Gateway struct {
 	// Proxy is the HTTP proxy of a ProxyOnly gateway, else nil.
 	Proxy *Proxy
 
-	lab    *Lab
-	config GatewayConfig
-	v6     netip.Addr // of the LAN's side, zero for none
-	ports  int
+	lab      *Lab
+	internet *Internet // nil for one behind another
+	config   GatewayConfig
+	v6       netip.Addr // of the LAN's side, zero for none
+	ports    int
 }
 
 // lan4 is the gateway's address in every LAN.
@@ -123,7 +124,7 @@ func (i *Internet) Gateway(name string, config GatewayConfig) *Gateway {
 	h.forward()
 	l := i.connect(h, "wan0", i.cable(h))
 	h.V4, h.V6 = l.v4, l.v6
-	g := &Gateway{Host: h, lab: i.lab, config: config}
+	g := &Gateway{Host: h, lab: i.lab, internet: i, config: config}
 	if !config.NoIPv6 {
 		g.v6 = netip.MustParseAddr(fmt.Sprintf("2001:db8:1:%x::1", l.number))
 		i.Core.Route(netip.PrefixFrom(g.v6, 64).Masked().String(), l.v6.String())

@@ -254,7 +254,7 @@ func (n *network) join(name, key string) *node {
 	}
 	metrics := freePort(n.t)
 	v.program = start(n.t, v.dir, "warren", "daemon", "--state", filepath.Join(v.dir, "state"), "--socket", v.socket(),
-		"--tun", "userspace", "--port", "0", "--socks5", v.socks, "--metrics-listen", metrics)
+		"--tun", "userspace", "--port", "0", "--port-mapping=false", "--socks5", v.socks, "--metrics-listen", metrics)
 	v.metrics = metrics
 	eventually(n.t, name, patience, func() error {
 		if !v.running() {

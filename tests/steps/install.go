@@ -23,6 +23,7 @@ var needs = []need{
 	{"nft", "nftables", false, "the NATs of ring 3"},
 	{"ping", "iputils-ping", false, "ring 3"},
 	{"wg", "wireguard-tools", false, "the interoperation tests of ring 3"},
+	{"miniupnpd", "miniupnpd-nftables", false, "the port mappings of ring 3"},
 	{"iperf3", "iperf3", false, "make bench"},
 	{"python3", "python3", false, "the captured policy cases"},
 }

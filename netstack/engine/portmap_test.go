@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/nat"
+	"github.com/warren-overlay/warren/netstack/simnet"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+// gateway is a PortMapper that grants what it is told to.
+type gateway struct {
+	mu       sync.Mutex // protects the rest
+	external netip.AddrPort
+	err      error
+	asked    []nat.MapRequest
+	released []nat.Grant
+}
+
+func (g *gateway) Map(_ context.Context, r nat.MapRequest) (nat.Grant, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asked = append(g.asked, r)
+	return nat.Grant{Protocol: nat.MapPCP, Gateway: loopback, Port: r.Port, External: g.external, Lifetime: r.Lifetime}, g.err
+}
+
+func (g *gateway) Release(_ context.Context, grant nat.Grant) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.released = append(g.released, grant)
+	return nil
+}
+
+func (g *gateway) set(external netip.AddrPort, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.external, g.err = external, err
+}
+
+// TestPortMapping: a mapping is an endpoint for peers while it is wanted, is
+// asked for again when the network changes, and deleted when it is not wanted
+// any more, and when the engine ends.
+func TestPortMapping(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	member := network.Join("laptop", nil)
+	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000")}
+	e, err := New(Config{
+		TUN: simnet.NewTUN(0), PortMapper: router,
+		Listen: func(port uint16) (sock.Conn, error) {
+			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+		},
+		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
+		Logger:         slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- e.Run(ctx) }()
+	until := func(what string, ok func(Status) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; {
+			s := e.Status()
+			if ok(s) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %+v, endpoints %v", what, s.Mapping, s.Endpoints)
+			}
+		}
+	}
+	apply := func(on bool, endpoints ...netip.AddrPort) {
+		t.Helper()
+		cfg := member.Config(time.Now(), nil)
+		cfg.PortMapping, cfg.Endpoints = on, endpoints
+		if err := e.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	manual := netip.MustParseAddrPort("5.5.9.9:1")
+	apply(false, manual)
+	until("off", func(s Status) bool {
+		return s.Mapping.State == nat.MappingOff && slices.Contains(s.Endpoints, manual)
+	})
+	apply(true, manual)
+	until("mapped", func(s Status) bool {
+		return s.Mapping.State == nat.MappingActive && slices.Contains(s.Endpoints, router.external) && slices.Contains(s.Endpoints, manual)
+	})
+	if r := router.asked[0]; len(router.asked) != 1 || r.Port != e.Status().Port {
+		t.Errorf("asked %+v", router.asked)
+	}
+	moved := netip.MustParseAddrPort("5.5.0.2:7001")
+	router.set(moved, nil)
+	e.HandleNetworkChange()
+	until("another network", func(s Status) bool {
+		return s.Mapping.External == moved && slices.Contains(s.Endpoints, moved) && !slices.Contains(s.Endpoints, netip.MustParseAddrPort("5.5.0.1:7000"))
+	})
+	router.set(netip.AddrPort{}, errors.New("mute"))
+	e.HandleNetworkChange()
+	until("no mapping there", func(s Status) bool {
+		return s.Mapping.State == nat.MappingNone && s.Mapping.Error != nil && !slices.Contains(s.Endpoints, moved)
+	})
+	router.set(moved, nil)
+	apply(false)
+	apply(true)
+	until("mapped again", func(s Status) bool { return s.Mapping.External == moved })
+	apply(false)
+	until("released", func(s Status) bool {
+		router.mu.Lock()
+		defer router.mu.Unlock()
+		return len(router.released) == 1 && router.released[0].External == moved && !slices.Contains(s.Endpoints, moved)
+	})
+	apply(true)
+	until("mapped at the end", func(s Status) bool { return s.Mapping.External == moved })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(router.released) != 2 {
+		t.Errorf("released %+v", router.released)
+	}
+}
