@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/filter"
@@ -50,15 +51,22 @@ const (
 	maxSoughtDenials = 256
 )
 
-// ownDenials returns the latest connections of this device's own that its rules
-// refuse.
+// shownReasons are the refusals that somebody who wonders can do something
+// about.
+var shownReasons = []string{
+	filter.DropNoRule.String(), filter.DropDenied.String(), filter.DropDestination.String(), filter.DropUnsolicited.String(),
+}
+
+// ownDenials returns the latest connections of this device's own that its filter
+// refuses, by a rule, for want of one, or for the addresses between which they
+// are.
 func (a *Agent) ownDenials() []localapi.Flow {
 	var shown []localapi.Flow
 	since := a.cfg.Now().Add(-denialsShownFor)
 	logins := a.logins()
 	for _, r := range a.cfg.Decisions.Denials(maxSoughtDenials) {
-		byRule := r.Reason == filter.DropNoRule.String() || r.Reason == filter.DropDenied.String()
-		if byRule && r.Opener == filter.Outbound && r.End.After(since) && len(shown) < maxShownDenials {
+		refused := slices.Contains(shownReasons, r.Reason)
+		if refused && r.Opener == filter.Outbound && r.End.After(since) && len(shown) < maxShownDenials {
 			shown = append(shown, flowOf(&r, logins))
 		}
 	}

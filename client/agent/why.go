@@ -130,7 +130,7 @@ func whyText(q engine.Question, a engine.Answer) string {
 	case a.Reason == filter.DropUnsolicited:
 		fmt.Fprintf(&b, "denied: %s may not be opened from there: only answers come from behind an exit node", service)
 	default:
-		fmt.Fprintf(&b, "denied: %s between these two addresses is not filtered by rules, but refused (%v)", service, a.Reason)
+		return fmt.Sprintf("denied whatever the rules say (%v): %s", a.Reason, withoutRules(q, a.Reason))
 	}
 	if a.Reason != filter.Passed {
 		fmt.Fprintf(&b, "; %s: %s", may, servicesText(a.Services))
@@ -146,6 +146,31 @@ func whyText(q engine.Question, a engine.Answer) string {
 	case ruleset.WouldChangeNothing:
 	}
 	return b.String()
+}
+
+// withoutRules says why a flow is refused that no rule was asked about.
+func withoutRules(q engine.Question, r filter.Reason) string {
+	from, to := "this device's own address", q.Remote.String()
+	if q.Local.IsValid() {
+		from = q.Local.String()
+	}
+	if q.Opener == filter.Inbound {
+		from, to = to, from
+	}
+	switch r {
+	case filter.DropSpoof:
+		return fmt.Sprintf("%s is no address that its sender may use: neither its own nor in an approved route, or one that is never routed (this network's ranges, the machine's own networks and addresses, the coordinator, loopback)", from)
+	case filter.DropDestination:
+		return fmt.Sprintf("%s is neither an address of its receiver nor in an approved route, or one that no route leads to (this network's ranges, the machine's own networks and addresses, the coordinator, loopback)", to)
+	case filter.DropMulticast:
+		return fmt.Sprintf("%s is a multicast, broadcast or link-local address, which does not leave a network", to)
+	case filter.DropControl:
+		return "this protocol number is the network's own, and programs may not speak it"
+	case filter.DropRemoved:
+		return "the device was revoked, or its certificate has ended"
+	default:
+		return "the packet filter refuses it"
+	}
 }
 
 // maxShownServices is how many services a text lists; a policy may have

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -56,6 +58,38 @@ func TestDialerSaysWhatTheRulesRefuse(t *testing.T) {
 	r := &refusing{}
 	if _, err := (askingDialer{r, answers{}}).DialContext(t.Context(), "tcp", "db:5432"); !errors.Is(err, proxy.ErrDestination) || r.dialled != 0 {
 		t.Errorf("a name: %v", err)
+	}
+}
+
+// TestWhyTexts has a text for every reason that Why can give, which names what is
+// in the way.
+func TestWhyTexts(t *testing.T) {
+	mine, theirs := netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("10.20.0.1")
+	for _, test := range []struct {
+		reason filter.Reason
+		opener filter.Direction
+		want   string
+	}{
+		{filter.Passed, filter.Outbound, `allowed: rule "r1" lets this device open tcp:22 to db`},
+		{filter.Passed, filter.Inbound, `allowed: rule "r1" lets db open tcp:22 here`},
+		{filter.DropNoRule, filter.Outbound, "denied: no rule lets this device open tcp:22 to db; what it may open there: nothing"},
+		{filter.DropDenied, filter.Inbound, `denied: rule "r1" forbids db to open tcp:22 here; what it may open here: nothing`},
+		{filter.DropShields, filter.Inbound, "denied: shields are up, so no peer may open tcp:22 or anything else here"},
+		{filter.DropUnsolicited, filter.Inbound, "only answers come from behind an exit node"},
+		{filter.DropDestination, filter.Outbound, "denied whatever the rules say (drop_destination): 10.20.0.1 is neither an address of its receiver"},
+		{filter.DropDestination, filter.Inbound, "(drop_destination): 100.64.0.1 is neither"},
+		{filter.DropSpoof, filter.Outbound, "(drop_spoof): 100.64.0.1 is no address that its sender may use"},
+		{filter.DropSpoof, filter.Inbound, "(drop_spoof): 10.20.0.1 is no address"},
+		{filter.DropMulticast, filter.Outbound, "(drop_multicast): 10.20.0.1 is a multicast, broadcast"},
+		{filter.DropControl, filter.Outbound, "(drop_control): this protocol number"},
+		{filter.DropRemoved, filter.Outbound, "(drop_removed): the device was revoked"},
+	} {
+		a := engine.Answer{Peer: "db"}
+		a.Reason, a.Verdict.Rule = test.reason, "r1"
+		q := engine.Question{Opener: test.opener, Local: mine, Remote: theirs, Protocol: packet.TCP, Port: 22}
+		if got := whyText(q, a); !strings.Contains(got, test.want) {
+			t.Errorf("%v %v: %q, want %q in it", test.opener, test.reason, got, test.want)
+		}
 	}
 }
 

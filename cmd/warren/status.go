@@ -76,7 +76,7 @@ func (m *Main) printStatus(s localapi.Status, self, active bool) error {
 		}
 	}
 	if len(s.Denied) > 0 && s.State != localapi.Stopped {
-		fmt.Fprintln(m.Stdout, "\n# Denied by the rules lately (`warren debug why` says what is allowed):")
+		fmt.Fprintln(m.Stdout, "\n# Denied lately (`warren debug why` says why, and what is allowed):")
 		for i := range s.Denied {
 			fmt.Fprintf(m.Stdout, "#   %s\n", flowText(localapi.FlowLine{Flow: &s.Denied[i]}))
 		}
