@@ -3,6 +3,7 @@ package filter
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -169,6 +170,89 @@ func BenchmarkFlood(b *testing.B) {
 			b.Fatal("dropped")
 		}
 	}
+}
+
+// BenchmarkBesideFlood is L08 as a figure: what a packet of an established flow
+// costs while another peer opens ten times as many flows as it may hold, against
+// the same without it. Only the packets of the flow are timed; not one of the
+// 57,344 flows of the seven other peers is lost.
+func BenchmarkBesideFlood(b *testing.B) {
+	const block = 1000
+	for _, flooded := range []bool{false, true} {
+		b.Run(fmt.Sprintf("flood=%v", flooded), func(b *testing.B) {
+			var others []*Peer
+			var data [][]byte
+			for range DeviceFlows/MaxFlows - 1 {
+				p, segments := withFlows(b, MaxFlows, 4)
+				others, data = append(others, p), segments
+			}
+			rogue := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
+			syns := segments(60000, 4, byte(packet.SYN))
+			var i packet.Info
+			now := benchStart.Add(time.Second)
+			b.ReportAllocs()
+			n, flood := 0, 0
+			for b.Loop() {
+				if n%block == 0 && flooded {
+					b.StopTimer()
+					for range 10 * block {
+						rogue.Receive(syns[flood%len(syns)], &i, now)
+						flood++
+					}
+					b.StartTimer()
+				}
+				if others[n/block%len(others)].Receive(data[n%len(data)], &i, now).Verdict != Pass {
+					b.Fatal("a packet beside the flood was dropped")
+				}
+				n++
+			}
+			for _, p := range others {
+				if p.Flows() != MaxFlows {
+					b.Fatalf("%d of %d flows are left", p.Flows(), MaxFlows)
+				}
+			}
+			if rogue.Flows() > MaxFlows {
+				b.Fatalf("the flood holds %d flows", rogue.Flows())
+			}
+		})
+	}
+}
+
+// BenchmarkFlowMemory fills the table of a device: flows-MB is what all of its
+// flows take.
+func BenchmarkFlowMemory(b *testing.B) {
+	data := segments(MaxFlows, 6, byte(packet.ACK))
+	var used uint64
+	for b.Loop() {
+		before := heapBytes()
+		peers := fullDevice(b, data)
+		used = heapBytes() - before
+		runtime.KeepAlive(peers)
+	}
+	b.ReportMetric(float64(used)/1e6, "flows-MB")
+}
+
+// heapBytes returns the bytes that are in use once garbage is gone.
+func heapBytes() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// fullDevice returns peers that hold all flows of a device together.
+func fullDevice(t testing.TB, data [][]byte) (peers []*Peer) {
+	t.Helper()
+	for range DeviceFlows / MaxFlows {
+		p := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
+		fill(t, p, data)
+		if p.Flows() != MaxFlows {
+			t.Fatalf("%d flows", p.Flows())
+		}
+		peers = append(peers, p)
+	}
+	return peers
 }
 
 // BenchmarkNewFlowRecorded is BenchmarkNewFlow with events, which a reader takes

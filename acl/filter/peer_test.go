@@ -63,25 +63,10 @@ func TestFlowsFitInMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("opens 65,536 flows")
 	}
-	heap := func() uint64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	data := segments(MaxFlows, 6, byte(packet.ACK))
-	before := heap()
-	var peers []*Peer
-	for range DeviceFlows / MaxFlows {
-		p := rig(&ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}})
-		fill(t, p, data)
-		if p.Flows() != MaxFlows {
-			t.Fatalf("%d flows", p.Flows())
-		}
-		peers = append(peers, p)
-	}
-	used := heap() - before
+	before := heapBytes()
+	peers := fullDevice(t, data)
+	used := heapBytes() - before
 	t.Logf("%d flows of %d peers take %.1f MB", DeviceFlows, len(peers), float64(used)/1e6)
 	if used > 16e6 {
 		t.Errorf("%d flows take %d bytes", DeviceFlows, used)
