@@ -22,6 +22,7 @@ type Filter struct {
 
 	self, peer *ident.Identity
 	rules      *ruleset.RuleSet
+	candidate  *Filter // knows the candidate's labels and rules, and no flows
 	shields    bool
 	removed    bool
 	epoch      int
@@ -131,6 +132,15 @@ func NewFilter(cfg filter.Config, budget *Budget, self, peer *ident.Identity, ru
 func (m *Filter) SetRules(self, peer *ident.Identity, rules *ruleset.RuleSet) {
 	m.self, m.peer, m.rules = self, peer, rules
 	m.renew()
+}
+
+// SetCandidate does what filter.Peer.SetCandidate does: the identities are those
+// that the candidate document gives the two devices. A nil set is no candidate.
+func (m *Filter) SetCandidate(self, peer *ident.Identity, rules *ruleset.RuleSet) {
+	m.candidate = nil
+	if rules != nil {
+		m.candidate = NewFilter(m.Config, nil, self, peer, rules)
+	}
 }
 
 // SetShields does what filter.Peer.SetShields does (P18).
@@ -306,7 +316,7 @@ func (m *Filter) open(f *flow, i *packet.Info, d filter.Direction, onlyReply boo
 			f.openedByPeer = !f.openedByPeer
 		}
 	}
-	decision := filter.Decision{Reason: reason, Rule: verdict.Rule, Would: verdict.Would, WouldRule: verdict.WouldRule}
+	decision := filter.Decision{Reason: reason, Rule: verdict.Rule, Would: verdict.Would, WouldRule: verdict.WouldRule, Candidate: verdict.Candidate}
 	if reason != filter.Passed {
 		return m.refuse(decision, i, d, now)
 	}
@@ -474,5 +484,8 @@ func (m *Filter) SetConfig(cfg filter.Config) {
 		cfg.MTU = 1280
 	}
 	m.Config = cfg
+	if m.candidate != nil {
+		m.candidate.Config = cfg
+	}
 	m.renew()
 }

@@ -412,6 +412,15 @@ func (m *Filter) admits(f *flow, d filter.Direction, onlyReply bool, now time.Ti
 		return ruleset.Verdict{}, filter.DropShields
 	}
 	verdict := m.decide(f, d, now)
+	if m.candidate != nil {
+		verdict.Candidate.Epoch = m.candidate.rules.Epoch
+		if other := m.candidate.decide(f, d, now); other.Allowed != verdict.Allowed {
+			verdict.Candidate.Would, verdict.Candidate.Rule = ruleset.WouldDeny, other.Rule
+			if other.Allowed {
+				verdict.Candidate.Would = ruleset.WouldAllow
+			}
+		}
+	}
 	switch {
 	case verdict.Allowed:
 		return verdict, filter.Passed

@@ -39,7 +39,7 @@ type VectorStep struct {
 	Identity *ident.Identity
 	// Config is for "config".
 	Config *filter.Config
-	// Direction is for "rule", "drop-rule", "in" and "out".
+	// Direction is for "rule", "candidate", "drop-rule", "in" and "out".
 	Direction ruleset.Direction
 	Rule      ruleset.Rule
 	// Packet is for "in" and "out", Want what must become of it.
@@ -59,6 +59,9 @@ type VectorDecision struct {
 	New             bool
 	MTU             uint16
 	Would           string
+	// Candidate is "would_allow:RULE" or "would_deny:RULE", without a rule where
+	// the candidate has none that matches.
+	Candidate string
 }
 
 // String returns the decision as vectors spell it.
@@ -79,12 +82,19 @@ func (d VectorDecision) String() string {
 	if d.Would != "" {
 		s += " " + d.Would
 	}
+	if d.Candidate != "" {
+		s += " candidate=" + d.Candidate
+	}
 	return s
 }
 
 // DecisionOf returns what a vector can say of a decision.
 func DecisionOf(d filter.Decision) VectorDecision {
-	return VectorDecision{d.Verdict.String(), d.Reason.String(), d.Rule, d.NewFlow, d.MTU, d.Would.String()}
+	v := VectorDecision{d.Verdict.String(), d.Reason.String(), d.Rule, d.NewFlow, d.MTU, d.Would.String(), ""}
+	if d.Candidate.Would != ruleset.WouldChangeNothing {
+		v.Candidate = d.Candidate.Would.String() + ":" + string(d.Candidate.Rule)
+	}
+	return v
 }
 
 // ParseVectors reads a file of vectors. The lines before the first vector are
@@ -154,10 +164,14 @@ func parseStep(line string) (s VectorStep, err error) {
 		s.Identity = w.identity()
 	case "config":
 		s.Config = w.config()
-	case "rule", "drop-rule":
+	case "candidate-labels":
+		s.Peer = w.next()
+		s.Identity = w.identity()
+	case "no-candidate":
+	case "rule", "candidate", "drop-rule":
 		s.Direction = direction(w.next())
 		s.Rule.ID = ruleset.RuleID(w.next())
-		if s.Op == "rule" {
+		if s.Op != "drop-rule" {
 			w.rule(&s.Rule)
 		}
 	case "in", "out":
@@ -375,6 +389,7 @@ func (w *words) decision() VectorDecision {
 			d.Would = would
 		}
 	}
+	d.Candidate, _ = w.option("candidate")
 	return d
 }
 

@@ -132,4 +132,7 @@ type Decision struct {
 	Rule ruleset.RuleID
 	// WouldRule is the audit rule behind Would.
 	WouldRule ruleset.RuleID
+	// Candidate says what a candidate document would have made of a flow that
+	// the rules were asked about: a new one, or one that was denied.
+	Candidate ruleset.Outlook
 }

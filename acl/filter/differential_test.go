@@ -31,10 +31,44 @@ type pair struct {
 	restarts               int // that flows survived
 	reasons                map[filter.Reason]int
 	passed                 int
+	// candidate is what the fast filter's candidate was made of.
+	candidate *candidate
+	// outlooks counts what candidates would have changed.
+	outlooks map[ruleset.Would]int
+}
+
+// candidate is a candidate document's rules, and what it takes two devices for.
+type candidate struct {
+	self, peer *ident.Identity
+	rules      *ruleset.RuleSet
+}
+
+// setCandidate gives both filters a candidate, nil for none.
+func (p *pair) setCandidate(c *candidate) {
+	p.candidate = c
+	if c == nil {
+		p.note("no candidate")
+		p.fast.SetCandidate(nil)
+		p.slow.SetCandidate(nil, nil, nil)
+		return
+	}
+	p.note("candidate %d", c.rules.Epoch)
+	p.fast.SetCandidate(c.rules.ForPeer(c.self, c.peer))
+	p.slow.SetCandidate(c.self, c.peer, c.rules)
+}
+
+// drawCandidate returns a random candidate for devices with the addresses and
+// routes of self and peer, with labels of its own.
+func drawCandidate(w *acltest.FilterWorld, epoch ruleset.Epoch, self, peer *ident.Identity) *candidate {
+	c := &candidate{rules: w.Rules(epoch)}
+	c.self, c.peer = w.Identities()
+	c.self.Addresses, c.self.Routes = self.Addresses, self.Routes
+	c.peer.Addresses, c.peer.Routes = peer.Addresses, peer.Routes
+	return c
 }
 
 func newPair(t testing.TB, cfg filter.Config, budget int, self, peer *ident.Identity, rules *ruleset.RuleSet) *pair {
-	p := &pair{t: t, now: start, reasons: map[filter.Reason]int{}}
+	p := &pair{t: t, now: start, reasons: map[filter.Reason]int{}, outlooks: map[ruleset.Would]int{}}
 	p.fastBudget, p.slowBudget = &acltest.Budget{Flows: budget, Fragments: budget}, &acltest.Budget{Flows: budget, Fragments: budget}
 	cfg.Quota = p.fastBudget
 	p.cfg = cfg
@@ -73,6 +107,7 @@ func (p *pair) packet(b []byte, d filter.Direction) filter.Decision {
 		p.fail("packet %x %v\n got %+v\nwant %+v", b, d, decision, want)
 	}
 	p.reasons[decision.Reason]++
+	p.outlooks[decision.Candidate.Would]++
 	if decision.Verdict == filter.Pass {
 		p.passed++
 	}
@@ -147,6 +182,9 @@ func (p *pair) restart(pause time.Duration, shields bool, self, peer *ident.Iden
 	p.now = p.now.Add(pause)
 	p.fast = filter.NewPeer(filter.NewDevice(p.cfg), self, peer, rules.ForPeer(self, peer), p.now)
 	p.fast.SetShields(shields, p.now)
+	if c := p.candidate; c != nil {
+		p.fast.SetCandidate(c.rules.ForPeer(c.self, c.peer))
+	}
 	taken := p.fast.TakeOver(after.Peers[0].Flows, after.At, p.now)
 	if taken != p.fast.Flows() {
 		p.fail("%d flows taken over, the table has %d", taken, p.fast.Flows())
@@ -171,6 +209,9 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 		case 1:
 			self, peer = w.Identities()
 			p.setRules(self, peer, rules)
+			if p.candidate != nil { // as an engine does
+				p.setCandidate(drawCandidate(w, ruleset.Epoch(step), self, peer))
+			}
 		case 2:
 			shields = w.Rand.IntN(4) == 0
 			p.note("shields %v", shields)
@@ -178,6 +219,12 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 			p.slow.SetShields(shields)
 		case 3:
 			p.restart(time.Duration(w.Rand.IntN(64))*time.Second, shields, self, peer, rules)
+		case 4:
+			if w.Rand.IntN(3) == 0 {
+				p.setCandidate(nil)
+			} else {
+				p.setCandidate(drawCandidate(w, ruleset.Epoch(step), self, peer))
+			}
 		default:
 			b, d := w.Packet()
 			if p.packet(b, d).Verdict == filter.Pass || w.Rand.IntN(10) == 0 {
@@ -205,6 +252,7 @@ func run(t testing.TB, w *acltest.FilterWorld, steps int) *pair {
 
 func TestFilterEqualsReference(t *testing.T) {
 	reasons, passed, restarts := map[filter.Reason]int{}, 0, 0
+	outlooks := map[ruleset.Would]int{}
 	seeds := uint64(150)
 	if testing.Short() {
 		seeds = 50
@@ -217,11 +265,17 @@ func TestFilterEqualsReference(t *testing.T) {
 			for r, n := range p.reasons {
 				reasons[r] += n
 			}
+			for would, n := range p.outlooks {
+				outlooks[would] += n
+			}
 		})
 	}
 	t.Logf("%d packets passed, %d flows outlived a restart; %v", passed, restarts, reasons)
 	if restarts == 0 {
 		t.Error("no flow outlived a restart")
+	}
+	if outlooks[ruleset.WouldAllow] == 0 || outlooks[ruleset.WouldDeny] == 0 {
+		t.Errorf("what candidates would have changed: %v", outlooks)
 	}
 	if testing.Short() {
 		return

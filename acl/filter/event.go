@@ -55,6 +55,8 @@ type Event struct {
 	Rule      ruleset.RuleID
 	Would     ruleset.Would
 	WouldRule ruleset.RuleID
+	// Candidate is what a candidate document would have made of it.
+	Candidate ruleset.Outlook
 	// Packets and Bytes are totals by Direction.
 	Packets [2]uint32
 	Bytes   [2]uint64
@@ -109,7 +111,7 @@ func (p *Peer) noteOpened(e *entry, d *Decision) {
 	}
 	if event := p.events.next(); event != nil {
 		p.begin(event, FlowOpened, &e.key, e.opener(), e.opened)
-		event.Rule, event.Would, event.WouldRule = d.Rule, d.Would, d.WouldRule
+		event.Rule, event.Would, event.WouldRule, event.Candidate = d.Rule, d.Would, d.WouldRule, d.Candidate
 	}
 }
 
@@ -123,6 +125,7 @@ func (p *Peer) noteDenied(i *packet.Info, d Direction, decision *Decision, now t
 		k.set(i, d)
 		p.begin(event, FlowDenied, &k, d, p.tick(now))
 		event.Reason, event.Rule, event.Would, event.WouldRule = decision.Reason, decision.Rule, decision.Would, decision.WouldRule
+		event.Candidate = decision.Candidate
 	}
 }
 

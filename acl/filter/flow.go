@@ -144,7 +144,7 @@ func (p *Peer) open(i *packet.Info, k *key, h uint32, d Direction, onlyReply boo
 			opener, verdict, reason = 1-d, other, Passed
 		}
 	}
-	decision.Rule, decision.Would, decision.WouldRule = verdict.Rule, verdict.Would, verdict.WouldRule
+	decision.Rule, decision.Would, decision.WouldRule, decision.Candidate = verdict.Rule, verdict.Would, verdict.WouldRule, verdict.Candidate
 	if reason != Passed {
 		p.refuse(i, d, reason, tick, decision)
 		return
@@ -190,7 +190,11 @@ func (p *Peer) admit(k *key, d Direction, onlyReply bool, now time.Time) (verdic
 	if d == Inbound && p.shieldsUp {
 		return verdict, DropShields
 	}
-	verdict = p.decide(d, k, now)
+	verdict = p.decide(p.rules, d, k, now)
+	if p.candidate != nil {
+		other := p.decide(p.candidate, d, k, now)
+		verdict.Candidate = verdict.Beside(&other, p.candidate.Epoch())
+	}
 	switch {
 	case verdict.Allowed:
 		return verdict, Passed

@@ -40,6 +40,8 @@ type Peer struct {
 	shared     *Device
 	self, peer side
 	rules      *ruleset.PeerRules
+	// candidate is asked beside rules and decides nothing; nil for none.
+	candidate *ruleset.PeerRules
 	// generation counts what rules, identities and settings the flows were
 	// matched against. A flow of an older one is matched again before its next
 	// packet.
@@ -91,6 +93,12 @@ func (p *Peer) SetRules(self, peer *ident.Identity, rules *ruleset.PeerRules, no
 	p.rules = rules
 	p.renew(now)
 }
+
+// SetCandidate replaces the rules of the candidate document, which are asked
+// about every flow that the rules are asked about when it is opened or denied,
+// for the records alone; nil for no candidate. Flows that there are, and
+// everything that is decided, stay as they are.
+func (p *Peer) SetCandidate(rules *ruleset.PeerRules) { p.candidate = rules }
 
 // SetDevice replaces what all peers share, as after a change of the machine's
 // own addresses. It acts on flows as SetRules does. Seed and Quota must be
@@ -254,7 +262,7 @@ func (p *Peer) rematch(n handle, now time.Time) bool {
 	}
 	verdict := ruleset.Verdict{}
 	if p.mayOpen(d, e.key.local, e.key.remote) {
-		verdict = p.decide(d, &e.key, now)
+		verdict = p.decide(p.rules, d, &e.key, now)
 	}
 	until := p.untilOf(&verdict, e.opened, now)
 	if !verdict.Allowed || until <= p.clock(now) {
@@ -279,9 +287,10 @@ func (p *Peer) mayOpen(d Direction, local, remote packet.Address) bool {
 	return l != beyond
 }
 
-// decide asks the rules about a flow that is opened in direction d.
-func (p *Peer) decide(d Direction, k *key, now time.Time) ruleset.Verdict {
-	if p.rules == nil {
+// decide asks the rules about a flow that is opened in direction d; nil rules
+// deny it.
+func (p *Peer) decide(rules *ruleset.PeerRules, d Direction, k *key, now time.Time) ruleset.Verdict {
+	if rules == nil {
 		return ruleset.Verdict{}
 	}
 	flow := ruleset.Flow{Source: k.remote.Addr(), Destination: k.local.Addr(), Protocol: k.protocol(), Port: k.localPort()}
@@ -291,17 +300,17 @@ func (p *Peer) decide(d Direction, k *key, now time.Time) ruleset.Verdict {
 		flow.Source, flow.Destination, flow.Port = flow.Destination, flow.Source, k.remotePort()
 	}
 	at := now
-	if p.rules.Timed() {
+	if rules.Timed() {
 		at = p.wall(now)
 	}
 	if k.asked() == notEcho {
-		return p.rules.Decide(direction, flow, at)
+		return rules.Decide(direction, flow, at)
 	}
 	flow.Port = 0
 	if p.shared.StrictEcho {
-		return p.rules.Decide(direction, flow, at)
+		return rules.Decide(direction, flow, at)
 	}
-	return p.rules.DecideEcho(direction, flow, at)
+	return rules.DecideEcho(direction, flow, at)
 }
 
 // untilOf returns the tick at which a flow that was opened at a tick must be

@@ -34,6 +34,7 @@ func readVectors(t *testing.T) []acltest.Vector {
 type subject interface {
 	check(b []byte, d filter.Direction, now time.Time) filter.Decision
 	setRules(self, peer *ident.Identity, rules *ruleset.RuleSet, now time.Time)
+	setCandidate(self, peer *ident.Identity, rules *ruleset.RuleSet)
 	setConfig(cfg filter.Config, now time.Time)
 	setShields(up bool, now time.Time)
 	remove()
@@ -54,6 +55,14 @@ func (s fastSubject) check(b []byte, d filter.Direction, now time.Time) filter.D
 
 func (s fastSubject) setRules(self, peer *ident.Identity, rules *ruleset.RuleSet, now time.Time) {
 	s.SetRules(self, peer, rules.ForPeer(self, peer), now)
+}
+
+func (s fastSubject) setCandidate(self, peer *ident.Identity, rules *ruleset.RuleSet) {
+	if rules == nil {
+		s.SetCandidate(nil)
+		return
+	}
+	s.SetCandidate(rules.ForPeer(self, peer))
 }
 
 func (s fastSubject) setConfig(cfg filter.Config, now time.Time) {
@@ -90,6 +99,10 @@ func (s slowSubject) setRules(self, peer *ident.Identity, rules *ruleset.RuleSet
 	s.SetRules(self, peer, rules)
 }
 
+func (s slowSubject) setCandidate(self, peer *ident.Identity, rules *ruleset.RuleSet) {
+	s.SetCandidate(self, peer, rules)
+}
+
 func (s slowSubject) setConfig(cfg filter.Config, _ time.Time) { s.SetConfig(cfg) }
 func (s slowSubject) setShields(up bool, _ time.Time)          { s.SetShields(up) }
 func (s slowSubject) remove()                                  { s.Remove() }
@@ -99,26 +112,45 @@ func (s slowSubject) cuts() []packet.Tuple                     { return s.TakeCu
 
 // device runs one vector.
 type device struct {
-	make   func(cfg filter.Config, self, peer *ident.Identity, rules *ruleset.RuleSet, now time.Time) subject
-	cfg    filter.Config
-	self   *ident.Identity
-	peers  map[string]*ident.Identity
-	rules  *ruleset.RuleSet
-	now    time.Time
-	filter map[string]subject
-	cuts   map[string][]packet.Tuple
+	make  func(cfg filter.Config, self, peer *ident.Identity, rules *ruleset.RuleSet, now time.Time) subject
+	cfg   filter.Config
+	self  *ident.Identity
+	peers map[string]*ident.Identity
+	rules *ruleset.RuleSet
+	// candidate is nil where there is none; labels are what it gives devices
+	// otherwise than their certificates.
+	candidate *ruleset.RuleSet
+	labels    map[string]ident.LabelSet
+	now       time.Time
+	filter    map[string]subject
+	cuts      map[string][]packet.Tuple
 }
 
 func (d *device) subject(name string) subject {
 	if d.filter[name] == nil {
 		d.filter[name] = d.make(d.cfg, d.self, d.peers[name], d.rules, d.now)
+		d.applyCandidate(name)
 	}
 	return d.filter[name]
+}
+
+func (d *device) applyCandidate(name string) {
+	relabel := func(id *ident.Identity, of string) *ident.Identity {
+		other := *id
+		if labels, ok := d.labels[of]; ok {
+			other.Labels = labels
+		}
+		return &other
+	}
+	if s := d.filter[name]; s != nil {
+		s.setCandidate(relabel(d.self, "self"), relabel(d.peers[name], name), d.candidate)
+	}
 }
 
 func (d *device) apply(name string) {
 	if s := d.filter[name]; s != nil {
 		s.setRules(d.self, d.peers[name], d.rules, d.now)
+		d.applyCandidate(name)
 	}
 }
 
@@ -137,6 +169,13 @@ func (d *device) changeRules(dir ruleset.Direction, change func([]ruleset.Rule) 
 
 // step does what a line says and returns what is wrong with the outcome.
 func (d *device) step(s *acltest.VectorStep) error {
+	if strings.HasSuffix(s.Op, "candidate") || s.Op == "candidate-labels" {
+		defer func() {
+			for name := range d.filter {
+				d.applyCandidate(name)
+			}
+		}()
+	}
 	switch s.Op {
 	case "at":
 		d.now = acltest.VectorStart.Add(s.At)
@@ -158,6 +197,21 @@ func (d *device) step(s *acltest.VectorStep) error {
 		}
 	case "rule":
 		d.changeRules(s.Direction, func(r []ruleset.Rule) []ruleset.Rule { return append(r, s.Rule) })
+	case "candidate":
+		next := &ruleset.RuleSet{Epoch: 1}
+		if d.candidate != nil {
+			next.In, next.Out = slices.Clone(d.candidate.In), slices.Clone(d.candidate.Out)
+		}
+		if s.Direction == ruleset.In {
+			next.In = append(next.In, s.Rule)
+		} else {
+			next.Out = append(next.Out, s.Rule)
+		}
+		d.candidate = next
+	case "candidate-labels":
+		d.labels[s.Peer] = s.Identity.Labels
+	case "no-candidate":
+		d.candidate = nil
 	case "drop-rule":
 		found := false
 		d.changeRules(s.Direction, func(all []ruleset.Rule) []ruleset.Rule {
@@ -217,7 +271,7 @@ func TestVectors(t *testing.T) {
 			t.Run(kind+"/"+v.Name, func(t *testing.T) {
 				d := &device{
 					make: makers[kind], peers: map[string]*ident.Identity{}, rules: &ruleset.RuleSet{}, now: acltest.VectorStart,
-					filter: map[string]subject{}, cuts: map[string][]packet.Tuple{},
+					filter: map[string]subject{}, cuts: map[string][]packet.Tuple{}, labels: map[string]ident.LabelSet{},
 				}
 				for i := range v.Steps {
 					if err := d.step(&v.Steps[i]); err != nil {

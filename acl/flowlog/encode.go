@@ -56,6 +56,7 @@ func encode(r *Record) *flowlogpb.Record {
 		Would: flowlogpb.Would(r.Would), WouldRule: string(r.WouldRule),
 		Start: encodeTime(r.Start), End: encodeTime(r.End), EndReason: r.EndReason, EndEpoch: uint64(r.EndEpoch),
 		Sent: encodeTraffic(r.Sent), Received: encodeTraffic(r.Received), Attempts: r.Attempts, Others: r.Others,
+		Candidate: flowlogpb.Would(r.Candidate.Would), CandidateRule: string(r.Candidate.Rule), CandidateEpoch: uint64(r.Candidate.Epoch),
 	}
 	if r.Allowed {
 		out.Verdict = flowlogpb.Verdict_VERDICT_ALLOWED
@@ -136,10 +137,12 @@ func decode(in *flowlogpb.Record) (r Record, err error) {
 		return r, fmt.Errorf("protocol %d", in.GetProtocol())
 	case in.GetWould() < 0 || in.GetWould() > flowlogpb.Would_WOULD_DENY:
 		return r, fmt.Errorf("audit verdict %d", in.GetWould())
+	case in.GetCandidate() < 0 || in.GetCandidate() > flowlogpb.Would_WOULD_DENY:
+		return r, fmt.Errorf("candidate's verdict %d", in.GetCandidate())
 	case in.GetStart() == 0 || in.GetStart() > 1<<63-1 || in.GetEnd() > 1<<63-1:
 		return r, fmt.Errorf("from %d to %d", in.GetStart(), in.GetEnd())
 	}
-	for _, text := range []string{in.GetRule(), in.GetWouldRule(), in.GetReason(), in.GetEndReason()} {
+	for _, text := range []string{in.GetRule(), in.GetWouldRule(), in.GetCandidateRule(), in.GetReason(), in.GetEndReason()} {
 		if len(text) > maxText {
 			return r, fmt.Errorf("a text of %d bytes", len(text))
 		}
@@ -153,6 +156,9 @@ func decode(in *flowlogpb.Record) (r Record, err error) {
 	r.ID, r.Protocol = in.GetId(), uint8(in.GetProtocol())
 	r.Rule, r.Epoch, r.Reason = ruleset.RuleID(in.GetRule()), ruleset.Epoch(in.GetPolicyEpoch()), in.GetReason()
 	r.Would, r.WouldRule = ruleset.Would(in.GetWould()), ruleset.RuleID(in.GetWouldRule())
+	r.Candidate = ruleset.Outlook{
+		Epoch: ruleset.Epoch(in.GetCandidateEpoch()), Would: ruleset.Would(in.GetCandidate()), Rule: ruleset.RuleID(in.GetCandidateRule()),
+	}
 	r.Start, r.End = decodeTime(in.GetStart()), decodeTime(in.GetEnd())
 	r.EndReason, r.EndEpoch = in.GetEndReason(), ruleset.Epoch(in.GetEndEpoch())
 	r.Sent = Traffic{in.GetSent().GetPackets(), in.GetSent().GetBytes()}

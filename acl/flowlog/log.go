@@ -59,6 +59,7 @@ type kind struct {
 	reason        string
 	rule          ruleset.RuleID
 	epoch         ruleset.Epoch
+	candidate     ruleset.Outlook
 	others        bool
 }
 
@@ -111,6 +112,7 @@ func (l *Log) deny(peer ident.NodeID, r *Record, now time.Time) {
 	k := kind{
 		peer: peer, opener: r.Opener, local: r.Source.Address.Addr(), remote: r.Destination.Address.Addr(),
 		port: r.Destination.Address.Port(), protocol: r.Protocol, reason: r.Reason, rule: r.Rule, epoch: r.Epoch,
+		candidate: r.Candidate,
 	}
 	at, known := l.kinds[k]
 	if !known && l.perPeer[peer] >= MaxKinds {

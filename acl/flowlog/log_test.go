@@ -33,7 +33,7 @@ func flow(port uint16) packet.Tuple {
 func opened(port uint16, at time.Time) *filter.Event {
 	return &filter.Event{
 		Kind: filter.FlowOpened, Flow: flow(port), Opener: filter.Outbound, At: at, Epoch: 4, Rule: "r",
-		Would: ruleset.WouldDeny, WouldRule: "audit",
+		Would: ruleset.WouldDeny, WouldRule: "audit", Candidate: ruleset.Outlook{Epoch: 3, Would: ruleset.WouldDeny, Rule: "no"},
 	}
 }
 
@@ -63,7 +63,8 @@ func TestFlowIsOneRecord(t *testing.T) {
 	o := before[0]
 	if !o.Allowed || o.Source.Name != "laptop" || o.Source.Address != netip.AddrPortFrom(laptop, 40000) || o.Source.User != 7 ||
 		o.Destination.Name != "db" || o.Destination.Address.Port() != 5432 || o.Rule != "r" || o.Epoch != 4 ||
-		!o.Start.Equal(start) || !o.End.IsZero() || o.Would != ruleset.WouldDeny || o.WouldRule != "audit" {
+		!o.Start.Equal(start) || !o.End.IsZero() || o.Would != ruleset.WouldDeny || o.WouldRule != "audit" ||
+		o.Candidate != (ruleset.Outlook{Epoch: 3, Would: ruleset.WouldDeny, Rule: "no"}) {
 		t.Errorf("opening: %+v", o)
 	}
 	l.Add(&sides, ended(5432, start.Add(time.Minute), time.Minute), start.Add(time.Minute))
@@ -73,7 +74,8 @@ func TestFlowIsOneRecord(t *testing.T) {
 	}
 	e := after[0]
 	if e.ID != o.ID || e.Sequence <= o.Sequence || !e.Start.Equal(start) || !e.End.Equal(start.Add(time.Minute)) || e.EndReason != "rule" ||
-		e.Epoch != 4 || e.EndEpoch != 5 || e.Sent != (Traffic{2, 200}) || e.Received != (Traffic{3, 300}) || e.WouldRule != "audit" {
+		e.Epoch != 4 || e.EndEpoch != 5 || e.Sent != (Traffic{2, 200}) || e.Received != (Traffic{3, 300}) || e.WouldRule != "audit" ||
+		e.Candidate != o.Candidate {
 		t.Errorf("end: %+v", e)
 	}
 	if news, gap := l.Since(o.Sequence, 10); len(news) != 1 || gap {
@@ -258,6 +260,8 @@ func TestMalformed(t *testing.T) {
 		"long rule":      func(b *Batch) { b.Records[0].Rule = ruleset.RuleID(strings.Repeat("x", maxText+1)) },
 		"long name":      func(b *Batch) { b.Records[0].Source.Name = strings.Repeat("x", maxText+1) },
 		"audit verdict":  func(b *Batch) { b.Records[0].Would = 3 },
+		"candidate":      func(b *Batch) { b.Records[0].Candidate.Would = 3 },
+		"candidate rule": func(b *Batch) { b.Records[0].Candidate.Rule = ruleset.RuleID(strings.Repeat("x", maxText+1)) },
 	} {
 		batch := Batch{Reporter: 1, Records: []Record{good}}
 		b, err := Append(nil, &batch)
@@ -304,4 +308,21 @@ func TestMemoryOfAFullLog(t *testing.T) {
 		t.Logf("%d records take %d bytes", MaxFlows, used)
 	}
 	runtime.KeepAlive(l)
+}
+
+// TestDenialsOfAnotherCandidateAreAnotherRecord replaces the candidate between
+// two denials that differ in nothing else.
+func TestDenialsOfAnotherCandidateAreAnotherRecord(t *testing.T) {
+	l := New(99)
+	for n := range 4 {
+		e := denied(22, start.Add(time.Duration(n)*time.Second))
+		if n >= 2 {
+			e.Candidate = ruleset.Outlook{Epoch: 1, Would: ruleset.WouldAllow, Rule: "ssh"}
+		}
+		l.Add(&sides, e, start.Add(time.Duration(n)*time.Second))
+	}
+	records := all(l)
+	if len(records) != 2 || records[0].Attempts != 2 || records[1].Attempts != 2 || records[1].Candidate.Rule != "ssh" {
+		t.Errorf("%+v", records)
+	}
 }

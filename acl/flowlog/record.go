@@ -49,6 +49,8 @@ type Record struct {
 	// Would is what audit rules would have made of it, WouldRule which of them.
 	Would     ruleset.Would
 	WouldRule ruleset.RuleID
+	// Candidate is what a candidate document would have made of it.
+	Candidate ruleset.Outlook
 	// Start is when the flow was opened, or first denied.
 	Start time.Time
 	// End is when the flow ended, or when it was last denied; zero while the
@@ -76,7 +78,7 @@ type Record struct {
 func (r *Record) merge(opening *Record) {
 	r.Start, r.Epoch = opening.Start, opening.Epoch
 	r.Rule = opening.Rule
-	r.Would, r.WouldRule = opening.Would, opening.WouldRule
+	r.Would, r.WouldRule, r.Candidate = opening.Would, opening.WouldRule, opening.Candidate
 	r.Source, r.Destination = opening.Source, opening.Destination
 }
 
@@ -93,7 +95,7 @@ func newRecord(nonce uint64, sides *Sides, e *filter.Event, now time.Time) Recor
 	r := Record{
 		ID: identify(nonce, sides, e), Allowed: e.Kind != filter.FlowDenied, Opener: e.Opener,
 		Source: self, Destination: peer, Protocol: e.Flow.Protocol, Rule: e.Rule, Epoch: e.Epoch,
-		Would: e.Would, WouldRule: e.WouldRule, Start: at,
+		Would: e.Would, WouldRule: e.WouldRule, Candidate: e.Candidate, Start: at,
 	}
 	sent, received := filter.Outbound, filter.Inbound
 	if e.Opener == filter.Inbound {

@@ -176,6 +176,34 @@ type Verdict struct {
 	// WouldRule which of them.
 	Would     Would
 	WouldRule RuleID
+	// Candidate says what a candidate document makes of the flow. PeerRules
+	// leave it zero: it is the answer of two rule sets (Verdict.Beside).
+	Candidate Outlook
+}
+
+// Outlook is what a candidate document, which is computed and reported beside
+// the enforced one and never applied, would change about one flow. The zero
+// value is that of no candidate.
+type Outlook struct {
+	// Epoch is the candidate's, counted apart from the enforced policy's.
+	Epoch Epoch
+	// Would is WouldAllow or WouldDeny where the candidate decides otherwise,
+	// and Rule is its rule that does; empty where it has none that matches.
+	Would Would
+	Rule  RuleID
+}
+
+// Beside returns what the candidate's own verdict for a flow means beside the
+// enforced one. Audit rules of the candidate count for nothing.
+func (v *Verdict) Beside(candidate *Verdict, epoch Epoch) Outlook {
+	out := Outlook{Epoch: epoch}
+	switch {
+	case candidate.Allowed && !v.Allowed:
+		out.Would, out.Rule = WouldAllow, candidate.Rule
+	case v.Allowed && !candidate.Allowed:
+		out.Would, out.Rule = WouldDeny, candidate.Rule
+	}
+	return out
 }
 
 // Would is what the audit rules would make of a flow, were they enforced.

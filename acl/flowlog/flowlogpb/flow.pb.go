@@ -126,7 +126,8 @@ func (Direction) EnumDescriptor() ([]byte, []int) {
 	return file_flow_proto_rawDescGZIP(), []int{1}
 }
 
-// Would is what rules in audit mode would have decided, were they enforced.
+// Would is what rules in audit mode, or those of a candidate document, would have
+// decided, were they enforced.
 type Would int32
 
 const (
@@ -285,9 +286,16 @@ type Record struct {
 	Attempts uint64 `protobuf:"varint,18,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// Set where the record stands for all further denials of the peer in these
 	// ten seconds, of whatever ports and reasons: it had too many kinds.
-	Others        bool `protobuf:"varint,19,opt,name=others,proto3" json:"others,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Others bool `protobuf:"varint,19,opt,name=others,proto3" json:"others,omitempty"`
+	// What the candidate document of this epoch, which was computed beside the
+	// policy, would have made of it, and by which of its rules: empty where it
+	// has none that matches. The epoch is 0 where there was no candidate, or none
+	// was asked; candidates are counted apart from policies.
+	Candidate      Would  `protobuf:"varint,20,opt,name=candidate,proto3,enum=warren.flow.v1.Would" json:"candidate,omitempty"`
+	CandidateRule  string `protobuf:"bytes,21,opt,name=candidate_rule,json=candidateRule,proto3" json:"candidate_rule,omitempty"`
+	CandidateEpoch uint64 `protobuf:"varint,22,opt,name=candidate_epoch,json=candidateEpoch,proto3" json:"candidate_epoch,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -453,6 +461,27 @@ func (x *Record) GetOthers() bool {
 	return false
 }
 
+func (x *Record) GetCandidate() Would {
+	if x != nil {
+		return x.Candidate
+	}
+	return Would_WOULD_CHANGE_NOTHING
+}
+
+func (x *Record) GetCandidateRule() string {
+	if x != nil {
+		return x.CandidateRule
+	}
+	return ""
+}
+
+func (x *Record) GetCandidateEpoch() uint64 {
+	if x != nil {
+		return x.CandidateEpoch
+	}
+	return 0
+}
+
 // Party is one side of a flow, as its certificate names it.
 type Party struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -608,7 +637,7 @@ const file_flow_proto_rawDesc = "" +
 	"\x05Batch\x12\x1a\n" +
 	"\breporter\x18\x01 \x01(\x04R\breporter\x120\n" +
 	"\arecords\x18\x02 \x03(\v2\x16.warren.flow.v1.RecordR\arecords\x12\x12\n" +
-	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\x9d\x05\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\xa2\x06\n" +
 	"\x06Record\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x121\n" +
 	"\averdict\x18\x02 \x01(\x0e2\x17.warren.flow.v1.VerdictR\averdict\x127\n" +
@@ -631,7 +660,10 @@ const file_flow_proto_rawDesc = "" +
 	"\x04sent\x18\x10 \x01(\v2\x17.warren.flow.v1.TrafficR\x04sent\x123\n" +
 	"\breceived\x18\x11 \x01(\v2\x17.warren.flow.v1.TrafficR\breceived\x12\x1a\n" +
 	"\battempts\x18\x12 \x01(\x04R\battempts\x12\x16\n" +
-	"\x06others\x18\x13 \x01(\bR\x06others\"\x93\x01\n" +
+	"\x06others\x18\x13 \x01(\bR\x06others\x123\n" +
+	"\tcandidate\x18\x14 \x01(\x0e2\x15.warren.flow.v1.WouldR\tcandidate\x12%\n" +
+	"\x0ecandidate_rule\x18\x15 \x01(\tR\rcandidateRule\x12'\n" +
+	"\x0fcandidate_epoch\x18\x16 \x01(\x04R\x0ecandidateEpoch\"\x93\x01\n" +
 	"\x05Party\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -688,11 +720,12 @@ var file_flow_proto_depIdxs = []int32{
 	2, // 5: warren.flow.v1.Record.would:type_name -> warren.flow.v1.Would
 	6, // 6: warren.flow.v1.Record.sent:type_name -> warren.flow.v1.Traffic
 	6, // 7: warren.flow.v1.Record.received:type_name -> warren.flow.v1.Traffic
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2, // 8: warren.flow.v1.Record.candidate:type_name -> warren.flow.v1.Would
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_flow_proto_init() }
