@@ -91,6 +91,16 @@ func (n *Network) IssueRules(node ident.NodeID, set *ruleset.RuleSet) []byte {
 	return signed
 }
 
+// IssueCandidate signs the candidate of a node; the labels are in ascending order
+// of their devices.
+func (n *Network) IssueCandidate(node ident.NodeID, set *ruleset.RuleSet, labels ...authority.Labels) []byte {
+	signed, err := authority.IssueCandidate(n.Genesis, node, set, labels, n.Signer)
+	if err != nil {
+		panic(err)
+	}
+	return signed
+}
+
 // Authority returns a new device's Authority for the given key.
 func (n *Network) Authority(self ident.NodeKey) *authority.Authority {
 	a, err := authority.New(n.Genesis, self, authority.State{})

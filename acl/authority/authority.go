@@ -61,6 +61,8 @@ type State struct {
 	// rules.
 	Epoch ruleset.Epoch `json:"epoch"`
 	Rules uint64        `json:"rules,omitempty"`
+	// Candidate is the highest epoch of candidates admitted.
+	Candidate ruleset.Epoch `json:"candidate,omitempty"`
 	// Devices holds what is known of every device whose certificates may still
 	// be used against this one.
 	Devices map[ident.NodeID]Seen `json:"devices,omitempty"`

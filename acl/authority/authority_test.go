@@ -336,6 +336,8 @@ func FuzzAdmit(f *testing.F) {
 	}
 	f.Add(token)
 	f.Add(revoked)
+	candidate := n.IssueCandidate(1, &ruleset.RuleSet{Epoch: 1}, authority.Labels{Node: 1}, authority.Labels{Node: 2, Labels: ident.NewLabelSet(3, 4)})
+	f.Add(candidate)
 	f.Add(n.Genesis.AppendBinary(nil))
 	f.Add([]byte("\x83\x58\x20"))
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -345,6 +347,9 @@ func FuzzAdmit(f *testing.F) {
 		}
 		if _, err := a.AdmitRules(in, 1); err == nil && !bytes.Equal(in, rules) {
 			t.Errorf("admitted rules %x", in)
+		}
+		if _, err := a.AdmitCandidate(in, 1); err == nil && !bytes.Equal(in, candidate) {
+			t.Errorf("admitted a candidate %x", in)
 		}
 		authority.DecodeForged(n.Genesis, in, start)
 		if _, err := authority.VerifyRelayToken(n.Genesis, in, other, "", start); err == nil && !bytes.Equal(in, token) {

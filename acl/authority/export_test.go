@@ -21,6 +21,14 @@ func ForgeRules(g *Genesis, node ident.NodeID, serial uint64, epoch ruleset.Epoc
 	return sign(kindRules, g.Fingerprint(), b, signer)
 }
 
+// ForgeCandidate signs bytes as a candidate, whatever they are.
+func ForgeCandidate(g *Genesis, body []byte, signer ident.SignerPrivate) []byte {
+	return sign(kindCandidate, g.Fingerprint(), body, signer)
+}
+
+// MaxLabels is how many labels a device may have.
+const MaxLabels = maxLabels
+
 // MaxDevices and ForgetAfter are the bounds of State.Devices.
 const (
 	MaxDevices  = maxDevices
@@ -37,5 +45,6 @@ func DecodeForged(g *Genesis, b []byte, now time.Time) {
 	}
 	_, _ = decodeRelayToken(b)
 	_, _ = decodeRelayRevocations(b)
+	_, _, _ = decodeCandidate(b)
 	_, _ = DecodeGenesis(b, sha256.Sum256(b))
 }

@@ -19,6 +19,7 @@ const (
 	kindDevice     kind = "warren device certificate v1\x00"
 	kindRules      kind = "warren rules v1\x00"
 	kindRelayToken kind = "warren relay token v1\x00"
+	kindCandidate  kind = "warren candidate rules v1\x00"
 
 	kindRelayRevocations kind = "warren relay revocations v1\x00"
 )
@@ -27,7 +28,9 @@ func (k kind) role() Role {
 	switch k {
 	case kindDevice:
 		return SignDevices
-	case kindRules:
+	case kindRules, kindCandidate:
+		// Whoever may sign what is enforced may sign what would be. Which of the
+		// two a record is, is said by the kind alone.
 		return SignRules
 	case kindRelayToken, kindRelayRevocations:
 		return SignRelayTokens

@@ -80,6 +80,7 @@ func flowOf(r *flowlog.Record, logins map[ident.UserID]string) localapi.Flow {
 		Source: partyOf(&r.Source, logins), Destination: partyOf(&r.Destination, logins), Protocol: policy.ProtocolName(r.Protocol),
 		Rule: string(r.Rule), PolicyEpoch: uint64(r.Epoch), Reason: r.Reason,
 		Would: r.Would.String(), WouldRule: string(r.WouldRule),
+		CandidateEpoch: uint64(r.Candidate.Epoch), Candidate: r.Candidate.Would.String(), CandidateRule: string(r.Candidate.Rule),
 		Start: r.Start, End: r.End, EndReason: r.EndReason, EndEpoch: uint64(r.EndEpoch),
 		SentPackets: r.Sent.Packets, SentBytes: r.Sent.Bytes, ReceivedPackets: r.Received.Packets, ReceivedBytes: r.Received.Bytes,
 		Attempts: r.Attempts, Others: r.Others,

@@ -73,6 +73,8 @@ func (a *Agent) Why(ctx context.Context, r localapi.WhyRequest) (localapi.WhyRep
 	reply.Reason, reply.Rule, reply.Until = answer.Reason.String(), string(answer.Verdict.Rule), answer.Verdict.Until
 	reply.Peer, reply.Addr, reply.PolicyEpoch = answer.Peer, addr, uint64(answer.Epoch)
 	reply.Would, reply.WouldRule = answer.Verdict.Would.String(), string(answer.Verdict.WouldRule)
+	candidate := answer.Verdict.Candidate
+	reply.CandidateEpoch, reply.Candidate, reply.CandidateRule = uint64(candidate.Epoch), candidate.Would.String(), string(candidate.Rule)
 	for _, service := range answer.Services {
 		reply.Services = append(reply.Services, serviceText(service))
 	}
@@ -145,7 +147,23 @@ func whyText(q engine.Question, a engine.Answer) string {
 		fmt.Fprintf(&b, "\nin audit: rule %q would deny it, were it enforced", a.Verdict.WouldRule)
 	case ruleset.WouldChangeNothing:
 	}
-	return b.String()
+	return b.String() + candidateText(a.Verdict.Candidate)
+}
+
+// candidateText says what the candidate document makes of a flow; nothing where
+// there is none, or where it was not asked.
+func candidateText(o ruleset.Outlook) string {
+	switch {
+	case o.Epoch == 0:
+		return ""
+	case o.Would == ruleset.WouldAllow:
+		return fmt.Sprintf("\nthe candidate policy (epoch %d) would allow it by rule %q", o.Epoch, o.Rule)
+	case o.Would == ruleset.WouldDeny && o.Rule == "":
+		return fmt.Sprintf("\nthe candidate policy (epoch %d) would deny it: none of its rules allows it", o.Epoch)
+	case o.Would == ruleset.WouldDeny:
+		return fmt.Sprintf("\nthe candidate policy (epoch %d) would deny it by rule %q", o.Epoch, o.Rule)
+	}
+	return fmt.Sprintf("\nthe candidate policy (epoch %d) decides the same", o.Epoch)
 }
 
 // withoutRules says why a flow is refused that no rule was asked about.

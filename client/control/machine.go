@@ -283,6 +283,7 @@ func (m *Machine) adopt(member *membership) {
 	m.member = member
 	m.refreshView()
 	m.rulesFact()
+	m.candidateFact()
 }
 
 // refreshView builds the view that holds now, and tells of it.
@@ -324,6 +325,18 @@ func (m *Machine) expiryFact() {
 	})
 }
 
+// candidateFact tells of a candidate that is not used.
+func (m *Machine) candidateFact() {
+	if m.member.candidateError == nil {
+		m.note(m.facts.Clear(health.CandidateRefused, ""))
+		return
+	}
+	m.put(health.Fact{
+		Code: health.CandidateRefused, Severity: health.Alarm, Since: m.now,
+		Text: fmt.Sprintf("The candidate policy that the coordinator sent is not used: %v. Nothing is decided by it, but reports about it are incomplete. Tell your administrator.", m.member.candidateError),
+	})
+}
+
 func (m *Machine) rulesFact() {
 	err := m.member.rulesError
 	rollback := errors.Is(err, authority.ErrRollback)
@@ -354,7 +367,7 @@ func (m *Machine) leave() {
 	m.member, m.expiry = nil, time.Time{}
 	for _, code := range []health.Code{
 		health.PeerRefused, health.RulesRefused, health.PolicyRollback, health.SelfRefused,
-		health.CertificateExpired, health.CertificateExpiring,
+		health.CertificateExpired, health.CertificateExpiring, health.CandidateRefused,
 	} {
 		m.note(m.facts.ClearCode(code))
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/ruleset"
 	"github.com/warren-overlay/warren/client/control"
@@ -287,4 +288,74 @@ func epochAt(step int) ruleset.Epoch { return ruleset.Epoch(1 + step/7) }
 func withState(cfg control.Config, saved control.Saved) control.Config {
 	cfg.Saved.Authority = saved.Authority
 	return cfg
+}
+
+// TestCandidate gives a device a candidate, another, a forged one and none: it is
+// in the view where it verifies, on disk with the map, and never in the place of
+// the rules.
+func TestCandidate(t *testing.T) {
+	n := newNetwork(t, 1)
+	c := known(t, n)
+	issue := func(node ident.NodeID, epoch ruleset.Epoch, signer ident.SignerPrivate) []byte {
+		t.Helper()
+		g := *n.genesis
+		g.Signers = []authority.Signer{{Key: signer.Public(), Roles: authority.SignRules}}
+		signed, err := authority.IssueCandidate(n.genesis, node, &ruleset.RuleSet{Epoch: epoch}, []authority.Labels{{Node: node}}, signer)
+		if err != nil {
+			if signed, err = authority.IssueCandidate(&g, node, &ruleset.RuleSet{Epoch: epoch}, []authority.Labels{{Node: node}}, signer); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return signed
+	}
+	sequence, held := uint64(1), n.fullMap(1, 5, bystander, victim)
+	tell := func(candidate []byte) {
+		t.Helper()
+		sequence++
+		next := n.fullMap(sequence, 5, bystander, victim)
+		next.Candidate = candidate
+		c.receive(diff(next, held))
+		held = next
+	}
+	look := func(when string, epoch ruleset.Epoch, refused bool) {
+		t.Helper()
+		got := ruleset.Epoch(0)
+		if c.view.Candidate != nil {
+			got = c.view.Candidate.Epoch()
+		}
+		if got != epoch || c.hasFact(health.CandidateRefused) != refused || c.view.Rules.Set().Epoch != 5 || len(c.view.Peers) != 2 {
+			t.Errorf("%s: candidate %d, refused %v, rules %d, %d peers; want candidate %d, refused %v",
+				when, got, c.hasFact(health.CandidateRefused), c.view.Rules.Set().Epoch, len(c.view.Peers), epoch, refused)
+		}
+	}
+	look("before any", 0, false)
+	tell(issue(selfID, 2, n.signer))
+	look("the first", 2, false)
+	tell(issue(selfID, 9, n.rogue))
+	look("one of an unknown signer", 0, true)
+	tell(issue(bystander, 3, n.signer))
+	look("one for another device", 0, true)
+	tell(held.Rules)
+	look("rules as a candidate", 0, true)
+	tell(issue(selfID, 1, n.signer))
+	look("an earlier one", 0, true)
+	tell(issue(selfID, 3, n.signer))
+	look("a sound one", 3, false)
+
+	cfg := n.config()
+	cfg.Saved = c.saved
+	again := newNode(t, cfg, c.now)
+	if again.view.Candidate == nil || again.view.Candidate.Epoch() != 3 {
+		t.Errorf("from the disk: %+v", again.view.Candidate)
+	}
+	tell(nil)
+	look("none any more", 0, false)
+	// In the place of the rules it is refused, and those before stay.
+	sequence++
+	next := n.fullMap(sequence, 5, bystander, victim)
+	next.Rules = issue(selfID, 7, n.signer)
+	c.receive(diff(next, held))
+	if !c.hasFact(health.RulesRefused) || c.view.Rules.Set().Epoch != 5 {
+		t.Errorf("a candidate in the place of the rules: epoch %d", c.view.Rules.Set().Epoch)
+	}
 }

@@ -176,7 +176,7 @@ func (m *Machine) delta(d *wire.Delta) {
 		return
 	}
 	m.counters.Deltas++
-	m.confirm(member, d.Self != nil || d.Rules != nil || d.Settings != nil || len(d.Upserts) > 0 || len(d.Removed) > 0)
+	m.confirm(member, d.Self != nil || d.Rules != nil || d.Candidate != nil || d.NoCandidate || d.Settings != nil || len(d.Upserts) > 0 || len(d.Removed) > 0)
 }
 
 // confirm adopts what the coordinator said on this connection. Signed parts are

@@ -22,6 +22,9 @@ type View struct {
 	Self *authority.Peer
 	// Rules are what is allowed; nil denies everything.
 	Rules *authority.Rules
+	// Candidate is what a candidate document would have; nil for none. Nothing
+	// is allowed or denied by it.
+	Candidate *authority.Candidate
 	// Peers are the verified peers, in ascending order of their ids.
 	Peers []Peer
 	// Overlay are the network's own ranges.
@@ -66,7 +69,11 @@ type membership struct {
 	refused     map[ident.NodeID]error
 	// rulesError says why the map's own rules were refused; nil where not.
 	rulesError error
-	cached     bool
+	// candidate is nil where the map has none, or where it was refused, for the
+	// reason candidateError.
+	candidate      *authority.Candidate
+	candidateError error
+	cached         bool
 }
 
 // admitMap verifies every part of raw. before may be nil; of it only the rules
@@ -83,6 +90,7 @@ func admitMap(a *authority.Authority, raw *wire.Map, before *membership, now tim
 		refused:  make(map[ident.NodeID]error),
 	}
 	m.admitRules(a, raw.Rules, before)
+	m.admitCandidate(a, raw.Candidate)
 	for _, id := range slices.Sorted(maps.Keys(raw.Peers)) {
 		m.admitPeer(a, id, raw.Peers[id].Certificate, now)
 	}
@@ -112,6 +120,9 @@ func admitDelta(a *authority.Authority, before *membership, d *wire.Delta, now t
 	if d.Rules != nil || m.rules != nil && m.rules.Node() != m.self.Node() {
 		m.admitRules(a, raw.Rules, before)
 	}
+	if d.Candidate != nil || d.NoCandidate || m.candidate != nil && m.candidate.Node() != m.self.Node() {
+		m.admitCandidate(a, raw.Candidate)
+	}
 	for _, id := range d.Removed {
 		delete(m.admitted, id)
 		delete(m.refused, id)
@@ -137,6 +148,15 @@ func (m *membership) admitRules(a *authority.Authority, signed []byte, before *m
 	}
 	if before != nil && before.rules != nil && before.rules.Node() == m.self.Node() {
 		m.rules, m.signedRules = before.rules, before.signedRules
+	}
+}
+
+// admitCandidate takes the candidate. One that is refused is absent: an older one
+// would tell of a document that nobody looks at any more.
+func (m *membership) admitCandidate(a *authority.Authority, signed []byte) {
+	m.candidate, m.candidateError = nil, nil
+	if len(signed) > 0 {
+		m.candidate, m.candidateError = a.AdmitCandidate(signed, m.self.Node())
 	}
 }
 
@@ -213,7 +233,7 @@ func (m *membership) view(now time.Time) (*View, []health.Fact, time.Time) {
 	refused := maps.Clone(m.refused)
 	end := m.self.NotAfter()
 	v := &View{
-		Self: m.self, Rules: m.rules, Settings: m.raw.Settings, RelayToken: m.raw.RelayToken,
+		Self: m.self, Rules: m.rules, Candidate: m.candidate, Settings: m.raw.Settings, RelayToken: m.raw.RelayToken,
 		Sequence: m.raw.Sequence, Cached: m.cached,
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.refused)) {
@@ -264,6 +284,9 @@ func (m *membership) verified(now time.Time) *wire.Map {
 	}
 	out := *m.raw
 	out.Rules = m.signedRules
+	if m.candidate == nil {
+		out.Candidate = nil
+	}
 	if len(m.refused) == 0 && m.ended(now) == 0 {
 		return &out
 	}

@@ -66,6 +66,9 @@ const (
 	ListenerUnavailable Code = "listener-unavailable"
 	// UserSuspended: an administrator suspended the device's user.
 	UserSuspended Code = "user-suspended"
+	// CandidateRefused: a candidate policy could not be verified and is not
+	// reported about.
+	CandidateRefused Code = "candidate-refused"
 )
 
 // Severity says how bad a fact is. The order is from harmless to bad.

@@ -50,4 +50,8 @@ type WhyReply struct {
 	// change the answer, and WouldRule the one that would.
 	Would     string `json:"would,omitempty"`
 	WouldRule string `json:"would_rule,omitempty"`
+	// CandidateEpoch, Candidate and CandidateRule are as in Flow.
+	CandidateEpoch uint64 `json:"candidate_epoch,omitempty"`
+	Candidate      string `json:"candidate,omitempty"`
+	CandidateRule  string `json:"candidate_rule,omitempty"`
 }

@@ -52,9 +52,15 @@ type Flow struct {
 	Reason string `json:"reason,omitempty"`
 	// Would is "would_allow" or "would_deny" where rules in audit mode would
 	// have changed the verdict, WouldRule the one that would.
-	Would     string    `json:"would,omitempty"`
-	WouldRule string    `json:"would_rule,omitempty"`
-	Start     time.Time `json:"start"`
+	Would     string `json:"would,omitempty"`
+	WouldRule string `json:"would_rule,omitempty"`
+	// CandidateEpoch is that of the candidate document that was asked, too, if
+	// any. Candidate is "would_allow" or "would_deny" where it decides otherwise,
+	// CandidateRule its rule that does; empty where it has none that matches.
+	CandidateEpoch uint64    `json:"candidate_epoch,omitempty"`
+	Candidate      string    `json:"candidate,omitempty"`
+	CandidateRule  string    `json:"candidate_rule,omitempty"`
+	Start          time.Time `json:"start"`
 	// End is zero while the flow lasts, the time of the last denial for those.
 	End       time.Time `json:"end,omitzero"`
 	EndReason string    `json:"end_reason,omitempty"`

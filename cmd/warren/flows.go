@@ -86,6 +86,13 @@ func flowText(line localapi.FlowLine) string {
 	if f.Would != "" {
 		fmt.Fprintf(&b, ", audit: %s by rule %s", f.Would, f.WouldRule)
 	}
+	if f.Candidate != "" {
+		by := "no rule"
+		if f.CandidateRule != "" {
+			by = "rule " + f.CandidateRule
+		}
+		fmt.Fprintf(&b, ", candidate %d: %s by %s", f.CandidateEpoch, f.Candidate, by)
+	}
 	if f.EndReason != "" {
 		fmt.Fprintf(&b, "; ended after %v (%s), sent %d packets %d bytes, received %d packets %d bytes",
 			f.End.Sub(f.Start).Round(time.Millisecond), f.EndReason, f.SentPackets, f.SentBytes, f.ReceivedPackets, f.ReceivedBytes)

@@ -89,11 +89,13 @@ func EncodeServer(m ServerMessage) []byte {
 		out.Message = &wirepb.ServerMessage_Map{Map: &wirepb.Map{
 			Sequence: m.Sequence, Hash: hash[:], SelfCertificate: m.Self, Rules: m.Rules,
 			Peers: peersOut(m.Peers), Settings: settingsOut(&m.Settings), RelayToken: m.RelayToken,
+			Candidate: m.Candidate,
 		}}
 	case *Delta:
 		d := &wirepb.Delta{
 			BaseSequence: m.BaseSequence, BaseHash: m.BaseHash[:], Sequence: m.Sequence, Hash: m.Hash[:],
 			SelfCertificate: m.Self, Rules: m.Rules, Upserts: peersOut(m.Upserts), RelayToken: m.RelayToken,
+			Candidate: m.Candidate, NoCandidate: m.NoCandidate,
 		}
 		for _, id := range m.Removed {
 			d.Removed = append(d.Removed, uint64(id))
@@ -201,6 +203,7 @@ func DecodeServer(b []byte) (ServerMessage, error) {
 		full := &Map{
 			Sequence: m.Map.GetSequence(), Self: m.Map.GetSelfCertificate(), Rules: m.Map.GetRules(),
 			Peers: d.peers(m.Map.GetPeers()), Settings: d.settings(m.Map.GetSettings()), RelayToken: m.Map.GetRelayToken(),
+			Candidate: nonEmpty(m.Map.GetCandidate()),
 		}
 		var hash Hash
 		d.fixed(hash[:], m.Map.GetHash())
@@ -358,6 +361,10 @@ func (d *decoder) delta(in *wirepb.Delta) *Delta {
 		BaseSequence: in.GetBaseSequence(), Sequence: in.GetSequence(),
 		Self: nonEmpty(in.GetSelfCertificate()), Rules: nonEmpty(in.GetRules()),
 		Upserts: d.peers(in.GetUpserts()), RelayToken: nonEmpty(in.GetRelayToken()),
+		Candidate: nonEmpty(in.GetCandidate()), NoCandidate: in.GetNoCandidate(),
+	}
+	if out.Candidate != nil && out.NoCandidate {
+		d.fail("a candidate, and none any more")
 	}
 	d.fixed(out.BaseHash[:], in.GetBaseHash())
 	d.fixed(out.Hash[:], in.GetHash())

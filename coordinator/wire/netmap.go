@@ -65,6 +65,8 @@ type Map struct {
 	Self, Rules []byte
 	Peers       map[ident.NodeID]Peer
 	Settings    Settings
+	// Candidate is the node's signed candidate rules, nil for none.
+	Candidate []byte
 	// RelayToken is fresh each time and not part of the hash.
 	RelayToken []byte
 }
@@ -91,6 +93,10 @@ type Delta struct {
 	Patches []PeerPatch
 	// Settings is nil for no change.
 	Settings *Settings
+	// Candidate is nil for no change; NoCandidate says that there is none any
+	// more.
+	Candidate   []byte
+	NoCandidate bool
 	// RelayToken is nil for no change.
 	RelayToken []byte
 }
@@ -104,6 +110,7 @@ func (m *Map) Hash() Hash {
 	h := hashBytes("self", m.Self)
 	h.mix(hashBytes("rules", m.Rules))
 	h.mix(m.Settings.hash())
+	h.mix(hashCandidate(m.Candidate))
 	for _, id := range slices.Sorted(maps.Keys(m.Peers)) {
 		h.mix(hashPeer(id, m.Peers[id]))
 	}
@@ -127,6 +134,9 @@ func (m *Map) diff(old *Map, oldHash, hash Hash) *Delta {
 	if !old.Settings.equal(&m.Settings) {
 		settings := m.Settings
 		d.Settings = &settings
+	}
+	if !bytes.Equal(old.Candidate, m.Candidate) {
+		d.Candidate, d.NoCandidate = m.Candidate, len(m.Candidate) == 0
 	}
 	if !bytes.Equal(old.RelayToken, m.RelayToken) {
 		d.RelayToken = m.RelayToken
@@ -152,6 +162,7 @@ func (m *Map) diff(old *Map, oldHash, hash Hash) *Delta {
 // Empty reports whether the delta changes nothing.
 func (d *Delta) Empty() bool {
 	return d.Self == nil && d.Rules == nil && d.Settings == nil && d.RelayToken == nil &&
+		d.Candidate == nil && !d.NoCandidate &&
 		len(d.Upserts) == 0 && len(d.Removed) == 0 && len(d.Patches) == 0
 }
 
@@ -176,6 +187,12 @@ func (m *Map) Apply(d *Delta) (*Map, error) {
 	}
 	if d.Settings != nil {
 		next.Settings = *d.Settings
+	}
+	switch {
+	case d.NoCandidate:
+		next.Candidate = nil
+	case d.Candidate != nil:
+		next.Candidate = d.Candidate
 	}
 	if d.RelayToken != nil {
 		next.RelayToken = d.RelayToken
@@ -211,6 +228,15 @@ func (h *Hash) mix(other Hash) {
 
 func hashBytes(part string, b []byte) Hash {
 	return sha256.Sum256(canonical.AppendBytes(canonical.AppendText(nil, part), b))
+}
+
+// hashCandidate is nothing without a candidate: then a map has the hash that it
+// had before there were any.
+func hashCandidate(b []byte) Hash {
+	if len(b) == 0 {
+		return Hash{}
+	}
+	return hashBytes("candidate", b)
 }
 
 func hashPeer(id ident.NodeID, p Peer) Hash {

@@ -84,3 +84,26 @@ func TestVersion1(t *testing.T) {
 		}
 	}
 }
+
+// TestVersion2 holds that a node that knows of no candidates is told of none,
+// and that its hash does not cover one.
+func TestVersion2(t *testing.T) {
+	with := &Map{Self: []byte("self"), Rules: []byte("rules"), Candidate: []byte("candidate"), Settings: Settings{Relays: []Relay{{Name: "a", Region: "eu"}}}}
+	without := *with
+	without.Candidate = nil
+	for _, v := range []Version{Version1, Version2} {
+		if old := with.For(v); old.Candidate != nil || old.Hash() != without.For(v).Hash() {
+			t.Errorf("version %d is told %+v", v, old)
+		}
+	}
+	if with.For(Version3) != with || string(with.Candidate) != "candidate" {
+		t.Errorf("the map itself is changed: %+v", with)
+	}
+	if with.Hash() == without.Hash() {
+		t.Error("the hash does not cover the candidate")
+	}
+	both := EncodeServer(&Delta{Candidate: []byte{1}, NoCandidate: true})
+	if _, err := DecodeServer(both); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a candidate, and none any more: %v", err)
+	}
+}

@@ -69,6 +69,10 @@ func (d *Delta) rehash(old *Map) {
 		d.Hash.mix(old.Settings.hash())
 		d.Hash.mix(d.Settings.hash())
 	}
+	if d.Candidate != nil || d.NoCandidate {
+		d.Hash.mix(hashCandidate(old.Candidate))
+		d.Hash.mix(hashCandidate(d.Candidate))
+	}
 	for _, id := range d.Removed {
 		d.Hash.mix(hashPeer(id, old.Peers[id]))
 	}

@@ -24,6 +24,9 @@ func randomMap(r *rand.Rand) *Map {
 		Peers:    make(map[ident.NodeID]Peer),
 		Settings: Settings{STUN: []string{fmt.Sprint(r.IntN(2))}, Users: []User{{ident.UserID(1 + r.IntN(2)), "alice"}}, Relays: []Relay{{Name: "default", Region: []string{"", "eu"}[r.IntN(2)], URL: "u"}}},
 	}
+	if r.IntN(2) == 0 {
+		m.Candidate = []byte{byte(r.IntN(3))}
+	}
 	for range r.IntN(5) {
 		m.Peers[ident.NodeID(1+r.IntN(6))] = randomPeer(r)
 	}

@@ -20,8 +20,12 @@ const (
 	// relay.
 	Version2 Version = 2
 
+	// Version3 (2026-11-26) knows candidates: the rules of a document that is
+	// computed beside the enforced one.
+	Version3 Version = 3
+
 	// Newest is the newest version that this program speaks.
-	Newest = Version2
+	Newest = Version3
 	// Oldest is the oldest version that this program still speaks.
 	Oldest = Version1
 )
@@ -45,10 +49,14 @@ func (p Peer) For(v Version) Peer {
 // For returns what of the map a node of version v is told; m itself stays as it
 // is.
 func (m *Map) For(v Version) *Map {
-	if v >= Version2 {
+	if v >= Version3 || v >= Version2 && m.Candidate == nil {
 		return m
 	}
 	out := *m
+	out.Candidate = nil
+	if v >= Version2 {
+		return &out
+	}
 	out.Settings.Relays = nil
 	for _, r := range m.Settings.Relays {
 		out.Settings.Relays = append(out.Settings.Relays, Relay{Name: r.Name, URL: r.URL})

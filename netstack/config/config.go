@@ -19,6 +19,9 @@ type Config struct {
 	Self *authority.Peer
 	// Rules are what is allowed; nil denies everything.
 	Rules *authority.Rules
+	// Candidate is computed beside Rules and reported; nil for none. It allows
+	// and denies nothing.
+	Candidate *authority.Candidate
 	// Peers are the other members that this device may meet.
 	Peers []Peer
 	// Relays are where peers can be met when there is no direct path. Their order
@@ -105,6 +108,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: the private key is not that of the certificate", ErrInvalid)
 	case c.Rules != nil && c.Rules.Node() != c.Self.Node():
 		return fmt.Errorf("%w: rules for %v on %v", ErrInvalid, c.Rules.Node(), c.Self.Node())
+	case c.Candidate != nil && c.Candidate.Node() != c.Self.Node():
+		return fmt.Errorf("%w: a candidate for %v on %v", ErrInvalid, c.Candidate.Node(), c.Self.Node())
 	}
 	for _, r := range c.Forward {
 		if !slices.Contains(c.Self.Identity().Routes, r) {

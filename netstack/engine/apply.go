@@ -66,6 +66,8 @@ func (c *control) apply(cfg *config.Config) error {
 		want := wanted[p.key]
 		if before.Self != cfg.Self || before.Rules != cfg.Rules || before.ShieldsUp != cfg.ShieldsUp || p.member != want.Member {
 			c.refilter(p, want.Member, self, rules, now)
+		} else if before.Candidate != cfg.Candidate {
+			c.setCandidate(p)
 		}
 		if !slices.Equal(p.endpoints, want.Endpoints) {
 			p.endpoints = slices.Clone(want.Endpoints)
@@ -229,7 +231,20 @@ func (c *control) refilter(p *peer, member *authority.Peer, self *ident.Identity
 	p.filter.SetRules(self, identity, narrowed, now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
 	p.mu.Unlock()
+	c.setCandidate(p)
 	c.sweep(p, now)
+}
+
+// setCandidate gives a peer the candidate document's rules. Its flows stay as
+// they are.
+func (c *control) setCandidate(p *peer) {
+	var narrowed *ruleset.PeerRules
+	if c.cfg.Candidate != nil {
+		narrowed = c.cfg.Candidate.ForPeer(c.cfg.Self.Identity(), p.member.Identity())
+	}
+	p.mu.Lock()
+	p.filter.SetCandidate(narrowed)
+	p.mu.Unlock()
 }
 
 // add makes a peer that the data path does not know yet.
@@ -250,6 +265,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	}
 	p.filter = filter.NewPeer(c.filter, self, identity, rules.ForPeer(self, identity), now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	c.setCandidate(p)
 	c.takeOver(p, now)
 	c.peers[p.key] = p
 	return nil

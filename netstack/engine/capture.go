@@ -214,6 +214,9 @@ func (p *captured) comment() string {
 	if p.decision.Would != ruleset.WouldChangeNothing {
 		fmt.Fprintf(&b, " audit=%v audit_rule=%s", p.decision.Would, p.decision.WouldRule)
 	}
+	if o := p.decision.Candidate; o.Would != ruleset.WouldChangeNothing {
+		fmt.Fprintf(&b, " candidate=%v candidate_epoch=%d candidate_rule=%s", o.Would, o.Epoch, o.Rule)
+	}
 	return b.String()
 }
 

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"testing"
@@ -86,6 +87,25 @@ func (m *Member) Config(now time.Time, set *ruleset.RuleSet, peers ...*Member) *
 			Member: member, Endpoints: p.Endpoints,
 			Routes: slices.DeleteFunc(slices.Clone(member.Identity().Routes), func(r netip.Prefix) bool { return r.Bits() == 0 }),
 		})
+	}
+	return c
+}
+
+// Candidate returns a candidate of m with the rules, that gives m and the peers
+// the labels of their certificates, as m's own Authority admits it.
+func (m *Member) Candidate(set *ruleset.RuleSet, peers ...*Member) *authority.Candidate {
+	m.network.t.Helper()
+	labels := []authority.Labels{{Node: m.Node, Labels: m.Certificate.Labels}}
+	for _, p := range peers {
+		labels = append(labels, authority.Labels{Node: p.Node, Labels: p.Certificate.Labels})
+	}
+	slices.SortFunc(labels, func(a, b authority.Labels) int { return cmp.Compare(a.Node, b.Node) })
+	m.network.Epoch++
+	issued := *set
+	issued.Epoch = m.network.Epoch
+	c, err := m.authority.AdmitCandidate(m.network.IssueCandidate(m.Node, &issued, labels...), m.Node)
+	if err != nil {
+		m.network.t.Fatal(err)
 	}
 	return c
 }

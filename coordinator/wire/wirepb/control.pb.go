@@ -1473,8 +1473,11 @@ type Map struct {
 	Peers           []*Peer                `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
 	Settings        *Settings              `protobuf:"bytes,6,opt,name=settings,proto3" json:"settings,omitempty"`
 	RelayToken      []byte                 `protobuf:"bytes,7,opt,name=relay_token,json=relayToken,proto3" json:"relay_token,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The signed candidate rules of the node, which are computed beside the rules
+	// and never applied; empty for none.
+	Candidate     []byte `protobuf:"bytes,8,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Map) Reset() {
@@ -1556,6 +1559,13 @@ func (x *Map) GetRelayToken() []byte {
 	return nil
 }
 
+func (x *Map) GetCandidate() []byte {
+	if x != nil {
+		return x.Candidate
+	}
+	return nil
+}
+
 // Delta changes what the node holds, if that has exactly the base sequence and
 // hash.
 type Delta struct {
@@ -1575,7 +1585,11 @@ type Delta struct {
 	// Absent for no change.
 	Settings *Settings `protobuf:"bytes,10,opt,name=settings,proto3" json:"settings,omitempty"`
 	// A fresh relay token; empty for no change. Not part of the hash.
-	RelayToken    []byte `protobuf:"bytes,11,opt,name=relay_token,json=relayToken,proto3" json:"relay_token,omitempty"`
+	RelayToken []byte `protobuf:"bytes,11,opt,name=relay_token,json=relayToken,proto3" json:"relay_token,omitempty"`
+	// Empty for no change.
+	Candidate []byte `protobuf:"bytes,12,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	// There is no candidate any more.
+	NoCandidate   bool `protobuf:"varint,13,opt,name=no_candidate,json=noCandidate,proto3" json:"no_candidate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1685,6 +1699,20 @@ func (x *Delta) GetRelayToken() []byte {
 		return x.RelayToken
 	}
 	return nil
+}
+
+func (x *Delta) GetCandidate() []byte {
+	if x != nil {
+		return x.Candidate
+	}
+	return nil
+}
+
+func (x *Delta) GetNoCandidate() bool {
+	if x != nil {
+		return x.NoCandidate
+	}
+	return false
 }
 
 // PeerPatch replaces the state of a peer whose certificate stays.
@@ -1901,7 +1929,7 @@ const file_control_proto_rawDesc = "" +
 	"\bSettings\x120\n" +
 	"\x06relays\x18\x01 \x03(\v2\x18.warren.control.v1.RelayR\x06relays\x12\x12\n" +
 	"\x04stun\x18\x02 \x03(\tR\x04stun\x12-\n" +
-	"\x05users\x18\x03 \x03(\v2\x17.warren.control.v1.UserR\x05users\"\xff\x01\n" +
+	"\x05users\x18\x03 \x03(\v2\x17.warren.control.v1.UserR\x05users\"\x9d\x02\n" +
 	"\x03Map\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12)\n" +
@@ -1910,7 +1938,8 @@ const file_control_proto_rawDesc = "" +
 	"\x05peers\x18\x05 \x03(\v2\x17.warren.control.v1.PeerR\x05peers\x127\n" +
 	"\bsettings\x18\x06 \x01(\v2\x1b.warren.control.v1.SettingsR\bsettings\x12\x1f\n" +
 	"\vrelay_token\x18\a \x01(\fR\n" +
-	"relayToken\"\x99\x03\n" +
+	"relayToken\x12\x1c\n" +
+	"\tcandidate\x18\b \x01(\fR\tcandidate\"\xda\x03\n" +
 	"\x05Delta\x12#\n" +
 	"\rbase_sequence\x18\x01 \x01(\x04R\fbaseSequence\x12\x1b\n" +
 	"\tbase_hash\x18\x02 \x01(\fR\bbaseHash\x12\x1a\n" +
@@ -1924,7 +1953,9 @@ const file_control_proto_rawDesc = "" +
 	"\bsettings\x18\n" +
 	" \x01(\v2\x1b.warren.control.v1.SettingsR\bsettings\x12\x1f\n" +
 	"\vrelay_token\x18\v \x01(\fR\n" +
-	"relayToken\"S\n" +
+	"relayToken\x12\x1c\n" +
+	"\tcandidate\x18\f \x01(\fR\tcandidate\x12!\n" +
+	"\fno_candidate\x18\r \x01(\bR\vnoCandidate\"S\n" +
 	"\tPeerPatch\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x122\n" +
 	"\x05state\x18\x02 \x01(\v2\x1c.warren.control.v1.PeerStateR\x05state\"t\n" +
