@@ -13,7 +13,7 @@ import (
 )
 
 func (m *Main) policy() *cobra.Command {
-	policy := group(&cobra.Command{Use: "policy", Short: "Get, check and set the policy"})
+	policy := group(&cobra.Command{Use: "policy", Short: "Get, check, set and audit the policy"})
 
 	get := &cobra.Command{Use: "get", Short: "Print the policy in force"}
 	get.Args, get.RunE = run(0, func(c *cobra.Command, _ []string) error {
@@ -58,7 +58,7 @@ refused, and the policy in force stays.`,
 		m.warnings(answer.Warnings)
 		return m.print(answer, func() { fmt.Fprintln(m.Stdout, "the policy could be set") })
 	})
-	policy.AddCommand(m.printable(get), m.printable(set), m.printable(check))
+	policy.AddCommand(m.printable(get), m.printable(set), m.printable(check), m.policyAudit())
 	return policy
 }
 

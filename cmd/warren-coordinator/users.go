@@ -17,6 +17,9 @@ func (m *Main) status() *cobra.Command {
 		return m.print(s, func() {
 			fmt.Fprintf(m.Stdout, "network       %s\nversion       %s\nusers         %d\ndevices       %d, %d online\npolicy epoch  %d\n",
 				s.Fingerprint, s.Version, s.Users, s.Devices, s.Online, s.Epoch)
+			if s.Candidate != 0 {
+				fmt.Fprintf(m.Stdout, "candidate     epoch %d, in audit\n", s.Candidate)
+			}
 		})
 	})
 	return m.printable(c)

@@ -166,3 +166,23 @@ func (c *Client) SetPolicy(ctx context.Context, p SetPolicy) (Policy, error) {
 func (c *Client) CheckPolicy(ctx context.Context, text string) (Check, error) {
 	return ask[Check](ctx, c, "POST", "/v1/policy/check", SetPolicy{Text: text})
 }
+
+// Candidate returns the candidate policy.
+func (c *Client) Candidate(ctx context.Context) (Candidate, error) {
+	return ask[Candidate](ctx, c, "GET", "/v1/policy/candidate", nil)
+}
+
+// SetCandidate puts a policy into audit beside the one in force.
+func (c *Client) SetCandidate(ctx context.Context, p SetPolicy) (Candidate, error) {
+	return ask[Candidate](ctx, c, "PUT", "/v1/policy/candidate", p)
+}
+
+// ClearCandidate ends the audit and returns what was in it.
+func (c *Client) ClearCandidate(ctx context.Context) (Candidate, error) {
+	return ask[Candidate](ctx, c, "DELETE", "/v1/policy/candidate", nil)
+}
+
+// PromoteCandidate puts the candidate policy in force.
+func (c *Client) PromoteCandidate(ctx context.Context, p PromoteCandidate) (Policy, error) {
+	return ask[Policy](ctx, c, "POST", "/v1/policy/candidate/promote", p)
+}

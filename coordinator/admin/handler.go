@@ -80,6 +80,10 @@ func NewHandler(cfg Config) *Handler {
 	h.mux.HandleFunc("POST /v1/devices/{name}/remove-routes", answer(h, h.removeRoutes))
 	h.mux.HandleFunc("GET /v1/policy", answer(h, h.policy))
 	h.mux.HandleFunc("PUT /v1/policy", answer(h, h.setPolicy))
+	h.mux.HandleFunc("GET /v1/policy/candidate", answer(h, h.candidate))
+	h.mux.HandleFunc("PUT /v1/policy/candidate", answer(h, h.setCandidate))
+	h.mux.HandleFunc("DELETE /v1/policy/candidate", answer(h, h.clearCandidate))
+	h.mux.HandleFunc("POST /v1/policy/candidate/promote", answer(h, h.promoteCandidate))
 	h.mux.HandleFunc("POST /v1/policy/check", answer(h, h.checkPolicy))
 	return h
 }
@@ -195,6 +199,9 @@ func (h *Handler) status(r *http.Request) (Status, error) {
 	return look(h, r, func(v *View) (Status, error) {
 		s := Status{Version: h.cfg.Version, Fingerprint: v.State.Network().Fingerprint.String(), Epoch: uint64(v.State.Policy().Epoch)}
 		s.Users, s.Devices, _ = v.State.Counts()
+		if c := v.State.Candidate(); c != nil {
+			s.Candidate = uint64(c.Epoch)
+		}
 		for _, d := range v.State.Devices() {
 			if v.Network.Presence(d.ID).Online {
 				s.Online++

@@ -17,6 +17,8 @@ type Status struct {
 	Devices     int    `json:"devices"`
 	Online      int    `json:"online"`
 	Epoch       uint64 `json:"policy_epoch"`
+	// Candidate is the epoch of the candidate policy, 0 for none.
+	Candidate uint64 `json:"candidate_epoch,omitempty"`
 }
 
 // User is a user.
@@ -149,10 +151,29 @@ type Policy struct {
 	Warnings []Problem `json:"warnings,omitempty"`
 }
 
-// SetPolicy is the body of PUT /v1/policy and POST /v1/policy/check.
+// Candidate is the policy that is in audit beside the one in force, or was.
+type Candidate struct {
+	// Epoch counts candidates, apart from policies.
+	Epoch    uint64    `json:"epoch"`
+	Set      time.Time `json:"set"`
+	Text     string    `json:"text"`
+	Warnings []Problem `json:"warnings,omitempty"`
+	// Error is why no device is told of it, for want of users or devices that it
+	// names; empty where they are.
+	Error string `json:"error,omitempty"`
+}
+
+// PromoteCandidate is the body of POST /v1/policy/candidate/promote.
+type PromoteCandidate struct {
+	// IfEpoch refuses where another candidate is in audit by now; 0 does not.
+	IfEpoch uint64 `json:"if_epoch,omitempty"`
+}
+
+// SetPolicy is the body of PUT /v1/policy, PUT /v1/policy/candidate and POST
+// /v1/policy/check.
 type SetPolicy struct {
 	Text string `json:"text"`
-	// IfEpoch refuses the text where another one is in force by now; 0 does
+	// IfEpoch refuses the text where another one is there by now; 0 does
 	// not.
 	IfEpoch uint64 `json:"if_epoch,omitempty"`
 }

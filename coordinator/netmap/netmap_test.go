@@ -258,10 +258,14 @@ func (o *org) check() {
 		if !reflect.DeepEqual(left, right) {
 			o.t.Fatalf("%v has rules\n%+v, not\n%+v", id, left, right)
 		}
+		if (o.state.Candidate() == nil) != (have.Candidate == nil) {
+			o.t.Fatalf("%v has the candidate %x", id, have.Candidate)
+		}
 		if have.Hash() == want.Hash() {
 			continue
 		}
-		if !bytes.Equal(have.Self, want.Self) || !reflect.DeepEqual(have.Peers, want.Peers) || !reflect.DeepEqual(have.Settings, want.Settings) {
+		if !bytes.Equal(have.Self, want.Self) || !reflect.DeepEqual(have.Peers, want.Peers) || !reflect.DeepEqual(have.Settings, want.Settings) ||
+			!bytes.Equal(have.Candidate, want.Candidate) {
 			o.t.Fatalf("%v has\n%+v, not\n%+v", id, have, want)
 		}
 		_ = self
@@ -361,7 +365,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 			o.now = o.now.Add(time.Duration(r.IntN(6*3600)) * time.Second)
 			n := byte(r.IntN(10))
 			id := ident.NodeID(n)
-			switch r.IntN(16) {
+			switch r.IntN(17) {
 			case 0, 1, 2:
 				o.run(registry.RegisterDevice{
 					Machine: ident.MachineKey{n, 1}, NodeKey: ident.NodeKey{byte(r.IntN(12)), 2}, Hostname: fmt.Sprint("h", r.IntN(3)),
@@ -405,6 +409,15 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 				}
 			case 15:
 				o.run(registry.SetTags{Node: id, Tags: []ident.Tag{"tag:db", "tag:web", "tag:x"}[r.IntN(2):][:1+r.IntN(2)]})
+			case 16:
+				switch r.IntN(6) {
+				case 0:
+					o.mustRun(registry.ClearCandidate{})
+				case 1:
+					o.run(registry.PromoteCandidate{})
+				default:
+					o.mustRun(registry.SetCandidate{Text: []string{policyA, policyB, policyC, "{}", policyRoutes}[r.IntN(5)]})
+				}
 			case 12:
 				o.run(registry.AdvertiseRoutes{Node: id, Routes: someRoutes(r)})
 			case 13:

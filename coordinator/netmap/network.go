@@ -60,15 +60,22 @@ type Touch struct{ Viewer, Subject ident.NodeID }
 
 // Network is what the devices of a network are told.
 type Network struct {
-	cfg      Config
-	state    *registry.State
-	policy   *compile.Policy
-	presence map[ident.NodeID]Presence
+	cfg    Config
+	state  *registry.State
+	policy *compile.Policy
+	// candidate is the document in audit, nil for none. It has the same devices
+	// and users, and nobody sees anybody by it.
+	candidate *compile.Policy
+	// candidateError is why the state's candidate does not compile.
+	candidateError error
+	presence       map[ident.NodeID]Presence
 	// issued holds the certificates of the state, verified.
 	issued map[ident.NodeID]*authority.Peer
 	// rules holds signed rules until they change; views are asked for one by
 	// one, so what nobody asks for is not signed.
 	rules map[ident.NodeID][]byte
+	// candidates holds signed candidate rules likewise.
+	candidates map[ident.NodeID][]byte
 	// stale are the devices whose certificate may say what is no longer so.
 	stale map[ident.NodeID]bool
 	// excessive are those whose certificate claims more than is so, as long as
@@ -92,7 +99,7 @@ func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
 	}
 	n := &Network{
 		cfg: cfg, state: state, presence: make(map[ident.NodeID]Presence),
-		issued: make(map[ident.NodeID]*authority.Peer), rules: make(map[ident.NodeID][]byte), stale: make(map[ident.NodeID]bool),
+		issued: make(map[ident.NodeID]*authority.Peer), rules: make(map[ident.NodeID][]byte), candidates: make(map[ident.NodeID][]byte), stale: make(map[ident.NodeID]bool),
 		excessive: make(map[ident.NodeID]bool), withheld: make(map[ident.NodeID]bool),
 	}
 	doc, err := parse(state.Policy().Text)
@@ -105,6 +112,7 @@ func New(cfg Config, state *registry.State, now time.Time) (*Network, error) {
 	for _, d := range n.members() {
 		n.route(d)
 	}
+	n.candidateError = n.setCandidate()
 	verifier, err := authority.New(cfg.Genesis, ident.NodeKey{}, authority.State{})
 	if err != nil {
 		return nil, fmt.Errorf("netmap: %w", err)
@@ -225,6 +233,7 @@ func (n *Network) reroute(t *toucher) {
 		described := node(d)
 		described.Routes = n.routes(d)
 		t.whole(n.policy.SetNode(described))
+		n.describeToCandidate(described, t)
 		n.stale[d.ID] = true
 	}
 }
@@ -249,6 +258,9 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 	touched := toucher{n: n}
 	if len(c.Users) > 0 {
 		touched.whole(n.policy.SetUsers(n.users()))
+		if n.candidate != nil {
+			touched.outlook(n.candidate.SetUsers(n.users()))
+		}
 	}
 	for _, u := range c.Users {
 		n.handleSuspension(&u, &touched)
@@ -264,20 +276,30 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 			return touched.list, err
 		}
 	}
-	if c.Policy == nil {
-		return touched.list, nil
+	if c.Policy != nil {
+		if err := n.setPolicy(c.Policy, &touched); err != nil {
+			return touched.list, err
+		}
 	}
-	doc, err := parse(c.Policy.Text)
-	if err != nil {
-		return touched.list, err
+	if c.Candidate != nil {
+		n.candidateError = n.setCandidate()
+		touched.whole(n.policy.Nodes())
 	}
-	changed, err := n.policy.SetDocument(doc, c.Policy.Epoch)
-	if err != nil {
-		return touched.list, refused(err)
-	}
-	touched.whole(changed)
-	n.reroute(&touched)
 	return touched.list, nil
+}
+
+func (n *Network) setPolicy(p *registry.Policy, t *toucher) error {
+	doc, err := parse(p.Text)
+	if err != nil {
+		return err
+	}
+	changed, err := n.policy.SetDocument(doc, p.Epoch)
+	if err != nil {
+		return refused(err)
+	}
+	t.whole(changed)
+	n.reroute(t)
+	return nil
 }
 
 // handleSuspension takes the devices of a user out who is suspended, and back
@@ -297,9 +319,13 @@ func (n *Network) handleSuspension(u *registry.User, t *toucher) {
 // remove forgets a device that is no member any more.
 func (n *Network) remove(id ident.NodeID, t *toucher) {
 	t.whole(n.policy.RemoveNode(id))
+	if n.candidate != nil {
+		n.candidate.RemoveNode(id) // whoever saw the device is touched by that
+	}
 	delete(n.presence, id)
 	delete(n.issued, id)
 	delete(n.rules, id)
+	delete(n.candidates, id)
 	delete(n.stale, id)
 	delete(n.excessive, id)
 	delete(n.withheld, id)
@@ -316,6 +342,7 @@ func (n *Network) set(d *registry.Device, t *toucher) {
 	if described.Routes = n.routes(d); !slices.Equal(described.Routes, n.heldRoutes(d.ID)) {
 		t.whole(n.policy.SetNode(described))
 	}
+	n.describeToCandidate(described, t)
 }
 
 // heldRoutes returns what the policy believes that the device routes.
@@ -337,6 +364,7 @@ type toucher struct {
 func (t *toucher) whole(ids []ident.NodeID) {
 	for _, id := range ids {
 		delete(t.n.rules, id)
+		delete(t.n.candidates, id)
 		if t.n.member(id) != nil {
 			t.n.stale[id] = true
 		}

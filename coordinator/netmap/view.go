@@ -24,7 +24,8 @@ func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 	}
 	m := &wire.Map{
 		Self: own.Signed(), Rules: rules, Peers: make(map[ident.NodeID]wire.Peer),
-		Settings: wire.Settings{Relays: n.cfg.Relays, STUN: n.cfg.STUN},
+		Candidate: n.signedCandidate(id),
+		Settings:  wire.Settings{Relays: n.cfg.Relays, STUN: n.cfg.STUN},
 	}
 	owners := make(map[ident.UserID]bool)
 	owners[own.Identity().Owner] = true

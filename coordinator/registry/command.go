@@ -124,6 +124,26 @@ type SetPolicy struct {
 	If ruleset.Epoch
 }
 
+// SetCandidate puts a document into audit beside the policy, in place of the one
+// that is there. As with SetPolicy, only the text's form is checked here.
+type SetCandidate struct {
+	Text string
+	// If is the candidate's epoch that the text replaces; another one is
+	// ErrConflict. Zero replaces whatever there is.
+	If ruleset.Epoch
+}
+
+// ClearCandidate ends the audit of the candidate. Without one it changes
+// nothing.
+type ClearCandidate struct{}
+
+// PromoteCandidate makes the candidate the policy, and ends its audit.
+type PromoteCandidate struct {
+	// If is the candidate's epoch; another one is ErrConflict. Zero promotes
+	// whatever there is.
+	If ruleset.Epoch
+}
+
 // RenewCertificates records newly signed certificates before anyone is told of
 // them. Their serials follow the last one used, without gaps.
 type RenewCertificates struct{ Certificates []Certificate }
@@ -144,6 +164,9 @@ func (AdvertiseRoutes) command()   {}
 func (ApproveRoutes) command()     {}
 func (RemoveRoutes) command()      {}
 func (SetPolicy) command()         {}
+func (SetCandidate) command()      {}
+func (ClearCandidate) command()    {}
+func (PromoteCandidate) command()  {}
 func (RenewCertificates) command() {}
 
 // Result is what a command made, as far as its kind says so.
@@ -151,7 +174,10 @@ type Result struct {
 	User   *User   // CreateUser, SuspendUser, ResumeUser
 	Key    *Key    // CreateKey, RevokeKey, and RevokeDevice where it revoked one
 	Device *Device // RegisterDevice, RotateNodeKey, SetTags, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
-	Policy *Policy // SetPolicy
+	Policy *Policy // SetPolicy, PromoteCandidate
+	// Candidate is that of SetCandidate, and of ClearCandidate the one that was;
+	// nil for none.
+	Candidate *Policy
 	// Revoked are the node keys that are no longer members': of devices
 	// revoked, logged out, removed or suspended, and those that were rotated
 	// away.

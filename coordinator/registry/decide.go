@@ -74,6 +74,12 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 		d.removeExpired(c)
 	case SetPolicy:
 		err = d.setPolicy(c)
+	case SetCandidate:
+		err = d.setCandidate(c)
+	case ClearCandidate:
+		d.clearCandidate()
+	case PromoteCandidate:
+		err = d.promoteCandidate(c)
 	case RenewCertificates:
 		err = d.renewCertificates(c)
 	default:

@@ -109,7 +109,7 @@ type Revocation struct {
 	Revoked time.Time
 }
 
-// Policy is one version of the policy's text.
+// Policy is one version of the policy's text, or of that of the candidate.
 type Policy struct {
 	// Epoch counts the versions, the first is 1.
 	Epoch ruleset.Epoch
@@ -149,7 +149,10 @@ type Changes struct {
 	Revocations  []Revocation
 	Certificates []Certificate
 	Policy       *Policy
-	Counters     Counters
+	// Candidate is the document in audit beside the policy. Its epochs are its
+	// own; an empty Text says that there is none any more.
+	Candidate *Policy
+	Counters  Counters
 	// Audit tells of the changes; nil only where nothing changes.
 	Audit *audit.Entry
 }

@@ -419,6 +419,10 @@ func TestCommandsRefuse(t *testing.T) {
 		{RotateNodeKey{Node: 1, NodeKey: ident.NodeKey{2, 2}}, ErrKeyInUse},
 		{RotateNodeKey{Node: 1, NodeKey: ident.NodeKey{3, 2}}, ErrRevoked},
 		{SetPolicy{Text: "{}", If: 4}, ErrConflict},
+		{SetCandidate{Text: "{}", If: 4}, ErrConflict},
+		{SetCandidate{}, ErrInvalid},
+		{SetCandidate{Text: strings.Repeat(" ", MaxPolicy+1)}, ErrInvalid},
+		{PromoteCandidate{}, ErrNotFound},
 		{SetPolicy{Text: strings.Repeat(" ", MaxPolicy+1)}, ErrInvalid},
 		{RenewCertificates{[]Certificate{{Node: 1, Serial: 2, Signed: []byte{1}}}}, ErrConflict},
 		{RenewCertificates{[]Certificate{{Node: 9, Serial: 1, Signed: []byte{1}}}}, ErrNotFound},
@@ -538,7 +542,7 @@ func TestRandomCommands(t *testing.T) {
 		for range 300 {
 			now = now.Add(time.Duration(r.IntN(60)) * time.Second)
 			var cmd Command
-			switch n := byte(r.IntN(20)); r.IntN(10) {
+			switch n := byte(r.IntN(20)); r.IntN(11) {
 			case 0, 1:
 				c := register(n, []string{"once", "many", "bobs", "db"}[r.IntN(4)])
 				c.NodeKey = ident.NodeKey{byte(r.IntN(20)), 2}
@@ -568,6 +572,8 @@ func TestRandomCommands(t *testing.T) {
 				if r.IntN(3) == 0 {
 					cmd = SuspendUser{"alice@example.com"}
 				}
+			case 10:
+				cmd = []Command{SetCandidate{Text: fmt.Sprint(r.IntN(3))}, ClearCandidate{}, PromoteCandidate{}}[r.IntN(3)]
 			case 9:
 				cmd = SetTags{Node: ident.NodeID(n), Tags: manyTags(r.IntN(4))}
 			}

@@ -21,6 +21,8 @@ type State struct {
 	network  Network
 	counters Counters
 	policy   *Policy
+	// candidate is never nil; its Text is empty where there is none.
+	candidate *Policy
 
 	users    map[ident.UserID]*User
 	byLogin  map[string]ident.UserID
@@ -39,7 +41,7 @@ type State struct {
 // NewState returns the state of a network in which nothing is registered.
 func NewState(network Network) *State {
 	return &State{
-		network: network, policy: &Policy{},
+		network: network, policy: &Policy{}, candidate: &Policy{},
 		users: make(map[ident.UserID]*User), byLogin: make(map[string]ident.UserID), keys: make(map[string]*Key),
 		devices: make(map[ident.NodeID]*Device), certs: make(map[ident.NodeID]*Certificate),
 		byMach: make(map[ident.MachineKey]ident.NodeID), byKey: make(map[ident.NodeKey]ident.NodeID),
@@ -90,6 +92,10 @@ func (s *State) Apply(c *Changes) {
 		p := *c.Policy
 		s.policy = &p
 	}
+	if c.Candidate != nil {
+		p := *c.Candidate
+		s.candidate = &p
+	}
 	s.counters = s.counters.max(c.Counters)
 }
 
@@ -126,6 +132,15 @@ func (s *State) Counters() Counters { return s.counters }
 
 // Policy returns the policy in force.
 func (s *State) Policy() *Policy { return s.policy }
+
+// Candidate returns the document in audit beside the policy, nil where there is
+// none.
+func (s *State) Candidate() *Policy {
+	if s.candidate.Text == "" {
+		return nil
+	}
+	return s.candidate
+}
 
 // User returns the user with the id, nil where there is none.
 func (s *State) User(id ident.UserID) *User { return s.users[id] }
@@ -203,7 +218,7 @@ func (s *State) Counts() (users, devices, keys int) {
 // Export returns the changes that turn an empty state into this one, in
 // ascending order of everything. Two states are equal where these are.
 func (s *State) Export() Changes {
-	c := Changes{Counters: s.counters, Policy: s.policy}
+	c := Changes{Counters: s.counters, Policy: s.policy, Candidate: s.candidate}
 	for _, u := range s.Users() {
 		c.Users = append(c.Users, *u)
 	}

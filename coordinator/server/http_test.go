@@ -298,6 +298,33 @@ func TestAdministrator(t *testing.T) {
 	if p, err := c.Policy(ctx); err != nil || p.Text != everyone {
 		t.Errorf("%+v, %v", p, err)
 	}
+	for _, ask := range []func() error{
+		func() error { _, err := c.Candidate(ctx); return err },
+		func() error { _, err := c.ClearCandidate(ctx); return err },
+		func() error { _, err := c.PromoteCandidate(ctx, admin.PromoteCandidate{}); return err },
+	} {
+		if err := ask(); code(err) != admin.CodeNotFound {
+			t.Errorf("without a candidate: %v", err)
+		}
+	}
+	if _, err := c.SetCandidate(ctx, admin.SetPolicy{Text: "{"}); code(err) != admin.CodeInvalid {
+		t.Error(err)
+	}
+	if p, err := c.SetCandidate(ctx, admin.SetPolicy{Text: alicesOnly}); err != nil || p.Epoch != 1 || p.Text != alicesOnly {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if p, err := c.Candidate(ctx); err != nil || p.Text != alicesOnly || p.Error != "" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if s, err := c.Status(ctx); err != nil || s.Candidate != 1 || s.Epoch != 2 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := c.PromoteCandidate(ctx, admin.PromoteCandidate{IfEpoch: 7}); code(err) != admin.CodeConflict {
+		t.Error(err)
+	}
+	if p, err := c.ClearCandidate(ctx); err != nil || p.Text != alicesOnly {
+		t.Errorf("%+v, %v", p, err)
+	}
 	status, err := c.Status(ctx)
 	if err != nil || status.Fingerprint != s.Fingerprint().String() || status.Users != 1 || status.Epoch != 2 {
 		t.Errorf("%+v, %v", status, err)

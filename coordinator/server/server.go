@@ -129,6 +129,9 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.network.CandidateError(); err != nil {
+		cfg.Logger.Error("the candidate policy does not compile; no device is told of it", "error", err)
+	}
 	s.members = newMembers(s.genesis, s.state)
 	if s.state.Policy().Epoch == 0 {
 		if _, err := s.execute(ctx, "coordinator", registry.SetPolicy{Text: firstPolicy}); err != nil {

@@ -53,6 +53,9 @@ func (db *DB) Commit(ctx context.Context, c *registry.Changes, head audit.Head) 
 		if p := c.Policy; p != nil {
 			w.exec("INSERT INTO policies VALUES (?, ?, ?)", uint64(p.Epoch), p.Text, millis(p.Set))
 		}
+		if p := c.Candidate; p != nil {
+			w.exec("INSERT INTO candidates VALUES (?, ?, ?)", uint64(p.Epoch), p.Text, millis(p.Set))
+		}
 		w.exec("UPDATE counters SET user = ?, node = ?, serial = ?, host = ?",
 			uint64(c.Counters.User), uint64(c.Counters.Node), c.Counters.Serial, c.Counters.Host)
 		w.exec("INSERT INTO audit VALUES (?, ?, ?)", record.Index, record.Entry, record.Hash[:])

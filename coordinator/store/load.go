@@ -50,7 +50,8 @@ func (db *DB) Load(ctx context.Context, network registry.Network) (*registry.Sta
 	c := registry.Changes{}
 	r.counters(&c.Counters)
 	c.Users, c.Keys, c.Devices = r.users(), r.keys(), r.devices()
-	c.Revocations, c.Certificates, c.Policy = r.revocations(), r.certificates(), r.policy()
+	c.Revocations, c.Certificates, c.Policy = r.revocations(), r.certificates(), r.policy("policies")
+	c.Candidate = r.policy("candidates")
 	head := r.head()
 	if r.err != nil {
 		return nil, audit.Head{}, fmt.Errorf("store: reading: %w", sort(r.err))
@@ -216,8 +217,9 @@ func (r *reader) certificates() (out []registry.Certificate) {
 	return out
 }
 
-func (r *reader) policy() (out *registry.Policy) {
-	r.each("SELECT epoch, text, set_at FROM policies ORDER BY epoch DESC LIMIT 1", func(rows *sql.Rows) error {
+// policy returns the newest text of a table of policies or candidates.
+func (r *reader) policy(table string) (out *registry.Policy) {
+	r.each("SELECT epoch, text, set_at FROM "+table+" ORDER BY epoch DESC LIMIT 1", func(rows *sql.Rows) error {
 		var epoch uint64
 		var set int64
 		out = &registry.Policy{}

@@ -164,7 +164,13 @@ func TestDiskFollowsMemory(t *testing.T) {
 			}
 		case 9:
 			cmd = registry.SetTags{Node: ident.NodeID(n), Tags: []ident.Tag{"tag:y"}}
-			switch r.IntN(6) {
+			switch r.IntN(9) {
+			case 6:
+				cmd = registry.SetCandidate{Text: fmt.Sprint("{}", r.IntN(3))}
+			case 7:
+				cmd = registry.ClearCandidate{}
+			case 8:
+				cmd = registry.PromoteCandidate{}
 			case 0:
 				cmd = registry.SuspendUser{Login: "alice@example.com"}
 			case 1, 2:
