@@ -37,7 +37,9 @@ func samples() []Message {
 		full[i] = netip.AddrPortFrom(v6.Addr(), uint16(i+1))
 	}
 	return []Message{
-		Ping{TxID{1, 2, 3}, 1 << 63, 7},
+		Ping{TxID{1, 2, 3}, 1 << 63, 7, 0},
+		Ping{TxID{1, 2, 3}, 1 << 63, 7, 1},
+		Ping{TxID{1, 2, 3}, 1 << 63, 7, MaxPadding},
 		Pong{TxID{4}, v4},
 		Pong{TxID{4}, v6},
 		Pong{TxID: TxID{4}}, // over a relay
@@ -81,6 +83,29 @@ func TestPongNotLongerThanPing(t *testing.T) {
 		if err != nil || len(packet) != PingSize {
 			t.Errorf("%#v has %d bytes, want %d (%v)", m, len(packet), PingSize, err)
 		}
+	}
+}
+
+// TestPaddingIsAuthentic: a padded ping that lost its end on the way is no ping,
+// or it would prove that the path carries what it cut off.
+func TestPaddingIsAuthentic(t *testing.T) {
+	sealer, _ := pair(t, 1, 2)
+	_, opener := pair(t, 2, 1)
+	const padding = 1300
+	packet, err := sealer.Seal(nil, Ping{TxID: TxID{1}, Padding: padding}, rand.NewChaCha8([32]byte{1}))
+	if err != nil || len(packet) != PingSize+padding || !Is(packet) {
+		t.Fatalf("%d bytes, want %d (%v)", len(packet), PingSize+padding, err)
+	}
+	if _, err := opener.Open(packet); err != nil {
+		t.Fatal(err)
+	}
+	for _, cut := range []int{1, 16, padding, padding + 1} {
+		if m, err := opener.Open(packet[:len(packet)-cut]); !errors.Is(err, ErrForged) {
+			t.Errorf("%d bytes cut off: %#v, %v", cut, m, err)
+		}
+	}
+	if Is(append(packet, make([]byte, MaxSize)...)) {
+		t.Error("longer than any ping, and taken for one")
 	}
 }
 
@@ -147,6 +172,8 @@ func TestSealRefuses(t *testing.T) {
 	rng := rand.NewChaCha8([32]byte{1})
 	sealer, _ := pair(t, 1, 2)
 	for _, m := range []Message{
+		Ping{Padding: -1},
+		Ping{Padding: MaxPadding + 1},
 		Pong{Observed: netip.MustParseAddrPort("1.2.3.4:0")},
 		Pong{Observed: netip.MustParseAddrPort("[fe80::1%eth0]:1")},
 		Pong{Observed: netip.MustParseAddrPort("224.0.0.1:1")},

@@ -23,8 +23,10 @@
 // map; to others it is a constant pseudonym of the pair and direction. Magic
 // and tag are authenticated with the box.
 //
-// A Ping is as long as the Pong that answers it: whoever replays pings with a
-// forged source gains nothing (no amplification).
+// A Ping is at least as long as the Pong that answers it: whoever replays pings
+// with a forged source gains nothing (no amplification). Padding is zeros inside
+// the box, so that nobody on the way can shorten a ping and have it prove more
+// than it did.
 //
 // # Replay
 //

@@ -29,6 +29,10 @@ type Ping struct {
 	// receiver, and Seq counts its pings from 1. Together they never repeat.
 	Session uint64
 	Seq     uint64
+	// Padding is how many zero bytes make the message longer, at most
+	// MaxPadding: a ping of a given length that is answered proves that the path
+	// carries packets as long as that.
+	Padding int
 }
 
 // Pong answers a Ping.
@@ -66,13 +70,20 @@ const (
 	plainSize = 1 + len(TxID{}) + addrPortSize + 1
 )
 
+// MaxPadding makes a ping that fills a jumbo Ethernet frame of 9000 bytes over
+// IPv4. Nodes of versions before padding ignore padded pings.
+const MaxPadding = 9000 - 20 - 8 - PingSize
+
 func (m Ping) appendTo(dst []byte) ([]byte, error) {
+	if m.Padding < 0 || m.Padding > MaxPadding {
+		return nil, fmt.Errorf("%w: %d bytes of padding, at most %d", ErrMalformed, m.Padding, MaxPadding)
+	}
 	start := len(dst)
 	dst = append(dst, kindPing)
 	dst = append(dst, m.TxID[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, m.Session)
 	dst = binary.BigEndian.AppendUint64(dst, m.Seq)
-	return pad(dst, start), nil
+	return append(pad(dst, start), make([]byte, m.Padding)...), nil
 }
 
 func (m Pong) appendTo(dst []byte) ([]byte, error) {
@@ -144,13 +155,14 @@ func parseMessage(b []byte) (Message, error) {
 	}
 	switch b[0] {
 	case kindPing:
-		if len(b) != plainSize || !allZero(b[29:]) {
+		if len(b) < plainSize || len(b) > plainSize+MaxPadding || !allZero(b[29:]) {
 			return nil, fmt.Errorf("%w: ping", ErrMalformed)
 		}
 		return Ping{
 			TxID:    TxID(b[1:13]),
 			Session: binary.BigEndian.Uint64(b[13:]),
 			Seq:     binary.BigEndian.Uint64(b[21:]),
+			Padding: len(b) - plainSize,
 		}, nil
 	case kindPong:
 		if len(b) != plainSize || !allZero(b[31:]) {

@@ -30,10 +30,15 @@ const (
 	headerSize = len(magic) + len(Tag{}) + chacha20poly1305.NonceSizeX
 	overhead   = headerSize + chacha20poly1305.Overhead
 
-	// PingSize is the length of a sealed Ping and of a sealed Pong.
+	// PingSize is the length of a sealed Ping without padding and of a sealed
+	// Pong.
 	PingSize = overhead + plainSize
-	// MaxSize is the length of the longest sealed message.
-	MaxSize = overhead + 2 + MaxEndpoints*addrPortSize
+	// MaxSize is the length of the longest sealed message: a Ping with the most
+	// padding.
+	MaxSize = PingSize + MaxPadding
+
+	// usualSize is the length of the longest plain message without padding.
+	usualSize = 2 + MaxEndpoints*addrPortSize
 )
 
 // Sealer seals messages of this node for one peer.
@@ -86,7 +91,7 @@ func (s *Sealer) Seal(dst []byte, m Message, rand io.Reader) ([]byte, error) {
 	if _, err := io.ReadFull(rand, nonce); err != nil {
 		return nil, fmt.Errorf("disco: drawing a nonce: %w", err)
 	}
-	plain, err := m.appendTo(make([]byte, 0, MaxSize))
+	plain, err := m.appendTo(make([]byte, 0, usualSize))
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +113,7 @@ func (o *Opener) Open(packet []byte) (Message, error) {
 		return nil, ErrForged
 	}
 	nonce := packet[len(magic)+len(Tag{}) : headerSize]
-	var buf [MaxSize]byte
+	var buf [usualSize]byte
 	plain, err := o.aead.Open(buf[:0], nonce, packet[headerSize:], packet[:len(magic)+len(Tag{})])
 	if err != nil {
 		return nil, ErrForged
