@@ -10,8 +10,9 @@
 //
 // The builders write into a slice of the caller's: AppendReject answers a
 // refused packet, AppendReset and AppendProhibited end a flow without having
-// one of its packets, AppendEchoRequest makes a ping, SetMTU raises the value
-// of a "packet too big".
+// one of its packets, AppendEchoRequest makes a ping, AppendTooBig refuses what is
+// too long for its path, SetMTU raises the value of a "packet too big", ClampMSS
+// lowers what a TCP connection is opened with.
 //
 // The package is pure and holds no state. Slices that are handed in are not
 // kept.

@@ -111,14 +111,25 @@ func AppendProhibited(dst []byte, t Tuple) []byte {
 }
 
 func appendProhibited(dst []byte, source, destination Address, quote []byte) []byte {
-	protocol, limit, header := ICMP, maxError4-header4-headerICMP, [2]byte{3, 13}
+	header := [2]byte{3, 13}
 	if !source.Is4() {
-		protocol, limit, header = ICMPv6, maxError6-header6-headerICMP, [2]byte{1, 1}
+		header = [2]byte{1, 1}
+	}
+	return appendError(dst, source, destination, header, 0, quote)
+}
+
+// appendError appends an ICMP error with type and code header, the given second
+// word, and as much of quote as may be sent back.
+func appendError(dst []byte, source, destination Address, header [2]byte, word uint32, quote []byte) []byte {
+	protocol, limit := ICMP, maxError4-header4-headerICMP
+	if !source.Is4() {
+		protocol, limit = ICMPv6, maxError6-header6-headerICMP
 	}
 	quote = quote[:min(len(quote), limit)]
 	dst = appendIP(dst, source, destination, protocol, headerICMP+len(quote))
 	start := len(dst)
-	dst = append(dst, header[0], header[1], 0, 0, 0, 0, 0, 0)
+	dst = append(dst, header[0], header[1], 0, 0)
+	dst = binary.BigEndian.AppendUint32(dst, word)
 	dst = append(dst, quote...)
 	binary.BigEndian.PutUint16(dst[start+2:], transportChecksum(source, destination, protocol, dst[start:]))
 	return dst
