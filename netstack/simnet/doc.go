@@ -16,7 +16,7 @@
 // A Segment is a stretch of network in which every host reaches every other: the
 // internet itself, or a LAN behind a Router. A packet for an address that is not
 // in its segment goes to the segment's router, which translates IPv4 (RFC 4787)
-// and passes IPv6, and IPv4 that is routed, through a stateful firewall. The tunnel's own
-// MTU is not modelled. Streams are not lost packet by packet: a cut stalls them,
-// as TCP would stall, until it heals.
+// and passes IPv6, and IPv4 that is routed, through a stateful firewall. Links can
+// have an MTU, and swallow what is longer. Streams are not lost packet by packet: a
+// cut stalls them, as TCP would stall, until it heals.
 package simnet

@@ -27,6 +27,14 @@ type Path struct {
 type Packet struct {
 	From, To netip.AddrPort
 	Payload  []byte
+	// Fragmented says that the packet goes in fragments through links that it is
+	// too long for.
+	Fragmented bool
+}
+
+// fits reports whether the packet passes a link with an MTU.
+func (p *Packet) fits(mtu int) bool {
+	return p.Fragmented || !tooLong(len(p.Payload), p.To.Addr(), mtu)
 }
 
 // Delivery is a packet that reached a host.
@@ -40,6 +48,7 @@ type Stats struct {
 	Sent, Delivered, Lost, Duplicated, Corrupted uint64
 	Unroutable                                   uint64 // no host or router with the address
 	Filtered                                     uint64 // stopped by a NAT, firewall, cut or blocked host
+	TooLong                                      uint64 // longer than the MTU of a link
 }
 
 // Network is the pure simulation. It is not safe for concurrent use.
@@ -47,6 +56,7 @@ type Network struct {
 	rand     *rand.Rand
 	internet *Segment
 	path     Path
+	mtu      int
 	queue    queue
 	order    uint64
 	arrived  []Delivery
@@ -96,6 +106,7 @@ type Router struct {
 	prefixes        []netip.Prefix
 	blockUDP        bool
 	blockTCP        bool
+	mtu             int
 }
 
 // Host is a machine.
@@ -105,6 +116,7 @@ type Host struct {
 	segment *Segment
 	addrs   []netip.Addr
 	path    Path // added to the network's
+	mtu     int
 	down    bool
 	world   *hostWorld
 	// unrouted hosts have no default route: they reach their own segment only.
@@ -270,12 +282,17 @@ func (h *Host) source(to netip.Addr) (netip.Addr, bool) {
 // Send sends a packet from a host's port. The payload is copied. It reports
 // whether the host has an address of the destination's family.
 func (n *Network) Send(h *Host, port uint16, to netip.AddrPort, payload []byte, now time.Time) bool {
+	return n.send(h, port, Packet{To: to, Payload: payload}, now)
+}
+
+func (n *Network) send(h *Host, port uint16, p Packet, now time.Time) bool {
+	to := p.To
 	src, ok := h.source(to.Addr())
 	if !ok {
 		return false
 	}
 	n.stats.Sent++
-	p := Packet{netip.AddrPortFrom(src, port), to, append([]byte(nil), payload...)}
+	p.From, p.Payload = netip.AddrPortFrom(src, port), append([]byte(nil), p.Payload...)
 	if h.down {
 		n.stats.Filtered++
 		return true
@@ -292,9 +309,16 @@ func (n *Network) Send(h *Host, port uint16, to netip.AddrPort, payload []byte, 
 	case fateFiltered:
 		n.stats.Filtered++
 		return true
+	case fateTooLong:
+		n.stats.TooLong++
+		return true
 	}
 	if n.cut[[2]*Host{h, dst}] {
 		n.stats.Filtered++
+		return true
+	}
+	if !p.fits(h.mtu) || !p.fits(dst.mtu) || (hops > 0 || h.segment == n.internet) && !p.fits(n.mtu) {
+		n.stats.TooLong++
 		return true
 	}
 	n.launch(h, dst, p, hops, now)
@@ -346,6 +370,7 @@ const (
 	fateArrives fate = iota
 	fateUnroutable
 	fateFiltered
+	fateTooLong
 )
 
 // maxHops bounds the routers on a way; more is a loop in the test's topology.
@@ -402,6 +427,9 @@ func (n *Network) local(s *Segment, p Packet, now time.Time, hops int) (dst *Hos
 }
 
 func (n *Network) outbound(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
+	if !p.fits(r.mtu) {
+		return nil, p, hops, fateTooLong
+	}
 	if !r.translates(p.From.Addr()) {
 		r.firewall.out(p.From, p.To, now)
 		return n.route(r.outside, p, now, hops+1)
@@ -423,6 +451,9 @@ func (n *Network) inbound(r *Router, p Packet, now time.Time, hops int) (*Host, 
 	if r.blockUDP {
 		return nil, p, hops, fateFiltered
 	}
+	if !p.fits(r.mtu) {
+		return nil, p, hops, fateTooLong
+	}
 	inside, ok := r.nat.in(p.To.Port(), p.From, now)
 	if !ok {
 		return nil, p, hops, fateFiltered
@@ -435,6 +466,9 @@ func (n *Network) inbound(r *Router, p Packet, now time.Time, hops int) (*Host, 
 func (n *Network) pass(r *Router, p Packet, now time.Time, hops int) (*Host, Packet, int, fate) {
 	if r.blockUDP || !r.firewall.passes(p.To, p.From, now) {
 		return nil, p, hops, fateFiltered
+	}
+	if !p.fits(r.mtu) {
+		return nil, p, hops, fateTooLong
 	}
 	return n.deliver(r, p, now, hops)
 }

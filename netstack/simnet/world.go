@@ -140,7 +140,13 @@ func (c *conn) Readers() []sock.Reader {
 	return []sock.Reader{c.readers[0], c.readers[1]}
 }
 
-func (c *conn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+func (c *conn) WriteBatch(bufs [][]byte, to netip.AddrPort) error { return c.write(bufs, to, false) }
+
+func (c *conn) WriteFragmented(bufs [][]byte, to netip.AddrPort) error {
+	return c.write(bufs, to, true)
+}
+
+func (c *conn) write(bufs [][]byte, to netip.AddrPort, fragmented bool) error {
 	select {
 	case <-c.closed:
 		return net.ErrClosed
@@ -151,7 +157,8 @@ func (c *conn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
 	defer w.mu.Unlock()
 	now := time.Now()
 	for _, b := range bufs {
-		if !w.network.Send(c.host, c.port, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), b, now) {
+		p := Packet{To: netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), Payload: b, Fragmented: fragmented}
+		if !w.network.send(c.host, c.port, p, now) {
 			return sock.ErrNoFamily
 		}
 	}

@@ -19,6 +19,10 @@ var (
 	// ErrPortInUse is returned by Listen when Config.Port is taken by another
 	// program in one of the families.
 	ErrPortInUse = errors.New("sock: UDP port is in use by another program")
+
+	// ErrTooLong is wrapped by errors of Conn.WriteBatch about a datagram that
+	// is longer than this host's interface carries whole.
+	ErrTooLong = errors.New("sock: datagram is too long for the interface")
 )
 
 // A Conn is one UDP port, open for IPv4, IPv6 or both. All methods may be
@@ -40,7 +44,15 @@ type Conn interface {
 	// operating system, in which case datagrams from some index on were not
 	// sent. Datagrams may always be lost; retrying is the business of the
 	// protocol above.
+	//
+	// Where DontFragment says so, a datagram is sent whole or not at all: neither
+	// this host nor a router makes fragments of it. Where some are too long for
+	// this host's interface, the error wraps ErrTooLong, and all others were sent.
 	WriteBatch(bufs [][]byte, to netip.AddrPort) error
+
+	// WriteFragmented is WriteBatch for datagrams that are too long for their
+	// path and must go all the same: they may be fragmented. It is slow.
+	WriteFragmented(bufs [][]byte, to netip.AddrPort) error
 
 	// LocalPort returns the UDP port, the same in both families.
 	LocalPort() uint16

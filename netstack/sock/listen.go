@@ -139,6 +139,15 @@ func (c *udpConn) BatchSize() int { return batchSize }
 
 // WriteBatch implements Conn.
 func (c *udpConn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+	return c.write(bufs, to, (*socket).writeBatch)
+}
+
+// WriteFragmented implements Conn.
+func (c *udpConn) WriteFragmented(bufs [][]byte, to netip.AddrPort) error {
+	return c.write(bufs, to, (*socket).writeFragmented)
+}
+
+func (c *udpConn) write(bufs [][]byte, to netip.AddrPort, write func(*socket, [][]byte, netip.AddrPort) error) error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
@@ -150,7 +159,7 @@ func (c *udpConn) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
 	if s == nil || !addr.IsValid() {
 		return fmt.Errorf("%w: sending to %s", ErrNoFamily, to)
 	}
-	err := s.writeBatch(bufs, netip.AddrPortFrom(addr, to.Port()))
+	err := write(s, bufs, netip.AddrPortFrom(addr, to.Port()))
 	if err != nil && c.closed.Load() {
 		return net.ErrClosed
 	}

@@ -2,6 +2,7 @@ package sock
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"runtime"
 	"syscall"
@@ -75,9 +76,10 @@ func TestOtherErrorsAreReported(t *testing.T) {
 	}
 }
 
-// TestSmallPathMTU sends segments that do not fit the path's MTU: the kernel
-// refuses to segment into such sizes, and fragments the single datagrams.
-func TestSmallPathMTU(t *testing.T) {
+// TestSmallMTU sends datagrams that do not fit the interface: the kernel refuses
+// them, in segments and alone, and takes the others. Where they may be
+// fragmented, they arrive.
+func TestSmallMTU(t *testing.T) {
 	runtime.LockOSThread() // and never unlock: the thread ends with its namespace
 	ns, err := netns.New()
 	if err != nil {
@@ -96,14 +98,39 @@ func TestSmallPathMTU(t *testing.T) {
 	}
 	a, b := listen(t, Config{}), listen(t, Config{})
 	bufs := pattern(20, 1400)
-	if err := a.WriteBatch(bufs, netip.AddrPortFrom(loopback4, b.LocalPort())); err != nil {
-		t.Fatal(err)
+	for i := range 10 {
+		bufs[2*i] = bufs[2*i][:1200]
 	}
-	got, _ := receive(t, b.Readers()[0], b, newInbox(128, 2000), len(bufs))
-	for i := range bufs {
-		if !bytes.Equal(got[i], bufs[i]) {
-			t.Fatalf("datagram %d differs", i)
+	check := func(reader int, want [][]byte) {
+		t.Helper()
+		got, _ := receive(t, b.Readers()[reader], b, newInbox(128, 2000), len(want))
+		for i := range want {
+			if !bytes.Equal(got[i], want[i]) {
+				t.Fatalf("datagram %d differs", i)
+			}
 		}
+	}
+	for reader, ip := range []netip.Addr{loopback4, netip.IPv6Loopback()} {
+		if reader == len(b.Readers()) {
+			t.Log("no IPv6 here")
+			break
+		}
+		to := netip.AddrPortFrom(ip, b.LocalPort())
+		if err := a.WriteBatch(bufs, to); !errors.Is(err, ErrTooLong) {
+			t.Fatalf("%v: datagrams longer than the interface carries: %v", ip, err)
+		}
+		if err := a.WriteBatch(pattern(20, 1400), to); !errors.Is(err, ErrTooLong) {
+			t.Fatalf("%v: segments longer than the interface carries: %v", ip, err)
+		}
+		var short [][]byte
+		for i := range 10 {
+			short = append(short, bufs[2*i])
+		}
+		check(reader, short)
+		if err := a.WriteFragmented(bufs, to); err != nil {
+			t.Fatal(err)
+		}
+		check(reader, bufs)
 	}
 }
 

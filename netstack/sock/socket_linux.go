@@ -34,6 +34,10 @@ type socket struct {
 
 	mu   sync.Mutex // protects mark
 	mark uint32
+
+	// fragmenting is held by whoever has the kernel fragment datagrams, and for
+	// reading by all others that send.
+	fragmenting sync.RWMutex
 }
 
 // controlSocket sets the options that must stand before bind. All are
@@ -57,6 +61,9 @@ func newSocket(conn *net.UDPConn, disableOffload bool) (*socket, error) {
 		return nil, err
 	}
 	s := &socket{conn: conn, raw: raw, is6: conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().Is6()}
+	if err := s.setFragmentation(false); err != nil {
+		return nil, err
+	}
 	if disableOffload {
 		return s, nil
 	}

@@ -47,6 +47,14 @@ func (s *socket) writeBatch(bufs [][]byte, to netip.AddrPort) error {
 	return nil
 }
 
+// DontFragment says that datagrams of this system's sockets are sent whole or
+// not at all, so that one that arrives proves what its path carries.
+const DontFragment = false
+
+func (s *socket) writeFragmented(bufs [][]byte, to netip.AddrPort) error {
+	return s.writeBatch(bufs, to)
+}
+
 // singleReader reads one datagram at a time.
 type singleReader struct {
 	socket *socket

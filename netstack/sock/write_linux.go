@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -56,10 +57,17 @@ func newSendBatch() *sendBatch { return &sendBatch{slab: make([]byte, slabSize)}
 
 // writeBatch sends bufs to an unmapped address of the socket's family.
 func (s *socket) writeBatch(bufs [][]byte, to netip.AddrPort) error {
+	s.fragmenting.RLock()
+	defer s.fragmenting.RUnlock()
+	return s.send(bufs, to)
+}
+
+func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
 	b := sendBatches.Get().(*sendBatch)
 	defer sendBatches.Put(b)
 	nameLen := b.name.set(to)
 	defer runtime.KeepAlive(bufs)
+	var tooLong error
 	for len(bufs) > 0 {
 		part := bufs[:min(len(bufs), batchSize)]
 		bufs = bufs[len(part):]
@@ -68,15 +76,19 @@ func (s *socket) writeBatch(bufs [][]byte, to netip.AddrPort) error {
 			b.iovecs[i].Base = nil // keep nothing of the caller's
 		}
 		if err != nil {
-			return err
+			if !errors.Is(err, ErrTooLong) {
+				return err
+			}
+			tooLong = err
 		}
 	}
-	return nil
+	return tooLong
 }
 
 // writePart sends at most batchSize datagrams.
 func (b *sendBatch) writePart(s *socket, bufs [][]byte, nameLen uint32) error {
 	coalesce := s.segment.Load()
+	var tooLong error
 	first := 0 // the datagram with which messages[b.start] begins
 	b.start, b.end = 0, b.fill(s, bufs, 0, nameLen, coalesce)
 	for b.start < b.end {
@@ -91,19 +103,26 @@ func (b *sendBatch) writePart(s *socket, bufs [][]byte, nameLen uint32) error {
 			continue
 		}
 		if b.runs[b.start] == 1 || !coalescingRefused(b.errno) {
-			return fmt.Errorf("sock: sending: %w", os.NewSyscallError("sendmmsg", b.errno))
+			err := os.NewSyscallError("sendmmsg", b.errno)
+			if b.errno == unix.EMSGSIZE && b.runs[b.start] == 1 {
+				tooLong = fmt.Errorf("%w: %w", ErrTooLong, err)
+				b.start++
+				first++
+				continue
+			}
+			return fmt.Errorf("sock: sending: %w", err)
 		}
 		if b.errno == unix.EIO {
 			// The device has no transmit checksum offload (udp(7)): it never
 			// will, so do not try again.
 			s.segment.Store(false)
 		}
-		// Otherwise the segments exceed the path's MTU: as single datagrams
-		// they may still be fragmented, and another destination may do.
+		// Otherwise the segments exceed the interface's MTU, or the path's where
+		// they may be fragmented: another destination may do.
 		coalesce = false
 		b.start, b.end = 0, b.fill(s, bufs, first, nameLen, coalesce)
 	}
-	return nil
+	return tooLong
 }
 
 // coalescingRefused reports whether a message of several datagrams may have
