@@ -22,6 +22,14 @@ type Config struct {
 	// Refuse, where not nil, says which addresses must not be probed: the
 	// overlay's own, above all. It must be a pure function.
 	Refuse func(netip.Addr) bool
+	// MTU is that of the tunnel's own device, in bytes: what a direct path is
+	// asked for. It must be what the tunnel pads packets up to. Zero means that
+	// nobody can tell what a path carries, because what is sent may be
+	// fragmented: MTU then returns zero.
+	MTU int
+	// RelayMTU is the MTU inside the tunnel over the relay; zero means that the
+	// relay carries whatever MTU makes.
+	RelayMTU int
 }
 
 // Transmit is a message to seal for the peer and to send.
@@ -120,6 +128,8 @@ type Stats struct {
 	Barred            uint64 // primaries that answered but carried no tunnel
 	OutputOverCap     uint64 // transmits dropped because nobody drained them
 	RandFailed        uint64 // probes not sent because Rand gave an error
+	SizesSent         uint64 // padded pings; PingsSent does not count them
+	BlackHoles        uint64 // paths that stopped carrying long packets only
 }
 
 // Agent chooses the path to one peer.
@@ -167,6 +177,7 @@ type Agent struct {
 	// liveAnswers are pongs to paths that work, so that a flood of pings from
 	// elsewhere, captured or not, leaves those of the peer alone.
 	liveAnswers budget
+	sizeProbes  budget // padded pings of ours
 
 	out    []Transmit
 	events []Event
@@ -193,6 +204,7 @@ func New(cfg Config, now time.Time) (*Agent, error) {
 		answers:     newBudget(answerBurst, answerInterval, now),
 		liveAnswers: newBudget(answerBurst, answerInterval, now),
 		calls:       newBudget(callBurst, callInterval, now),
+		sizeProbes:  newBudget(sizeBurst, sizeInterval, now),
 	}, nil
 }
 
@@ -237,6 +249,13 @@ func (a *Agent) HandleNetworkChange(now time.Time) {
 	for _, c := range a.candidates {
 		c.samples, c.outstanding = nil, nil
 		c.barred, c.bars = time.Time{}, 0
+		if a.active && DirectTo(c.addr) == a.primary && c.sizes.proved > 0 {
+			// Most changes leave the path as it was.
+			c.sizes.asked, c.sizes.outstanding, c.sizes.confirmed = nil, nil, time.Time{}
+			a.reconfirm(c)
+		} else {
+			c.sizes = sizes{}
+		}
 		if !a.active || DirectTo(c.addr) != a.primary {
 			c.proved = time.Time{}
 			c.sources &^= SourceProved
@@ -324,7 +343,7 @@ func (a *Agent) HandlePong(from netip.AddrPort, m disco.Pong, now time.Time) err
 	a.advance(now)
 	defer a.flush()
 	c := a.find(unmap(from))
-	if c == nil || !c.answer(m.TxID, a.now) {
+	if c == nil || !c.answer(m.TxID, a.now) && !a.answerSize(c, m.TxID) {
 		a.stats.PongsUnsolicited++
 		return ErrUnsolicited
 	}
@@ -478,6 +497,9 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	}
 	a.primary, a.checking, a.distress, a.both, a.unheard = p, time.Time{}, distress{}, false, false
 	a.why, a.since = why, a.now
+	if p.Kind == Direct {
+		a.reconfirm(a.find(p.Addr))
+	}
 	a.stats.PrimaryChanges++
 	a.emit()
 }

@@ -63,6 +63,7 @@ type candidate struct {
 
 	outstanding []challenge // oldest first
 	wanted      time.Time   // when the last challenge fell due
+	sizes       sizes       // what the path carries
 
 	step int       // next delay of its schedule
 	next time.Time // when to probe; zero for not scheduled
@@ -101,11 +102,16 @@ func (c *candidate) answer(id disco.TxID, now time.Time) bool {
 			c.samples = slices.Delete(c.samples, 0, 1)
 		}
 		c.samples = append(c.samples, took)
-		c.proved, c.heard, c.lost, c.doubted = now, now, false, false
-		c.sources |= SourceProved
+		c.prove(now)
 		return true
 	}
 	return false
+}
+
+// prove notes that a challenge was answered.
+func (c *candidate) prove(now time.Time) {
+	c.proved, c.heard, c.lost, c.doubted = now, now, false, false
+	c.sources |= SourceProved
 }
 
 // find returns the candidate with an address, nil for none.

@@ -20,6 +20,12 @@
 // 45 seconds after the last use it falls silent, and once the proof is too old
 // to trust, goes back to the relay.
 //
+// # What it carries
+//
+// How long packets may be is found out for each direct path with padded pings,
+// and a path that works is left for a better one only when that is known. See
+// DESIGN.md.
+//
 // # Shape
 //
 // The package is pure, and the Agent has the shape of all machines here: inputs

@@ -31,7 +31,13 @@ type lab struct {
 	// relayDelay is one way over the relay.
 	relayDelay time.Duration
 	relayUp    bool
-	log        []string
+	// mtu is Config.MTU of nodes that join.
+	mtu int
+	// large says that use is of long packets.
+	large bool
+	// deaf says that padded pings are not understood.
+	deaf bool
+	log  []string
 }
 
 type call struct {
@@ -71,7 +77,7 @@ func newLab(t *testing.T, seed uint64, p simnet.Path) *lab {
 
 func (l *lab) join(i int, h *simnet.Host, seed uint64) *node {
 	rng := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(i)})
-	a, err := path.New(path.Config{Rand: rng}, l.now)
+	a, err := path.New(path.Config{Rand: rng, MTU: l.mtu}, l.now)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -184,7 +190,11 @@ func (l *lab) transmit(n *node, t path.Transmit) {
 	}
 	n.flight = append(n.flight, sent{t.Message})
 	i := len(n.flight) - 1
-	l.net.Send(n.host, n.port, t.To.Addr, n.sealed(i), l.now)
+	b := n.sealed(i)
+	if m, ok := t.Message.(disco.Ping); ok {
+		b = append(b, make([]byte, disco.PingSize+m.Padding-len(b))...)
+	}
+	l.net.Send(n.host, n.port, t.To.Addr, b, l.now)
 }
 
 // sealed is the i-th message of n as it travels. A real seal notices every flip
@@ -200,7 +210,7 @@ func (n *node) sealed(i int) []byte {
 // opened returns the message that a packet stands for, if it is of n's and
 // whole.
 func (n *node) opened(b []byte) (disco.Message, bool) {
-	if len(b) != 14 || b[0] != 'd' || b[1] != n.index || !bytes.Equal(b[2:6], b[6:10]) || !bytes.Equal(b[2:6], b[10:]) {
+	if len(b) < 14 || b[0] != 'd' || b[1] != n.index || len(bytes.Trim(b[14:], "\x00")) > 0 || !bytes.Equal(b[2:6], b[6:10]) || !bytes.Equal(b[2:6], b[10:14]) {
 		return nil, false
 	}
 	return n.flight[binary.BigEndian.Uint32(b[2:])].m, true
@@ -229,6 +239,9 @@ func (l *lab) receive(d simnet.Delivery) {
 		if m, ok := l.peer(n).opened(d.Packet.Payload); ok {
 			switch m := m.(type) {
 			case disco.Ping:
+				if l.deaf && m.Padding > 0 {
+					return
+				}
 				_ = n.agent.HandlePing(d.Packet.From, m, l.now)
 			case disco.Pong:
 				_ = n.agent.HandlePong(d.Packet.From, m, l.now)
@@ -265,6 +278,9 @@ func (l *lab) run(d time.Duration, use ...*node) {
 			for _, n := range use {
 				if n.agent.HandleOutboundUse(l.now); n.agent.Primary().Kind == path.None && l.relayUp {
 					n.lost++
+				}
+				if l.large {
+					n.agent.HandleLarge(l.now)
 				}
 				// What reaches the peer is use there as well.
 				switch p := n.agent.Primary(); {

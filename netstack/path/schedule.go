@@ -110,7 +110,18 @@ func (a *Agent) NextTimeout() (time.Time, bool) {
 	if len(a.out) > 0 || len(a.events) > 0 {
 		return a.now, true
 	}
-	return a.deadline()
+	next, ok := a.deadline()
+	if t := a.sizeTime(); !t.IsZero() && (!ok || t.Before(next)) {
+		return later(t, a.now), true
+	}
+	return next, ok
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // HandleTimeout does what is due at now.
@@ -254,6 +265,7 @@ func (a *Agent) rest() {
 	a.active, a.checking, a.callNext = false, time.Time{}, time.Time{}
 	for _, c := range a.candidates {
 		c.next = time.Time{}
+		c.sizes.rest()
 	}
 	a.choose(ReasonIdle)
 }
@@ -440,6 +452,12 @@ func (a *Agent) choose(why Reason) {
 			best = c
 		}
 	}
+	if works := current != nil && a.alive(current); best != nil && best != current && !a.sought(best) && !outlived && (works || a.relay) {
+		// What works goes on to carry until it is known what best carries.
+		if best = nil; works {
+			best = current
+		}
+	}
 	switch {
 	case best != nil:
 		if outlived {
@@ -482,6 +500,7 @@ func (a *Agent) lastResort(current *candidate) Path {
 // flush sends what fell due: one challenge to each candidate that wants one,
 // and one call.
 func (a *Agent) flush() {
+	a.sizeSteps()
 	a.setBoth()
 	for _, c := range a.candidates {
 		if c.due.IsZero() {

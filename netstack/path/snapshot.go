@@ -15,6 +15,8 @@ type Snapshot struct {
 	Since time.Time
 	// Active means that the peer is used: paths are probed and watched.
 	Active bool
+	// MTU is that of the primary path, inside the tunnel.
+	MTU int
 	// Relay means that the relay can carry packets.
 	Relay      bool
 	Candidates []CandidateState // in order of arrival
@@ -89,18 +91,23 @@ type CandidateState struct {
 	// Barred is until when it is not used since it carried no tunnel, zero for
 	// never.
 	Barred time.Time
+	// MTU is the length of the longest packet of the tunnel's that was proved to
+	// pass there, 0 where that was not asked or not answered: it is used with
+	// BaseMTU then.
+	MTU int
 }
 
 // Snapshot returns the state for people. It costs one allocation for the list.
 func (a *Agent) Snapshot() Snapshot {
 	s := Snapshot{
-		Primary: a.primary, Why: a.why, Since: a.since, Active: a.active, Relay: a.relay, Stats: a.stats,
+		Primary: a.primary, Why: a.why, Since: a.since, MTU: a.MTU(), Active: a.active, Relay: a.relay, Stats: a.stats,
 		Candidates: make([]CandidateState, len(a.candidates)),
 	}
 	for i, c := range a.candidates {
 		s.Candidates[i] = CandidateState{
 			Addr: c.addr, Sources: c.sources, Standing: a.standing(c), Class: ClassOf(c.addr.Addr()),
 			RTT: c.rtt(), Proved: c.proved, Heard: c.heard, Next: c.next, Lost: c.lost, Barred: c.barred,
+			MTU: c.sizes.proved,
 		}
 		if len(c.samples) > 0 {
 			s.Candidates[i].Cost = c.score().cost()
