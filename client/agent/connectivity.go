@@ -185,7 +185,7 @@ func reachable(s standing, target string) (*control.Peer, netip.Addr, error) {
 func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 	r := localapi.PathsReply{
 		Name: p.Name, Time: p.Now, Path: pathOf(p.Path), Since: p.Paths.Since, Why: whyPrimary(p),
-		Active: p.Paths.Active, LastHandshake: p.LastHandshake, UnansweredHandshakes: p.Unanswered,
+		Active: p.Paths.Active, MTU: p.Paths.MTU, LastHandshake: p.LastHandshake, UnansweredHandshakes: p.Unanswered,
 		Candidates: []localapi.PathCandidate{}, Relays: relaysOf(e),
 		Endpoints: append([]netip.AddrPort{}, e.Endpoints...), MappingVariesByDestIP: known(e.NAT.MappingVaries),
 		PortMapping: portMappingOf(e),
@@ -199,7 +199,7 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 	for _, c := range p.Paths.Candidates {
 		r.Candidates = append(r.Candidates, localapi.PathCandidate{
 			Addr: c.Addr, Sources: sourceNames(c.Sources), State: c.Standing.String(),
-			Why: whyCandidate(c, primary, p.Now), RTT: c.RTT, Heard: c.Heard,
+			Why: whyCandidate(c, primary, p.Now), RTT: c.RTT, MTU: c.MTU, Heard: c.Heard,
 		})
 	}
 	if p.Path.Kind != engine.PathDirect {

@@ -44,6 +44,9 @@ type Options struct {
 	Socket string
 	// Device is the name of the network interface, or Userspace.
 	Device string
+	// MTU is the device's in bytes; zero means tun.DefaultMTU. What the path to a
+	// peer does not carry of it is found out for each.
+	MTU int
 	// Port is the UDP port that is asked for first; zero means any.
 	Port uint16
 	// PortMapping allows that the gateway is asked to forward the UDP port, where
@@ -171,14 +174,14 @@ func (d *Daemon) openDevice(own *ownPorts) error {
 	if d.options.Device == Userspace {
 		// The stack gets packets only once the agent is there.
 		device := func(addr netip.Addr) uint64 { return deviceOf(d.agent.desired.Load(), addr) }
-		stack, err := userstack.New(userstack.Config{Refuse: own.has, Device: device})
+		stack, err := userstack.New(userstack.Config{Refuse: own.has, Device: device, MTU: d.options.MTU})
 		if err != nil {
 			return fmt.Errorf("agent: making the userspace stack: %w", err)
 		}
 		d.device, d.dialer, d.router = stack, stack, userspaceRouter{stack}
 		return nil
 	}
-	device, err := tun.Open(tun.Config{Name: d.options.Device})
+	device, err := tun.Open(tun.Config{Name: d.options.Device, MTU: d.options.MTU})
 	if err != nil {
 		return fmt.Errorf("agent: opening the network device %s: %w", d.options.Device, err)
 	}

@@ -131,7 +131,7 @@ func nodeOf(p control.Peer, v *control.View, e engine.PeerStatus) localapi.Node 
 		Addresses: identity.Addresses, Routes: identity.Routes, NodeKey: p.Member.NodeKey().String(),
 		OS: p.State.OS, Online: p.State.Online, Expires: p.Member.NotAfter(),
 		Active: e.Active, LastHandshake: e.LastHandshake, TxBytes: e.TxBytes, RxBytes: e.RxBytes,
-		Path: pathOf(e.Path),
+		Path: pathOf(e.Path), MTU: e.MTU,
 	}
 	i := slices.IndexFunc(v.Settings.Users, func(u wire.User) bool { return u.ID == identity.Owner })
 	if i >= 0 && identity.Owner != 0 {

@@ -86,7 +86,10 @@ type PathsReply struct {
 	NotDirect string `json:"not_direct,omitempty"`
 	// Active says that packets were exchanged lately, so that paths are looked
 	// for.
-	Active        bool      `json:"active"`
+	Active bool `json:"active"`
+	// MTU is the length in bytes of the longest packet that the path is known to
+	// carry, 0 where that is not known.
+	MTU           int       `json:"mtu,omitempty"`
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
 	// UnansweredHandshakes counts those since the last answer.
 	UnansweredHandshakes int `json:"unanswered_handshakes"`
@@ -113,6 +116,9 @@ type PathCandidate struct {
 	Why string `json:"why"`
 	// RTT is the least of the last round trips, zero for none.
 	RTT time.Duration `json:"rtt_ns,omitempty"`
+	// MTU is the length in bytes of the longest packet of the overlay that was
+	// proved to pass there, 0 for none yet.
+	MTU int `json:"mtu,omitempty"`
 	// Heard is when it was last heard, zero for never.
 	Heard time.Time `json:"heard,omitzero"`
 }

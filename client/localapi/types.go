@@ -116,8 +116,11 @@ type Node struct {
 	Active        bool      `json:"active"`
 	Path          Path      `json:"path"`
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
-	TxBytes       uint64    `json:"tx_bytes"`
-	RxBytes       uint64    `json:"rx_bytes"`
+	// MTU is the length in bytes of the longest packet that the path is known to
+	// carry, 0 where that is not known.
+	MTU     int    `json:"mtu,omitempty"`
+	TxBytes uint64 `json:"tx_bytes"`
+	RxBytes uint64 `json:"rx_bytes"`
 }
 
 // UpRequest asks to connect. Nil pointers and empty texts stand for what was

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -171,13 +172,17 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	}
 	fmt.Fprintln(m.Stdout, "\n\nAddresses of the device:")
 	w := tabwriter.NewWriter(m.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ADDRESS\tSOURCE\tSTATE\tRTT\tHEARD\tWHY")
+	fmt.Fprintln(w, "ADDRESS\tSOURCE\tSTATE\tRTT\tMTU\tHEARD\tWHY")
 	for _, c := range r.Candidates {
 		rtt := "-"
 		if c.RTT > 0 {
 			rtt = roundRTT(c.RTT).String()
 		}
-		fmt.Fprintf(w, "%v\t%s\t%s\t%s\t%s\t%s\n", c.Addr, strings.Join(c.Sources, ","), c.State, rtt, ago(c.Heard), c.Why)
+		mtu := "-"
+		if c.MTU > 0 {
+			mtu = strconv.Itoa(c.MTU)
+		}
+		fmt.Fprintf(w, "%v\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Addr, strings.Join(c.Sources, ","), c.State, rtt, mtu, ago(c.Heard), c.Why)
 	}
 	if err := w.Flush(); err != nil {
 		return err

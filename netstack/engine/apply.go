@@ -253,7 +253,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	if err != nil {
 		return err
 	}
-	agent, err := path.New(path.Config{Rand: c.e.cfg.Rand, Loopback: c.loopback, Refuse: c.refuses}, now)
+	agent, err := path.New(path.Config{Rand: c.e.cfg.Rand, Loopback: c.loopback, Refuse: c.refuses, MTU: c.tunnelMTU(), RelayMTU: relayMTU}, now)
 	if err != nil {
 		return err
 	}
@@ -338,7 +338,7 @@ func (c *control) setTunnels() error {
 		if tunnel := c.device.Peer(p.key); tunnel != nil {
 			if p.tunnel != tunnel {
 				p.tunnel = tunnel
-				tunnel.SetPath(c.tunnelPath(p, p.agent.Primary()))
+				tunnel.SetPath(c.pathOf(p))
 			}
 			if p.retreated {
 				p.retreated = false

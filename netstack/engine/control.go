@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -24,8 +25,9 @@ import (
 )
 
 const (
-	// maxDatagram is the longest packet that the control goroutine looks at.
-	maxDatagram = 1500
+	// maxDatagram is the longest packet that the control goroutine looks at: a
+	// padded ping.
+	maxDatagram = disco.MaxSize
 	// touchInterval is how often a used peer is noticed. It adds to the time in
 	// which a path that died under traffic is left: TCP repeats what it sent
 	// 0.2, 0.6, 1.4 and 3 s after the path died (RFC 6298 from 200 ms on), and
@@ -245,6 +247,7 @@ func (c *control) handleTouch(p *peer) {
 	now := c.now()
 	c.takeArrival(p, now)
 	p.agent.HandleOutboundUse(now)
+	p.noteLarge(now)
 	c.handleUse(p, now)
 	c.useRelay(p, now)
 	if p.rearm.IsZero() {
@@ -266,6 +269,7 @@ func (c *control) rearm(p *peer, now time.Time) {
 	p.rearm = time.Time{}
 	p.touched.Store(false)
 	c.takeArrival(p, now)
+	p.noteLarge(now)
 	c.sweep(p, now)
 	if p.tunnel.Unanswered() >= distressAfter {
 		p.agent.HandleDistress(now)
@@ -288,7 +292,7 @@ func (c *control) drain(p *peer) {
 		}
 		p.direct.Store(&event.Primary.Addr)
 		p.both = event.Both
-		p.tunnel.SetPath(c.tunnelPath(p, event.Primary))
+		p.tunnel.SetPath(c.pathOf(p))
 		if event.Why == path.ReasonLost {
 			// The NAT in front of us may have forgotten us: ask for our public
 			// address now, not at the next round.
@@ -297,6 +301,7 @@ func (c *control) drain(p *peer) {
 		}
 		c.e.log.Debug("path changed", "peer", p.member.Name(), "path", event.Primary, "why", event.Why)
 	}
+	c.setMTU(p)
 	c.schedule(p)
 }
 
@@ -337,7 +342,8 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 }
 
 func (c *control) send(packet []byte, to netip.AddrPort) {
-	if err := c.device.SendControl(packet, to); err != nil {
+	// That a padded ping is too long for the interface is an answer, too.
+	if err := c.device.SendControl(packet, to); err != nil && !errors.Is(err, sock.ErrTooLong) {
 		c.stats.sendErrors++
 	}
 }

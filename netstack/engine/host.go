@@ -36,6 +36,9 @@ type hostDevice struct {
 	underway sync.Mutex
 	held     bool
 
+	// tooBig counts packets that were too long for the path to their peer.
+	tooBig atomic.Uint64
+
 	// forwarding is replaced by the control goroutine.
 	forwarding atomic.Pointer[forwarding]
 
@@ -184,6 +187,16 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 			if decision.MTU != 0 {
 				packet.SetMTU(b, decision.MTU)
 			}
+			if info.Length > largePacket || info.Flags&packet.SYN != 0 {
+				fits, answer := p.fit(b, &info, now)
+				if !fits {
+					d.tooBig.Add(1)
+					if len(answer) > tun.Headroom {
+						rejects = append(rejects, answer)
+					}
+					continue
+				}
+			}
 			sizes[i] = int(info.Length)
 			h.passed = true
 		case filter.Reject:
@@ -268,6 +281,11 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 		h.passed = true
 		if decision.MTU != 0 {
 			packet.SetMTU(b, decision.MTU)
+		}
+		if info.Flags&packet.SYN != 0 {
+			if mtu := p.mtu.Load(); mtu > 0 {
+				packet.ClampMSS(b, &info, int(mtu))
+			}
 		}
 		if info.Kind == packet.EchoReply && d.pings.take(b[:info.Length]) {
 			continue

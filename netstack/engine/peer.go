@@ -33,6 +33,10 @@ type peer struct {
 	// are the probes that wait for the control goroutine, by lane (intake).
 	direct atomic.Pointer[netip.AddrPort]
 	waits  [lanes]atomic.Int32
+	// mtu is the length of the longest packet that the path to it carries, 0 for
+	// no limit, and large that the data path passed packets that need much of it.
+	mtu   atomic.Int32
+	large atomic.Bool
 
 	// relayedBy is the relay by which a packet of the peer's came last, as far as
 	// that was told, and relayedAt when it was, in nanoseconds since 1970.
@@ -44,10 +48,11 @@ type peer struct {
 	// which takes it many times in a row, lets them go first (yield).
 	waiting atomic.Int32
 
-	mu       sync.Mutex // protects filter, name and answered
+	mu       sync.Mutex // protects filter, name, answered and told
 	filter   *filter.Peer
 	name     string
 	answered time.Time // when it was last answered in band
+	told     time.Time // up to when answers about long packets are used up
 
 	// What follows belongs to the control goroutine. Before the peer is in a
 	// table of the data path it is in none.

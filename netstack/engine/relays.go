@@ -182,7 +182,7 @@ func (c *control) reroute(p *peer) {
 		return
 	}
 	if p.tunnel != nil && p.agent.Primary().Kind == path.Relay {
-		p.tunnel.SetPath(c.tunnelPath(p, p.agent.Primary()))
+		p.tunnel.SetPath(c.pathOf(p))
 	}
 	if before != nil && p.relay != nil {
 		for _, h := range before.takeHeld(p.key) {

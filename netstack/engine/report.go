@@ -48,7 +48,7 @@ func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
 		Addresses: slices.Clone(p.member.Identity().Addresses),
 		Path:      pathFrom(c.tunnelPath(p, p.agent.Primary())),
 		Active:    p.agent.Snapshot().Active, LastHandshake: stats.LastHandshake,
-		RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
+		MTU: p.agent.MTU(), RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
 	}
 }
 
@@ -85,6 +85,7 @@ func (c *control) losses() map[string]uint64 {
 	_, noPeer := c.e.host.totals(nil)
 	tunnel := c.device.Counters()
 	return map[string]uint64{
+		"too_big":            c.e.host.tooBig.Load(),
 		"no_peer":            noPeer[filter.Inbound] + noPeer[filter.Outbound],
 		"no_path":            tunnel.NoPath,
 		"unknown_initiation": tunnel.UnknownInitiations,

@@ -57,6 +57,9 @@ type PeerStatus struct {
 	Active bool `json:"active"`
 	// LastHandshake is zero where there was none.
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
+	// MTU is the length of the longest packet that the path is known to carry,
+	// 0 where that can not be known on this system.
+	MTU int `json:"mtu"`
 	// RxBytes and TxBytes count what WireGuard received and sent.
 	RxBytes uint64 `json:"rx_bytes"`
 	TxBytes uint64 `json:"tx_bytes"`

@@ -27,6 +27,15 @@ func TCP(from, to netip.AddrPort, flags packet.TCPFlags, sequence, acknowledgmen
 	return finish(from.Addr(), to.Addr(), packet.TCP, append(segment, payload...), 16)
 }
 
+// TCPWithOptions returns a segment without payload, with correct checksums. The
+// options are whole words.
+func TCPWithOptions(from, to netip.AddrPort, flags packet.TCPFlags, options []byte) []byte {
+	segment := binary.BigEndian.AppendUint16(nil, from.Port())
+	segment = binary.BigEndian.AppendUint16(segment, to.Port())
+	segment = append(segment, 0, 0, 0, 1, 0, 0, 0, 0, byte(20+len(options))/4<<4, byte(flags), 0xff, 0xff, 0, 0, 0, 0)
+	return finish(from.Addr(), to.Addr(), packet.TCP, append(segment, options...), 16)
+}
+
 // Echo returns an echo request without data, with correct checksums.
 func Echo(from, to netip.Addr, identifier, sequence uint16) []byte {
 	message := []byte{8, 0, 0, 0}

@@ -214,7 +214,7 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 		if o == nil {
 			return
 		}
-		if err := o.conn.WriteBatch(bufs, path.Direct); err != nil {
+		if err := path.write(o.conn, bufs); err != nil {
 			b.counters.sendErrors.Add(1)
 			return
 		}
@@ -229,6 +229,28 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 			b.noPath(p.key)
 		}
 	}
+}
+
+// write sends packets straight to the peer, in order.
+func (path *Path) write(c sock.Conn, bufs [][]byte) error {
+	if path.Whole == 0 {
+		return c.WriteBatch(bufs, path.Direct)
+	}
+	var errs error
+	for len(bufs) > 0 {
+		long := len(bufs[0]) > path.Whole
+		n := 1
+		for n < len(bufs) && len(bufs[n]) > path.Whole == long {
+			n++
+		}
+		write := c.WriteBatch
+		if long {
+			write = c.WriteFragmented
+		}
+		errs = errors.Join(errs, write(bufs[:n], path.Direct))
+		bufs = bufs[n:]
+	}
+	return errs
 }
 
 // receiveDirect returns the function that reads one socket straight into the
