@@ -279,6 +279,11 @@ func (n *Node) Try(args ...string) (string, error) {
 	return run(n.Host, Program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
 }
 
+// Command returns a user's command that the caller starts with Host.Start.
+func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, Program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
+}
+
 // Up joins the coordinator's network by a key.
 func (n *Node) Up(c *Coordinator, key string) {
 	n.t.Helper()

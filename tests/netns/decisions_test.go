@@ -3,8 +3,11 @@
 package netns
 
 import (
+	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,6 +114,64 @@ func TestDecisionsAreShown(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDenialsAreFollowed has `warren flows --denied --follow` show what is denied
+// while it runs, and nothing that is allowed.
+func TestDenialsAreFollowed(t *testing.T) {
+	n := newNetwork(t)
+	lab.ServeTCP(t, n.db.Host, address(n.db, "-4", 5432))
+	if err := lab.EchoTCP(within(t, 15*time.Second), n.laptop.Host, address(n.db, "-4", 5432)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := n.laptop.Command(ctx, "flows", "--denied", "--follow", "--json")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.laptop.Host.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan map[string]any, 100)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			var record map[string]any
+			if err := json.Unmarshal(s.Bytes(), &record); err != nil {
+				record = map[string]any{"verdict": s.Text()}
+			}
+			lines <- record
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		for range lines { // until it has ended
+		}
+		cmd.Wait()
+	})
+	// Each attempt is to another port, so that each has a record of its own.
+	seen, port := 0, 1000
+	lab.Eventually(t, 30*time.Second, func() error {
+		port++
+		if err := lab.EchoTCP(within(t, 2*time.Second), n.laptop.Host, address(n.db, "-4", port)); err == nil {
+			t.Fatal("denied TCP went through")
+		}
+		for {
+			select {
+			case record, ok := <-lines:
+				if !ok || record["verdict"] != "denied" || record["reason"] != "drop_no_rule" {
+					t.Fatalf("it shows %v", record)
+				}
+				if seen++; seen >= 3 {
+					return nil
+				}
+				continue
+			default:
+			}
+			return fmt.Errorf("%d denials were shown, of %d", seen, port-1000)
+		}
+	})
 }
 
 // findFlow returns the record of a denial to an address and port.

@@ -60,6 +60,7 @@ func TestVectors(t *testing.T) {
 					side = userHost(t, []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00::1")})
 				}
 				p := newVectorPath(t, side, &v)
+				packets := 0
 				for i := range v.Steps {
 					s := &v.Steps[i]
 					if why, ok := inexpressible[s.Text]; ok {
@@ -70,6 +71,12 @@ func TestVectors(t *testing.T) {
 					if err := p.step(s); err != nil {
 						t.Fatalf("line %d, %s: %s: %v", s.Line, v.Title, s.Text, err)
 					}
+					if s.Op == "in" || s.Op == "out" {
+						packets++
+					}
+				}
+				if packets == 0 {
+					t.Error("not one packet of the vector was sent on this path")
 				}
 				p.settle()
 			})
