@@ -58,6 +58,7 @@ type sim struct {
 	world   *simnet.World
 	relay   *relayhttp.Server
 	server  *simnet.Host
+	more    []*relaySite // beside it
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -72,6 +73,7 @@ type node struct {
 	engine *engine.Engine
 	rules  *ruleset.RuleSet
 	peers  []*node
+	home   string // the relay at which it was said to listen last
 }
 
 // run runs a test in a bubble of its own.
@@ -226,7 +228,11 @@ func (s *sim) know(nodes ...*node) {
 	time.Sleep(time.Second)
 	synctest.Wait()
 	for _, n := range nodes {
-		n.Endpoints = n.engine.Status().Endpoints
+		status := n.engine.Status()
+		n.Endpoints = status.Endpoints
+		if status.Relay != nil {
+			n.home = status.Relay.Name
+		}
 	}
 	for _, n := range nodes {
 		n.apply(n.rules)
@@ -251,6 +257,12 @@ func (n *node) config(rules *ruleset.RuleSet) *config.Config {
 	}
 	c := n.Config(time.Now(), rules, members...)
 	c.Relays = []config.Relay{{Name: "home", URL: relayURL}}
+	for _, r := range n.sim.more {
+		c.Relays = append(c.Relays, config.Relay{Name: r.name, URL: r.url})
+	}
+	for i, p := range n.peers {
+		c.Peers[i].HomeRelay = p.home
+	}
 	c.STUN = []string{stunAddr}
 	token, err := authority.IssueRelayToken(n.sim.Genesis, authority.RelayToken{
 		NodeKey: n.Key, NotAfter: time.Now().Add(authority.RelayTokenValidity).Truncate(time.Second),

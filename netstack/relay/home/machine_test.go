@@ -200,6 +200,41 @@ func TestIdleNode(t *testing.T) {
 	}
 }
 
+// TestStandby talks while the first relay of the configuration is cut off: the
+// node listens at its home and at one other that works, and lets the first be
+// most of the time.
+func TestStandby(t *testing.T) {
+	for seed := range uint64(20) {
+		l := newLab(t, seed, 3, 2)
+		a, b := l.nodes[0], l.nodes[1]
+		for _, n := range l.nodes {
+			l.sites[0].links[n].cut = true
+		}
+		l.configure()
+		l.pass(15*time.Second, nil)
+		l.tellHomes()
+		l.talk(a, b, 10*time.Second)
+		before, changes := a.m.Snapshot().Stats.ConnectFailures, a.m.Snapshot().Stats.RouteChanges
+		l.talk(a, b, time.Minute)
+		after := a.m.Snapshot()
+		connected := 0
+		for _, r := range after.Relays {
+			if r.Connected {
+				connected++
+			}
+		}
+		if connected != 2 {
+			t.Errorf("seed %d: connected to %d relays: %+v", seed, connected, after.Relays)
+		}
+		if got := after.Stats.ConnectFailures - before; got > 20 {
+			t.Errorf("seed %d: %d attempts in a minute", seed, got)
+		}
+		if got := after.Stats.RouteChanges - changes; got > 0 {
+			t.Errorf("seed %d: the route changed %d times", seed, got)
+		}
+	}
+}
+
 // TestBackOff counts the attempts of an idle node at a relay that is gone.
 func TestBackOff(t *testing.T) {
 	l := newLab(t, 1, 1, 1)

@@ -377,7 +377,11 @@ func (m *Machine) connect() {
 		}
 		if r.state != idle && !slices.Contains(wanted, r) {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})
-			r.state, r.since = idle, m.now
+			if m.down(r) && !r.leaving {
+				m.closed(r) // it had its time
+			} else {
+				r.state, r.since, r.leaving = idle, m.now, false
+			}
 		}
 	}
 	for _, r := range wanted {

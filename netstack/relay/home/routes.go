@@ -31,6 +31,10 @@ const (
 	// lostFor is how long a relay on which a peer was not found is tried after
 	// others.
 	lostFor = 3 * time.Minute
+	// arrival is for how long after a route was chosen the relay's word that the peer
+	// is not there is passed over: where both have lost a relay at one moment, the
+	// other is on its way.
+	arrival = 400 * time.Millisecond
 	// minStay is the least time between two changes of a route to relays that
 	// failed before, so that a peer that is nowhere costs little.
 	minStay = time.Second
@@ -183,7 +187,7 @@ func (m *Machine) checkTime(p *peer) time.Time {
 // nothing is answered.
 func (m *Machine) check(p *peer) {
 	if p.via == nil || m.down(p.via) {
-		if best := m.bestRoute(p); best != nil && !m.down(best) {
+		if best := m.bestRoute(p); best != nil && (!m.down(best) || p.via == nil) {
 			m.setRoute(p, best)
 		}
 	}
@@ -249,7 +253,7 @@ func (m *Machine) hint(p *peer, r *relay) {
 
 // gone notes that p is not at r.
 func (m *Machine) gone(p *peer, r *relay) {
-	if p.via != r || !p.active {
+	if p.via != r || !p.active || m.now.Sub(p.chosen) < arrival {
 		return
 	}
 	m.lose(p, r)
@@ -332,8 +336,10 @@ func (m *Machine) bestRoute(p *peer) *relay {
 }
 
 func (m *Machine) compareRoutes(p *peer, a, b *relay) int {
-	if m.down(a) != m.down(b) {
-		return order(m.down(b))
+	// One that failed before is worth another attempt when its wait is over.
+	failed := func(r *relay) bool { return m.down(r) && (r.state != idle || m.now.Before(m.attempt(r))) }
+	if failed(a) != failed(b) {
+		return order(failed(b))
 	}
 	la, lb := p.lostAt(a, m.now), p.lostAt(b, m.now)
 	switch {
