@@ -115,6 +115,9 @@ func EchoUDP(ctx context.Context, h *Host, address string) error {
 type Stream struct {
 	last  atomic.Int64 // when the last line arrived, in nanoseconds since 1970
 	lines atomic.Int64
+	// longest is the longest time between two lines since LongestGap was called,
+	// in nanoseconds.
+	longest atomic.Int64
 	// Ended gets what the sender was told when its connection ended.
 	Ended chan error
 }
@@ -123,8 +126,18 @@ type Stream struct {
 const StreamInterval = 5 * time.Millisecond
 
 func (s *Stream) arrived() {
-	s.last.Store(time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	if gap := now - s.last.Swap(now); gap > s.longest.Load() && s.lines.Load() > 0 {
+		s.longest.Store(gap)
+	}
 	s.lines.Add(1)
+}
+
+// LongestGap returns the longest time between two lines since it was called last,
+// the silence that goes on included.
+func (s *Stream) LongestGap() time.Duration {
+	silence := time.Now().UnixNano() - s.last.Load()
+	return time.Duration(max(s.longest.Swap(0), silence))
 }
 
 // StartTCP opens a connection and waits until lines arrive.

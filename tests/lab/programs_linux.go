@@ -121,14 +121,16 @@ type Coordinator struct {
 	Host *Host
 	Dir  string
 
+	flags   []string
 	t       testing.TB
 	process *process
 }
 
-// Coordinator starts a coordinator with a new network on the host.
-func (h *Host) Coordinator(t testing.TB) *Coordinator {
+// Coordinator starts a coordinator with a new network on the host, with further
+// flags.
+func (h *Host) Coordinator(t testing.TB, flags ...string) *Coordinator {
 	t.Helper()
-	c := &Coordinator{Host: h, Dir: filepath.Join(t.TempDir(), "coordinator"), t: t}
+	c := &Coordinator{Host: h, Dir: filepath.Join(t.TempDir(), "coordinator"), flags: flags, t: t}
 	c.Start()
 	return c
 }
@@ -148,7 +150,8 @@ func (c *Coordinator) urlFor(h *Host) string {
 // Start starts the coordinator again after Kill and waits until it serves.
 func (c *Coordinator) Start() {
 	c.t.Helper()
-	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), "serve", "--data", c.Dir, "--listen", ":8080", "--log-level", "debug")
+	args := append([]string{"serve", "--data", c.Dir, "--listen", ":8080", "--log-level", "debug"}, c.flags...)
+	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), args...)
 	Eventually(c.t, 20*time.Second, func() error {
 		_, err := c.Try("users", "list")
 		return err
@@ -171,6 +174,16 @@ func (c *Coordinator) Admin(args ...string) string {
 // Try is Admin for commands that may be refused.
 func (c *Coordinator) Try(args ...string) (string, error) {
 	return run(c.Host, Program(c.t, "warren-coordinator"), append([]string{"--data", c.Dir}, args...)...)
+}
+
+// Fingerprint returns the fingerprint of the coordinator's network.
+func (c *Coordinator) Fingerprint() string {
+	c.t.Helper()
+	var status struct{ Fingerprint string }
+	if err := json.Unmarshal([]byte(c.Admin("status", "--json")), &status); err != nil || status.Fingerprint == "" {
+		c.t.Fatalf("no fingerprint in the coordinator's status: %v", err)
+	}
+	return status.Fingerprint
 }
 
 // Key makes a join key and returns its text.

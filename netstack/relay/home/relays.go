@@ -25,10 +25,10 @@ const (
 	// The wait between two attempts doubles, and is drawn from its upper half, so
 	// that nodes that lost one relay together do not come back together. It ends at
 	// busyBackoff while packets wait for a relay, so that they flow within 5 s of
-	// its return (F06), and at idleBackoff otherwise: 10,000 nodes then come back
+	// its return (F06), with time to connect, and at idleBackoff otherwise: 10,000 nodes then come back
 	// at 1,300 a second at most, which a relay admits beside its work.
 	firstBackoff = 250 * time.Millisecond
-	busyBackoff  = 4 * time.Second
+	busyBackoff  = 3 * time.Second
 	idleBackoff  = 15 * time.Second
 	// demand is for how long after packets went over relays a node counts as busy.
 	// What it was in the middle of when all relays went away should find it there
