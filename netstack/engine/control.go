@@ -400,6 +400,7 @@ func (c *control) handleProbe(d datagram, packet []byte) {
 			c.e.log.Debug("probe refused", "peer", p.member.Name(), "relay", d.relay, "error", err)
 		}
 		if handled {
+			c.answerReplayed(p, err)
 			return
 		}
 	}
@@ -416,7 +417,16 @@ func (c *control) handleProbe(d datagram, packet []byte) {
 	if err != nil {
 		c.e.log.Debug("probe refused", "peer", p.member.Name(), "error", err)
 	}
+	c.answerReplayed(p, err)
 	c.drain(p)
+}
+
+// answerReplayed begins a handshake with p, whose probe was taken with err, where
+// its own seem to come from the past.
+func (c *control) answerReplayed(p *peer, err error) {
+	if err == nil && c.device.AnswerReplayed(p.key) {
+		c.e.log.Info("a peer's handshakes come from the past: beginning one", "peer", p.member.Name())
+	}
 }
 
 func (c *control) handleNetworkChange() {

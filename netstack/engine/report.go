@@ -89,6 +89,7 @@ func (c *control) losses() map[string]uint64 {
 		"no_peer":            noPeer[filter.Inbound] + noPeer[filter.Outbound],
 		"no_path":            tunnel.NoPath,
 		"unknown_initiation": tunnel.UnknownInitiations,
+		"replayed_handshake": tunnel.ReplayedInitiations,
 		"unknown_receiver":   tunnel.UnknownReceivers,
 		"initiation_rate":    tunnel.Limited,
 		"relay_overflow":     tunnel.RelayOverflow,

@@ -3,6 +3,8 @@ package wg
 import (
 	"net/netip"
 	"sync/atomic"
+
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // Link is the kind of way that a sealed packet took.
@@ -65,6 +67,7 @@ type counters struct {
 	// refused are packets that were opened and that WireGuard itself then
 	// dropped: by IP version for their source, and those of no IP version.
 	spoofed4, spoofed6, notIP atomic.Uint64
+	replayed                  replayed
 }
 
 // What WireGuard says when it drops a packet that it has opened. It counts
@@ -77,8 +80,12 @@ const (
 )
 
 // verbosef is WireGuard's log of details, of which only these are of use.
-func (c *counters) verbosef(format string, _ ...any) {
+func (c *counters) verbosef(format string, args ...any) {
 	switch format {
+	case saysReplayed:
+		if p, ok := args[0].(*device.Peer); ok {
+			c.replayed.note(p)
+		}
 	case saysSpoofed4:
 		c.spoofed4.Add(1)
 	case saysSpoofed6:
@@ -99,6 +106,9 @@ type Counters struct {
 	// malformed; UnknownReceivers are packets for an index that this device did
 	// not hand out, or not to their sender.
 	UnknownInitiations, UnknownReceivers uint64
+	// ReplayedInitiations are those of peers whose time stamp is not later than
+	// their last one's.
+	ReplayedInitiations uint64
 	// Limited are initiations over the rate that strangers, or one peer, may
 	// cause.
 	Limited uint64
@@ -119,7 +129,8 @@ func (c *counters) snapshot() Counters {
 		UnknownInitiations: c.nobody[typeInitiation-1].Load(),
 		UnknownReceivers: c.nobody[typeResponse-1].Load() + c.nobody[typeCookie-1].Load() +
 			c.nobody[typeTransport-1].Load(),
-		Limited: c.limited.Load(), NoPath: c.noPath.Load(), RelayOverflow: c.relayOverflow.Load(),
+		ReplayedInitiations: c.replayed.count.Load(),
+		Limited:             c.limited.Load(), NoPath: c.noPath.Load(), RelayOverflow: c.relayOverflow.Load(),
 		Spoofed4: c.spoofed4.Load(), Spoofed6: c.spoofed6.Load(), NotIP: c.notIP.Load(),
 		SendErrors: c.sendErrors.Load(), ReceiveErrors: c.receiveErrors.Load(),
 	}

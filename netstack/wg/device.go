@@ -259,6 +259,7 @@ func (d *Device) RemovePeer(key ident.NodeKey) {
 // drop removes a peer; d.mu is held.
 func (d *Device) drop(key ident.NodeKey) {
 	p := d.bind.peer(key)
+	d.bind.counters.replayed.take(d.device.LookupPeer(device.NoisePublicKey(key)))
 	d.device.RemovePeer(device.NoisePublicKey(key))
 	d.bind.mu.Lock()
 	delete(d.bind.peers, key)
