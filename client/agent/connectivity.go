@@ -105,7 +105,7 @@ func relaysOf(e engine.Status) []localapi.Relay {
 }
 
 func relayOf(r engine.RelayStatus) localapi.Relay {
-	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, RTT: r.RTT, Error: r.Error}
+	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, Error: r.Error}
 }
 
 // hints says what is wrong with a network and what to do.

@@ -80,6 +80,8 @@ type Relay struct {
 	// Connected says that it has admitted this device. A device is connected to
 	// its home, and to others while it needs them.
 	Connected bool `json:"connected"`
+	// Datagrams says that packets go there over UDP, not inside HTTP.
+	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt_ns,omitempty"`
 	// Error is why there is no connection.

@@ -52,6 +52,7 @@ type Engine struct {
 	intake      *intake
 	relayEvents chan relayEvent
 	relayDrops  atomic.Uint64 // packets for relays that could not be sent in time
+	relayLinks  relayLinks
 	flows       *flowLog
 	captures    captures
 
@@ -108,7 +109,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	running.Go(func() { e.host.reader.run() })
 	c.device, err = wg.New(wg.Config{
 		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
-		Control: e.handleDatagram, NoPath: e.handleNoPath, Logger: e.log, Retain: e.cfg.Retain,
+		Control: e.handleDatagram, NoPath: e.handleNoPath, Unwrap: e.relayLinks.unwrap, Logger: e.log, Retain: e.cfg.Retain,
 	})
 	if err != nil {
 		e.cfg.TUN.Close()

@@ -35,12 +35,22 @@ type node struct {
 
 func newNode(t *testing.T, m *enginetest.Member) *node {
 	t.Helper()
+	return newNodeOn(t, m, func(c sock.Conn) sock.Conn { return c })
+}
+
+// newNodeOn is newNode for one whose port is wrapped.
+func newNodeOn(t *testing.T, m *enginetest.Member, wrap func(sock.Conn) sock.Conn) *node {
+	t.Helper()
 	n := &node{Member: m, tun: simnet.NewTUN(0)}
 	var err error
 	n.engine, err = New(Config{
 		TUN: n.tun, ManageDevice: false,
 		Listen: func(port uint16) (sock.Conn, error) {
-			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+			c, err := sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c), nil
 		},
 		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
 		Logger:         slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/wg"
@@ -108,7 +109,9 @@ func (r *relayConn) SendPackets(to ident.NodeKey, packets [][]byte) {
 		}
 	}
 	if s := r.session.Load(); s != nil {
-		s.attempt.out.add(to, packets)
+		if rest := s.datagrams.send(to, packets); len(rest) > 0 {
+			s.attempt.out.add(to, rest)
+		}
 		return
 	}
 	r.hold(to, packets)
@@ -221,7 +224,8 @@ type relaySession struct {
 	engine  context.Context // that of Engine.Run, for telling of ends
 	conn    relayhttp.Conn
 	// timer tells the session's goroutine that its deadline may have moved.
-	timer chan struct{}
+	timer     chan struct{}
+	datagrams *relayDatagrams
 
 	mu      sync.Mutex // protects all below
 	session *relay.Session
@@ -241,12 +245,18 @@ func (a *relayAttempt) connect(engine, ctx context.Context) error {
 	r.mu.Lock()
 	cfg := relay.SessionConfig{Key: r.key, Relay: r.relay.Name, Binding: relayhttp.Binding(conn), Token: r.token}
 	r.mu.Unlock()
+	cfg.Datagrams = r.e.datagramsOf(ctx, r.relay.UDP)
 	session, err := relay.NewSession(cfg, r.e.cfg.Now())
 	if err != nil {
 		conn.Close()
 		return err
 	}
 	s := &relaySession{attempt: a, engine: engine, conn: conn, session: session, timer: make(chan struct{}, 1)}
+	s.datagrams = newRelayDatagrams(r.e, s.timer, s.heardDatagram)
+	if cfg.Datagrams.IsValid() {
+		r.e.relayLinks.set(cfg.Datagrams, nil, s.datagrams)
+		defer r.e.relayLinks.set(cfg.Datagrams, s.datagrams, nil)
+	}
 	ctx, stop := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { stop(s.read(ctx)) })
@@ -254,6 +264,7 @@ func (a *relayAttempt) connect(engine, ctx context.Context) error {
 	s.watch(ctx)
 	stop(nil)
 	r.session.CompareAndSwap(s, nil)
+	s.datagrams.link.Store(nil)
 	a.out.close()
 	conn.Close()
 	running.Wait()
@@ -287,9 +298,13 @@ func (s *relaySession) watch(ctx context.Context) {
 		}
 		s.mu.Lock()
 		now := s.engineOf().cfg.Now()
+		again := s.datagrams.step(s.session, now)
 		s.session.HandleTimeout(now)
 		s.drainLocked(now)
 		next, ok := s.session.NextTimeout()
+		if !again.IsZero() && (!ok || again.Before(next)) {
+			next, ok = again, true
+		}
 		failed := s.session.Failed()
 		s.mu.Unlock()
 		if failed {
@@ -350,6 +365,7 @@ func (s *relaySession) drainLocked(now time.Time) {
 		default:
 		}
 	}
+	s.datagrams.drain(s.session)
 	if snapshot := s.session.Snapshot(); snapshot.Stats.PongsHeard != s.pongs {
 		s.pongs = snapshot.Stats.PongsHeard
 		r.e.hintRelay(relayEvent{kind: relayMeasured, attempt: s.attempt, rtt: snapshot.RTT})
@@ -377,10 +393,27 @@ func (s *relaySession) drainLocked(now time.Time) {
 			r.e.hintRelay(relayEvent{kind: relayPeerGone, attempt: s.attempt, peer: event.Peer})
 		case relay.EventLeaving:
 			r.e.tellRelay(s.engine, relayEvent{kind: relayLeaving, attempt: s.attempt})
-		case relay.EventClosed, relay.EventLink:
-			// The one shows in Failed; the other is for datagrams.
+		case relay.EventLink:
+			link := s.session.Link()
+			if before := s.datagrams.link.Swap(link); (before == nil) != (link == nil) {
+				r.e.log.Info("relay datagrams", "name", r.relay.Name, "used", link != nil)
+			}
+		case relay.EventClosed:
+			// It shows in Failed.
 		}
 	}
+}
+
+// heardDatagram takes a packet that came as a datagram of the relay, where it is
+// not WireGuard's.
+func (s *relaySession) heardDatagram(peer ident.NodeKey, packet []byte) (taken bool) {
+	r := s.attempt.conn
+	s.hint(peer, r.e.cfg.Now())
+	if !disco.Is(packet) {
+		return false
+	}
+	r.e.post(datagram{relayed: peer, relay: r.relay.Name}, packet)
+	return true
 }
 
 // hint tells, now and again, by which relay a peer's packets come.

@@ -304,6 +304,9 @@ func (c *control) relayStatus() []RelayStatus {
 		conn := c.relays.conns[r.Name]
 		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, RTT: r.RTT}
 		s.Connected, s.Error = conn.connected()
+		if session := conn.session.Load(); session != nil {
+			s.Datagrams = session.datagrams.link.Load() != nil
+		}
 		out = append(out, s)
 	}
 	return out

@@ -79,6 +79,8 @@ type RelayStatus struct {
 	Home bool `json:"home,omitempty"`
 	// Connected says that the relay admitted this device.
 	Connected bool `json:"connected"`
+	// Datagrams says that packets go there over UDP, not inside HTTP.
+	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt,omitempty"`
 	// Error is why there is no connection, empty where there is one.

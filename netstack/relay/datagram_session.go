@@ -35,7 +35,8 @@ type datagramBinding struct {
 	number   uint32
 	tag      tag
 	key      []byte
-	sequence uint64
+	sequence uint64 // of the last request
+	answered uint64 // of the last one that was answered
 
 	bound    bool
 	changed  bool // whether the Link is another one than the last
@@ -143,7 +144,11 @@ func (s *Session) HandleWanted(key ident.NodeKey, now time.Time) {
 func (s *Session) HandleUsed(now time.Time) {
 	s.clock(now)
 	d := &s.datagrams
-	if !d.bound || d.used {
+	if !d.bound {
+		return
+	}
+	s.HandleSent(now) // a relay that is dead must show at the connection, too
+	if d.used {
 		return
 	}
 	d.used = true
@@ -174,22 +179,25 @@ func (s *Session) HandleDatagram(b []byte, now time.Time) {
 			d.due = s.now
 		}
 	case b[0] == datagramCookie && len(b) == bindSize && s.answers(b):
-		s.transmit(writeBinding(nil, datagramBind, d.tag, d.number, d.sequence, readCookie(b), d.key))
+		s.transmit(writeBinding(nil, datagramBind, d.tag, d.number, readSequence(b), readCookie(b), d.key))
 	case b[0] == datagramBound && len(b) == boundSize && s.answers(b):
-		s.bound()
+		s.bound(readSequence(b))
 	default:
 		s.stats.DatagramsUnknown++
 	}
 }
 
-// answers reports whether b is the relay's answer to the last request.
+// answers reports whether b is the relay's answer to a request that has none yet:
+// not only to the last one, or a long way would never be bound.
 func (s *Session) answers(b []byte) bool {
 	d := &s.datagrams
-	return d.attempts > 0 && readSequence(b) == d.sequence && authentic(b, d.key)
+	sequence := readSequence(b)
+	return sequence > d.answered && sequence <= d.sequence && authentic(b, d.key)
 }
 
-func (s *Session) bound() {
+func (s *Session) bound(sequence uint64) {
 	d := &s.datagrams
+	d.answered = sequence
 	if d.attempts == 1 {
 		d.rtt = s.now.Sub(d.asked) / 2 // two round trips
 	}

@@ -230,6 +230,40 @@ func TestDatagramsSilent(t *testing.T) {
 	}
 }
 
+// TestDatagramsLongWay: answers that take longer than a request is repeated are
+// answers.
+func TestDatagramsLongWay(t *testing.T) {
+	r := newDatagramRig(t, 0)
+	r.lose = func(netip.AddrPort, netip.AddrPort) bool { return true }
+	a := r.joinUDP(1, "net1", "198.51.100.1:1000")
+	r.lose = nil
+	type message struct {
+		b  []byte
+		at time.Time
+	}
+	var out, back []message
+	const oneWay = 350 * time.Millisecond
+	for began := r.now; !a.session.Snapshot().Datagrams.Bound; {
+		if r.now = r.now.Add(10 * time.Millisecond); r.now.Sub(began) > 5*time.Second {
+			t.Fatal("not bound")
+		}
+		a.session.HandleTimeout(r.now)
+		for b, ok := a.session.NextDatagram(); ok; b, ok = a.session.NextDatagram() {
+			out = append(out, message{b, r.now.Add(oneWay)})
+		}
+		for len(out) > 0 && !r.now.Before(out[0].at) {
+			if to, b := r.server.HandleDatagram(a.addr, out[0].b, r.now); to.IsValid() {
+				back = append(back, message{b, r.now.Add(oneWay)})
+			}
+			out = out[1:]
+		}
+		for len(back) > 0 && !r.now.Before(back[0].at) {
+			a.session.HandleDatagram(back[0].b, r.now)
+			back = back[1:]
+		}
+	}
+}
+
 // TestDatagramsMove: a NAT gives a client another address. The relay says that
 // it does not know it, and the client binds the new one within a second of use.
 func TestDatagramsMove(t *testing.T) {

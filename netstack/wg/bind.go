@@ -28,8 +28,8 @@ type bind struct {
 	control func(packet []byte, from netip.AddrPort)
 	noPath  func(key ident.NodeKey)
 
-	unwrap         func(datagram []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool)
-	controlRelayed func(packet []byte, peer ident.NodeKey)
+	// unwrap is Config.Unwrap.
+	unwrap func(datagram []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool)
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
@@ -64,7 +64,7 @@ var _ conn.Bind = (*bind)(nil)
 func newBind(cfg *Config) *bind {
 	return &bind{
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
-		unwrap: cfg.Unwrap, controlRelayed: cfg.ControlRelayed,
+		unwrap:  cfg.Unwrap,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
 		relayed: make(chan relayedPacket, relayQueue),
 		peers:   make(map[ident.NodeKey]*Peer),
@@ -334,7 +334,6 @@ func (b *bind) unwrapped(packet []byte, from netip.AddrPort) (ident.NodeKey, []b
 // where it is not for the device.
 func (b *bind) mapRelayed(from ident.NodeKey, packet []byte) *Peer {
 	if messageType(packet) == 0 {
-		b.controlRelayed(packet, from)
 		return nil
 	}
 	p := b.relayedPeer(from, packet)

@@ -45,12 +45,10 @@ type Config struct {
 	// Unwrap, if not nil, takes packets out of a relay's datagrams: it is given
 	// every received packet that is not WireGuard's, and returns what it carries,
 	// which aliases it, and who sent that by the relay's word; ok is false for
-	// what is no relay's. It is called by several goroutines for every packet that
-	// comes so, and must not block.
+	// what is no relay's. It keeps for itself what is not WireGuard's, and returns
+	// an empty packet then. It is called by several goroutines for every packet
+	// that comes so, and must not block.
 	Unwrap func(datagram []byte, from netip.AddrPort) (peer ident.NodeKey, packet []byte, ok bool)
-	// ControlRelayed takes what Unwrap returned and is not WireGuard's either, as
-	// Control does. It may be nil where Unwrap is.
-	ControlRelayed func(packet []byte, peer ident.NodeKey)
 	// NoPath, if not nil, is told that a handshake message to the peer has to
 	// wait for a path. It must not block.
 	NoPath func(key ident.NodeKey)

@@ -1,0 +1,245 @@
+package engine
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+const (
+	// maxWanted bounds the peers that wait for their number to be asked for. One
+	// that does not fit is asked for at its next packet.
+	maxWanted = 64
+	// maxNotices bounds what waits of the relay's datagrams that carry no packet:
+	// an exchange has two.
+	maxNotices = 16
+	// usedInterval is how often a session is told that its datagrams are used.
+	usedInterval = time.Second
+	// wrapSize is the room for one datagram to a relay: header and payload of one
+	// that goes as such (relay.MaxDatagramPayload).
+	wrapSize = 1500
+)
+
+// relayDatagrams is how packets go to one relay as datagrams, beside the
+// session's connection, from the device's own port.
+type relayDatagrams struct {
+	e *Engine
+	// timer tells the session's goroutine to look.
+	timer chan<- struct{}
+
+	// link is nil while packets go by the connection.
+	link atomic.Pointer[relay.Link]
+	// used is set by the data path when it sends, and cleared by the session's
+	// goroutine at usedInterval.
+	used    atomic.Bool
+	wanted  chan ident.NodeKey
+	notices chan []byte
+	// heard is told whose packet came, and takes it where it is a probe.
+	heard func(peer ident.NodeKey, packet []byte) (taken bool)
+
+	rearm time.Time // of used; the session goroutine's, zero for not
+}
+
+func newRelayDatagrams(e *Engine, timer chan<- struct{}, heard func(ident.NodeKey, []byte) bool) *relayDatagrams {
+	return &relayDatagrams{
+		e: e, timer: timer, heard: heard,
+		wanted: make(chan ident.NodeKey, maxWanted), notices: make(chan []byte, maxNotices),
+	}
+}
+
+func (d *relayDatagrams) wake() {
+	select {
+	case d.timer <- struct{}{}:
+	default:
+	}
+}
+
+// wrappers are the buffers in which packets get their header.
+var wrappers = sync.Pool{New: func() any {
+	w := &wrapper{slab: make([]byte, sock.MaxBatchSize*wrapSize)}
+	w.out = make([][]byte, 0, sock.MaxBatchSize)
+	return w
+}}
+
+type wrapper struct {
+	slab []byte
+	out  [][]byte
+}
+
+// send sends what goes as datagrams and returns what is to go by the
+// connection: all of it, or what is too large.
+func (d *relayDatagrams) send(to ident.NodeKey, packets [][]byte) (rest [][]byte) {
+	link := d.link.Load()
+	if link == nil {
+		return packets
+	}
+	header, ok := link.Header(to)
+	if !ok {
+		select {
+		case d.wanted <- to:
+			d.wake()
+		default:
+		}
+		return packets
+	}
+	device := d.e.host.device.Load()
+	if device == nil {
+		return packets
+	}
+	w, _ := wrappers.Get().(*wrapper)
+	defer wrappers.Put(w)
+	limit := link.MaxPayload()
+	flush := func() {
+		if len(w.out) == 0 {
+			return
+		}
+		if !d.used.Load() && d.used.CompareAndSwap(false, true) {
+			d.wake()
+		}
+		if err := device.SendDatagrams(w.out, link.Relay()); err != nil {
+			d.e.relayDrops.Add(uint64(len(w.out)))
+		}
+		w.out = w.out[:0]
+	}
+	used := 0
+	for _, p := range packets {
+		if len(p) > limit {
+			rest = append(rest, p)
+			continue
+		}
+		if len(w.out) == cap(w.out) {
+			flush()
+			used = 0
+		}
+		// One behind the other, so that the socket need not copy them once more.
+		begin := used
+		used += copy(w.slab[used:], header[:])
+		used += copy(w.slab[used:], p)
+		w.out = append(w.out, w.slab[begin:used:used])
+	}
+	flush()
+	return rest
+}
+
+// open takes the packet out of a datagram of the relay's.
+func (d *relayDatagrams) open(datagram []byte) (peer ident.NodeKey, packet []byte, ok bool) {
+	if !relay.IsDatagramPacket(datagram) {
+		select {
+		case d.notices <- slices.Clone(datagram):
+			d.wake()
+		default: // it is sent again
+		}
+		return peer, nil, true
+	}
+	link := d.link.Load()
+	if link == nil {
+		return peer, nil, false
+	}
+	if peer, packet, ok = link.Open(datagram); ok && d.heard(peer, packet) {
+		packet = nil
+	}
+	return peer, packet, ok
+}
+
+// step does what the data path asked for, and returns when it wants to be called
+// again, zero for not. The session's mutex is held.
+func (d *relayDatagrams) step(s *relay.Session, now time.Time) (again time.Time) {
+	for {
+		select {
+		case key := <-d.wanted:
+			s.HandleWanted(key, now)
+			continue
+		case b := <-d.notices:
+			s.HandleDatagram(b, now)
+			continue
+		default:
+		}
+		break
+	}
+	switch {
+	case d.rearm.IsZero() && d.used.Load():
+		s.HandleUsed(now)
+		d.rearm = now.Add(usedInterval)
+	case !d.rearm.IsZero() && !now.Before(d.rearm):
+		d.rearm = time.Time{}
+		d.used.Store(false)
+	}
+	return d.rearm
+}
+
+// drain sends what the session has for its address, and has the data path use
+// its link. The session's mutex is held.
+func (d *relayDatagrams) drain(s *relay.Session) {
+	device := d.e.host.device.Load()
+	for b, ok := s.NextDatagram(); ok; b, ok = s.NextDatagram() {
+		if device != nil {
+			_ = device.SendDatagrams([][]byte{b}, s.Snapshot().Datagrams.Relay) // it is sent again
+		}
+	}
+}
+
+// relayLinks are the relays from which datagrams may come, by address.
+type relayLinks struct {
+	current atomic.Pointer[map[netip.AddrPort]*relayDatagrams]
+	mu      sync.Mutex // orders changes
+}
+
+// set notes whose datagrams come from an address, nil for nobody's. Where another
+// has the address now, nil changes nothing.
+func (l *relayLinks) set(from netip.AddrPort, old, d *relayDatagrams) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := make(map[netip.AddrPort]*relayDatagrams)
+	if m := l.current.Load(); m != nil {
+		for a, other := range *m {
+			next[a] = other
+		}
+	}
+	switch {
+	case d != nil:
+		next[from] = d
+	case next[from] == old:
+		delete(next, from)
+	}
+	l.current.Store(&next)
+}
+
+// unwrap is wg.Config.Unwrap.
+func (l *relayLinks) unwrap(datagram []byte, from netip.AddrPort) (peer ident.NodeKey, packet []byte, ok bool) {
+	if !relay.IsDatagram(datagram) {
+		return peer, nil, false
+	}
+	m := l.current.Load()
+	if m == nil {
+		return peer, nil, false
+	}
+	d := (*m)[from]
+	if d == nil {
+		return peer, nil, false
+	}
+	return d.open(datagram)
+}
+
+// datagramsOf returns the address at which a relay takes datagrams, invalid
+// where it takes none or is not found: IPv4 before IPv6, over which full packets
+// do not fit.
+func (e *Engine) datagramsOf(ctx context.Context, address string) netip.AddrPort {
+	if address == "" {
+		return netip.AddrPort{}
+	}
+	var found netip.AddrPort
+	for _, a := range newResolver(e).resolve(ctx, []string{address}) {
+		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+		if !found.IsValid() || a.Addr().Is4() && found.Addr().Is6() {
+			found = a
+		}
+	}
+	return found
+}

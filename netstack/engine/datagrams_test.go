@@ -1,0 +1,119 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/netstack/config"
+	"github.com/warren-overlay/warren/netstack/enginetest"
+	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+// onlyTo lets datagrams out to one address, while open.
+type onlyTo struct {
+	sock.Conn
+	to   netip.AddrPort
+	open *atomic.Bool
+}
+
+func (c onlyTo) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+	if to != c.to || !c.open.Load() {
+		return nil
+	}
+	return c.Conn.WriteBatch(bufs, to)
+}
+
+// TestRelayedDatagrams: two devices that may only send to a relay exchange
+// packets as datagrams; when those arrive nowhere any more, by the connection, and
+// as datagrams again when they do.
+func TestRelayedDatagrams(t *testing.T) {
+	port, err := sock.Listen(sock.Config{Addresses: []netip.Addr{loopback}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
+		ServerConfig: relay.ServerConfig{Name: "home", Admitter: admitAll{}, Rand: rand.Reader},
+		Datagrams:    port, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- server.Run(ctx) }()
+	h := httptest.NewServer(server)
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		h.Close()
+	})
+	at := netip.AddrPortFrom(loopback, port.LocalPort())
+	var open atomic.Bool
+	open.Store(true)
+	wrap := func(c sock.Conn) sock.Conn { return onlyTo{c, at, &open} }
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	a, b := newNodeOn(t, network.Join("laptop", nil), wrap), newNodeOn(t, network.Join("db", nil), wrap)
+	for _, n := range []struct{ n, peer *node }{{a, b}, {b, a}} {
+		c := n.n.Config(time.Now(), enginetest.AllowAll(n.peer.Member), n.peer.Member)
+		c.Relays = []config.Relay{{Name: "home", URL: h.URL, UDP: at.String()}}
+		n.n.apply(t, c)
+	}
+	// exchange sends one packet each way until both arrived, whatever is lost.
+	round := 0
+	exchange := func() {
+		t.Helper()
+		round++
+		for _, way := range []struct{ from, to *node }{{a, b}, {b, a}} {
+			packet := enginetest.UDP(netip.AddrPortFrom(way.from.Addr4(), 5000), netip.AddrPortFrom(way.to.Addr4(), 53), fmt.Sprint(round))
+			resend := time.NewTicker(100 * time.Millisecond)
+			defer resend.Stop()
+			way.from.tun.Send(packet)
+			deadline := time.After(patience)
+			for arrived := false; !arrived; {
+				select {
+				case got := <-way.to.tun.Received():
+					arrived = string(got) == string(packet)
+				case <-resend.C:
+					way.from.tun.Send(packet)
+				case <-deadline:
+					t.Fatalf("round %d: nothing arrived; %+v", round, server.Snapshot().Stats)
+				}
+			}
+		}
+	}
+	// until exchanges until what the relay counted has grown by some.
+	until := func(what string, count func(relay.ServerStats) uint64) {
+		t.Helper()
+		before := count(server.Snapshot().Stats)
+		for began := time.Now(); count(server.Snapshot().Stats) < before+20; {
+			exchange()
+			if time.Since(began) > patience {
+				t.Fatalf("%s: %+v", what, server.Snapshot().Stats)
+			}
+		}
+	}
+	asDatagrams := func(s relay.ServerStats) uint64 { return s.DatagramsForwarded }
+	byConnection := func(s relay.ServerStats) uint64 { return s.PacketsOut - s.DatagramsForwarded }
+	until("as datagrams", asDatagrams)
+	if s := a.engine.Status().Relay; s == nil || !s.Datagrams {
+		t.Errorf("status %+v", s)
+	}
+	if p := a.engine.Status().Peers[0]; p.Path.Kind != PathRelay {
+		t.Errorf("path %+v", p.Path)
+	}
+	open.Store(false)
+	until("by the connection", byConnection)
+	open.Store(true)
+	until("as datagrams again", asDatagrams)
+}
