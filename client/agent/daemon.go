@@ -135,6 +135,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.monitor = osconf.NewMonitor(d.isOverlay, o.Logger.With("part", "network"))
+	d.monitor.Suspended = clock.Suspension()
 	d.monitor.Control = router.Control // the way out is that of the overlay's own packets
 	if d.agent, err = New(Config{
 		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: newTransport()}, rand.Reader),

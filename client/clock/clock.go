@@ -32,7 +32,7 @@ type Clock struct {
 // New returns a Clock of the system's clocks.
 func New() *Clock {
 	start := time.Now()
-	return newClock(time.Now, func() time.Duration { return time.Since(start) }, suspension())
+	return newClock(time.Now, func() time.Duration { return time.Since(start) }, Suspension())
 }
 
 func newClock(wall func() time.Time, running, suspended func() time.Duration) *Clock {

@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// suspension returns a function that tells for how long the machine was
+// Suspension returns a function that tells for how long the machine was
 // suspended: what CLOCK_BOOTTIME counts and CLOCK_MONOTONIC, by which programs
 // measure, does not (clock_gettime(2)). Where the system has no such clock it is
-// zero.
-func suspension() func() time.Duration {
+// zero. It never falls, and is for one goroutine at a time.
+func Suspension() func() time.Duration {
 	longest := time.Duration(0)
 	return func() time.Duration {
 		var boot, running unix.Timespec

@@ -4,9 +4,9 @@ package clock
 
 import "time"
 
-// suspension returns a function that says that the machine was never suspended:
+// Suspension returns a function that says that the machine was never suspended:
 // on Windows the program's own clock counts that time, on macOS the wall clock
 // alone tells of it.
-func suspension() func() time.Duration {
+func Suspension() func() time.Duration {
 	return func() time.Duration { return 0 }
 }

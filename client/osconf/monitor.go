@@ -14,15 +14,20 @@ import (
 
 const (
 	// settle is how long after the kernel's first notice the network is looked
-	// at: a change of networks comes as a burst of notices.
-	settle = 300 * time.Millisecond
+	// at: one change comes as several notices within milliseconds. It is short,
+	// as all that waits for it are users; where there is more to come, that is
+	// another change.
+	settle = 20 * time.Millisecond
+	// minLook is the least distance of two looks: a machine on which containers
+	// come and go gives notices without end.
+	minLook = 100 * time.Millisecond
 	// pollInterval is how often the network is looked at where the kernel gives
 	// no notices, or lost one.
-	pollInterval = 10 * time.Second
+	pollInterval = 5 * time.Second
 )
 
 // Monitor tells when the machine's network changes in a way that matters to
-// connections: other addresses, or another way out.
+// connections: other addresses, or another way out; or that it slept.
 type Monitor struct {
 	// Ignore says which addresses are not the machine's own network, such as
 	// those of the overlay; nil ignores none. It is called from Run.
@@ -31,6 +36,10 @@ type Monitor struct {
 	// net.Dialer.Control; nil for nothing. It must be set before Run.
 	Control func(network, address string, c syscall.RawConn) error
 	Logger  *slog.Logger
+
+	// Suspended returns for how long the machine was suspended by now, which
+	// never falls; nil for never. It must be set before Run.
+	Suspended func() time.Duration
 
 	changes chan struct{}
 	// look and notices are replaced in tests.
@@ -61,31 +70,60 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 	}()
 	defer func() { <-done }()
-	known := m.look()
+	known, looked := m.look(), time.Now()
 	timer := time.NewTimer(pollInterval)
 	defer timer.Stop()
+	tick := time.NewTicker(wakeInterval)
+	defer tick.Stop()
+	var sleeper wake
+	start := time.Now()
+	asleep := func() bool { return sleeper.look(time.Since(start), m.suspended()) }
+	asleep()
+	noticed := false // whether a look is due because of a notice
 	for {
+		slept := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-notice:
-			timer.Reset(settle)
+			// The first one counts: others must not put the look off.
+			if !noticed {
+				noticed = true
+				timer.Reset(max(settle, minLook-time.Since(looked)))
+			}
 			continue
+		case <-tick.C:
+			if slept = asleep(); !slept {
+				continue
+			}
 		case <-timer.C:
-			timer.Reset(pollInterval)
 		}
+		noticed = false
+		timer.Reset(pollInterval)
 		now := m.look()
-		if now == known {
+		looked = time.Now()
+		switch {
+		case now != known:
+			m.Logger.Info("the network changed")
+			m.Logger.Debug("the network is now", "addresses", now)
+		case slept:
+			m.Logger.Info("the machine slept, or the program was stopped")
+		default:
 			continue
 		}
 		known = now
-		m.Logger.Info("the network changed")
-		m.Logger.Debug("the network is now", "addresses", now)
 		select {
 		case m.changes <- struct{}{}:
 		default:
 		}
 	}
+}
+
+func (m *Monitor) suspended() time.Duration {
+	if m.Suspended == nil {
+		return 0
+	}
+	return m.Suspended()
 }
 
 // fingerprint writes down what matters of the network: its interfaces with their
@@ -125,7 +163,7 @@ func (m *Monitor) fingerprint() string {
 		}
 		conn.Close()
 	}
-	return strings.Join(all, " ")
+	return strings.Join(append(all, defaultRoutes()...), " ")
 }
 
 func (m *Monitor) ignores(a netip.Addr) bool { return m.Ignore != nil && m.Ignore(a.Unmap()) }

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package osconf
+
+// defaultRoutes is for Linux.
+func defaultRoutes() []string { return nil }
