@@ -336,7 +336,7 @@ func TestLocalConfigWants(t *testing.T) {
 		{"cni0", net.FlagUp, LocalConfig{}, false},
 		{"virbr0", net.FlagUp, LocalConfig{}, false},
 	} {
-		if got := tc.cfg.wantInterface(tc.name, tc.flags); got != tc.want {
+		if got := tc.cfg.wantInterface(tc.name, tc.flags, nil); got != tc.want {
 			t.Errorf("wantInterface(%q, %v) = %v with %+v", tc.name, tc.flags, got, tc.cfg)
 		}
 	}

@@ -19,7 +19,8 @@ type LocalConfig struct {
 
 	// Containers adds the addresses of interfaces that container and
 	// virtual-machine engines make. They are left out otherwise: every such
-	// host has the same ones, and no peer reaches them.
+	// host has the same ones, and no peer reaches them. Bridges are told apart
+	// by what is joined to them, others by their names.
 	Containers bool
 }
 
@@ -32,9 +33,13 @@ func LocalAddrs(cfg LocalConfig) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
 	}
+	var guests map[string]bool
+	if links, err := listLinks(); err == nil && !cfg.Containers {
+		guests = bridges(links)
+	}
 	var found []netip.Addr
 	for _, ifi := range interfaces {
-		if !cfg.wantInterface(ifi.Name, ifi.Flags) {
+		if !cfg.wantInterface(ifi.Name, ifi.Flags, guests) {
 			continue
 		}
 		addrs, err := ifi.Addrs()
@@ -63,9 +68,14 @@ var containerInterfaces = []string{
 	"flannel", "cali", "cilium", "kube-", "weave",
 }
 
-func (cfg LocalConfig) wantInterface(name string, flags net.Flags) bool {
+// wantInterface expects what bridges returned, nil where the system does not
+// tell of kinds.
+func (cfg LocalConfig) wantInterface(name string, flags net.Flags, guests map[string]bool) bool {
 	if flags&net.FlagUp == 0 || flags&net.FlagLoopback != 0 && !cfg.Loopback {
 		return false
+	}
+	if forGuests, isBridge := guests[name]; isBridge {
+		return cfg.Containers || !forGuests
 	}
 	return cfg.Containers || !slices.ContainsFunc(containerInterfaces, func(prefix string) bool {
 		return strings.HasPrefix(name, prefix)
@@ -95,7 +105,7 @@ func ConnectedPrefixes(own []netip.Prefix) ([]netip.Prefix, error) {
 	cfg := LocalConfig{Overlay: own, Containers: true}
 	var found []netip.Prefix
 	for _, ifi := range interfaces {
-		if !cfg.wantInterface(ifi.Name, ifi.Flags) {
+		if !cfg.wantInterface(ifi.Name, ifi.Flags, nil) {
 			continue
 		}
 		addrs, err := ifi.Addrs()

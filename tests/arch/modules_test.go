@@ -69,7 +69,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/vishvananda/netlink", why: "devices, addresses and routes of the kernel without running other programs",
-		importers: []string{"client/osconf", "netstack/portmap", "netstack/router", "netstack/tun"},
+		importers: []string{"client/osconf", "netstack/portmap", "netstack/router", "netstack/sock", "netstack/tun"},
 	},
 	{
 		path: "github.com/vishvananda/netns", why: "network namespaces for tests with real sockets",

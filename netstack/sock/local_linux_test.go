@@ -1,0 +1,36 @@
+package sock_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/tests/lab"
+)
+
+// TestGuestBridges asks a real kernel: a bridge for containers is left out
+// whatever it is called, and one that leads out is not.
+func TestGuestBridges(t *testing.T) {
+	h := lab.New(t).Host("host")
+	h.Bridge("containers")
+	h.Address("containers", "172.17.0.1/16")
+	h.Bridge("br-uplink")
+	h.Address("br-uplink", "172.18.0.1/16")
+	h.Route("0.0.0.0/0", "172.18.0.2")
+	for _, c := range []struct {
+		all  bool
+		want []netip.Addr
+	}{
+		{false, []netip.Addr{h.V4, netip.MustParseAddr("172.18.0.1"), h.V6}},
+		{true, []netip.Addr{h.V4, netip.MustParseAddr("172.17.0.1"), netip.MustParseAddr("172.18.0.1"), h.V6}},
+	} {
+		h.Do(func() error {
+			got, err := sock.LocalAddrs(sock.LocalConfig{Containers: c.all})
+			if !slices.Equal(got, c.want) {
+				t.Errorf("containers %v: %v, want %v", c.all, got, c.want)
+			}
+			return err
+		})
+	}
+}
