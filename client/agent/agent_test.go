@@ -455,6 +455,15 @@ func TestNetworkChange(t *testing.T) {
 		(&node{Agent: a, plane: dataPlane}).join(t, c)
 		changes <- struct{}{}
 		take[wire.Hello](t, <-c.accepted)
+		// Another home relay is no reason to connect anew; another public address
+		// is, because the connection went out by the one before.
+		dataPlane.reach <- engine.Reach{HomeRelay: "other"}
+		synctest.Wait()
+		if n := len(c.accepted); n != 0 {
+			t.Errorf("connected %d times for another relay", n)
+		}
+		dataPlane.reach <- engine.Reach{HomeRelay: "other", Moves: 1}
+		take[wire.Hello](t, <-c.accepted)
 		cancel()
 		<-done
 		if dataPlane.changes != 1 {

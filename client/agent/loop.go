@@ -128,9 +128,13 @@ func (l *loop) run() {
 				reach = nil
 				continue
 			}
+			moved := r.Moves != l.reach.Moves
 			l.reach = r
 			l.rememberPort()
 			if l.machine != nil {
+				if moved {
+					l.machine.HandleNetworkChange(l.cfg.Now())
+				}
 				l.machine.HandleReach(r.Endpoints, r.HomeRelay, l.cfg.Now())
 			}
 		case <-l.cfg.NetworkChanges:

@@ -64,6 +64,7 @@ type control struct {
 	mapping   mapping
 	resolve   *resolver
 	servers   []netip.AddrPort // that are asked for our public addresses
+	moves     uint64           // of the public address, as far as they were dealt with
 	standby   standby
 	underlay  *resolver    // finds the addresses of Config.Underlay
 	except    []netip.Addr // of the underlay, as far as they are known
@@ -433,6 +434,13 @@ func (c *control) handleNetworkChange() {
 	now := c.now()
 	c.refreshLocal(now)
 	c.nat.HandleNetworkChange(now)
+	c.handleMove(now)
+}
+
+// handleMove finds the relays, the mapping and all paths anew: connections, and
+// what was proved, were of the public address before.
+func (c *control) handleMove(now time.Time) {
+	c.e.log.Info("this device is reached at other addresses than before")
 	c.relays.machine.HandleNetworkChange(now)
 	c.drainRelays()
 	c.mapping.mapper.HandleNetworkChange(now)
@@ -496,6 +504,10 @@ func (c *control) drainNAT() {
 	}
 	now := c.now()
 	c.mapping.mapper.SetSeen(report.Public4.Addr(), now)
+	if report.Moves != c.moves {
+		c.moves = report.Moves
+		c.handleMove(now)
+	}
 	for _, p := range c.peers {
 		p.agent.SetLocalCandidates(report.Endpoints, now)
 		c.drain(p)

@@ -169,6 +169,10 @@ type Reach struct {
 	Endpoints []netip.AddrPort
 	// HomeRelay is the name of the relay at which it listens, empty for none.
 	HomeRelay string
+	// Moves counts how often the public address became another though this
+	// machine's network did not change (nat.Report.Moves): connections that were
+	// made before are dead.
+	Moves uint64
 }
 
 // Reach returns the channel of where this device can be reached: what peers
@@ -224,5 +228,5 @@ func (c *control) publish() {
 	default:
 	}
 	// The control goroutine is the only sender, so there is room now.
-	c.e.reach <- Reach{Endpoints: c.nat.Report().Endpoints, HomeRelay: c.relays.machine.Home()}
+	c.e.reach <- Reach{Endpoints: c.nat.Report().Endpoints, HomeRelay: c.relays.machine.Home(), Moves: c.moves}
 }

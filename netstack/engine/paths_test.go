@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/path"
 	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/stun"
 	"github.com/warren-overlay/warren/netstack/stun/stunserver"
 )
 
@@ -86,4 +89,56 @@ func TestCheckNetwork(t *testing.T) {
 	if report := a.engine.Status().NAT; report.UDP {
 		t.Errorf("the server is gone, and the report is %v", report)
 	}
+}
+
+// TestMovedAddress: where a STUN server sees this device elsewhere than before,
+// it is told of, and what went out by the old address is made anew.
+func TestMovedAddress(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	a := newNode(t, network.Join("laptop", nil))
+	conn, err := sock.Listen(sock.Config{Addresses: []netip.Addr{loopback}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen atomic.Pointer[netip.AddrPort]
+	show := func(text string) { addr := netip.MustParseAddrPort(text); seen.Store(&addr) }
+	show("5.5.0.1:4000")
+	done := make(chan struct{})
+	t.Cleanup(func() { conn.Close(); <-done })
+	go func() {
+		defer close(done)
+		bufs, sizes, from := [][]byte{make([]byte, 1500)}, make([]int, 1), make([]netip.AddrPort, 1)
+		for {
+			if _, err := conn.Readers()[0].ReadBatch(bufs, sizes, from); err != nil {
+				return
+			}
+			if m, err := stun.Parse(bufs[0][:sizes[0]]); err == nil {
+				conn.WriteBatch([][]byte{stun.AppendResponse(nil, m.TxID, *seen.Load(), false)}, from[0])
+			}
+		}
+	}()
+	cfg := a.Config(time.Now(), nil)
+	cfg.STUN = []string{netip.AddrPortFrom(loopback, conn.LocalPort()).String()}
+	a.apply(t, cfg)
+	until := func(ok func(Reach) bool) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for {
+			select {
+			case r := <-a.engine.Reach():
+				if ok(r) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("status %+v", a.engine.Status().NAT)
+			}
+		}
+	}
+	until(func(r Reach) bool { return slices.Contains(r.Endpoints, *seen.Load()) && r.Moves == 0 })
+	show("5.5.0.2:4000")
+	if err := a.engine.CheckNetwork(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(func(r Reach) bool { return slices.Contains(r.Endpoints, *seen.Load()) && r.Moves == 1 })
 }

@@ -62,6 +62,10 @@ type Report struct {
 	// Endpoints are the addresses to tell to peers: local ones as they were
 	// given, then those that are forwarded, then public ones, without repeats.
 	Endpoints []netip.AddrPort
+	// Moves counts how often a server saw another address than before though this
+	// machine's own network did not change: its provider gave it another one, or
+	// the way out is another. Connections through the old one are dead.
+	Moves uint64
 	// Servers are the servers that answered, with their round trips.
 	Servers []ServerReport
 }
@@ -76,7 +80,7 @@ type ServerReport struct {
 // Equal reports whether r and o say the same but for round trips.
 func (r Report) Equal(o Report) bool {
 	return r.UDP == o.UDP && r.Public4 == o.Public4 && r.Public6 == o.Public6 &&
-		r.MappingVaries == o.MappingVaries && slices.Equal(r.Endpoints, o.Endpoints)
+		r.MappingVaries == o.MappingVaries && r.Moves == o.Moves && slices.Equal(r.Endpoints, o.Endpoints)
 }
 
 // ErrUnsolicited means that a response answers no outstanding request to the
@@ -115,6 +119,7 @@ type server struct {
 	next   time.Time // next try, zero for none
 	due    bool
 	mapped netip.AddrPort // last answer, zero for none or given up
+	seen   netip.Addr     // of the last answer since the network changed, zero for none
 	rtt    time.Duration
 }
 
@@ -221,11 +226,30 @@ func (d *Discoverer) HandleResponse(from netip.AddrPort, m stun.Message, now tim
 		return ErrUnsolicited
 	}
 	d.stats.Responses++
+	d.see(s, m.Mapped.Addr())
 	s.mapped, s.rtt = m.Mapped, d.now.Sub(s.last)
 	s.sent, s.next = time.Time{}, time.Time{}
 	d.update()
 	d.flush()
 	return nil
+}
+
+// see notes under which address a server sees this machine. What several servers
+// tell of one move counts once; a NAT with several addresses, of which it gives
+// each server another one, does not move.
+func (d *Discoverer) see(s *server, a netip.Addr) {
+	before := s.seen
+	s.seen = a
+	if !before.IsValid() || before == a {
+		return
+	}
+	for _, other := range d.servers {
+		if other != s && other.seen == a {
+			return
+		}
+	}
+	d.report.Moves++
+	d.changed = true
 }
 
 // Report returns what is known now. Its slices are the caller's.
@@ -366,7 +390,7 @@ func (d *Discoverer) try(s *server) {
 
 // update computes the report anew.
 func (d *Discoverer) update() {
-	var r Report
+	r := Report{Moves: d.report.Moves}
 	varies := func(known, mapped netip.AddrPort) {
 		switch {
 		case known != mapped:

@@ -369,3 +369,51 @@ func TestForwarded(t *testing.T) {
 		t.Errorf("endpoints %v", report.Endpoints)
 	}
 }
+
+// TestMoves: a public address that becomes another by itself is told of once,
+// also where servers were silent in between; one that differs from server to
+// server, and one of another network, is no move.
+func TestMoves(t *testing.T) {
+	d, now := newDiscoverer(), epoch
+	d.SetServers([]netip.AddrPort{server1, server2, server6}, now)
+	round := func(answers map[netip.AddrPort]string) {
+		t.Helper()
+		now = now.Add(time.Minute)
+		d.HandleCheck(now)
+		for server, id := range asked(t, d) {
+			if mapped, ok := answers[server]; ok {
+				if err := d.HandleResponse(server, response(id, mapped), now); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 10 { // the others are given up
+			now = now.Add(time.Second)
+			d.HandleTimeout(now)
+			asked(t, d)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		answers map[netip.AddrPort]string
+		moves   uint64
+	}{
+		{"the first answers", map[netip.AddrPort]string{server1: "1.1.1.1:5000", server2: "1.1.1.2:5000", server6: "[2001:db8::1]:5000"}, 0},
+		{"other ports", map[netip.AddrPort]string{server1: "1.1.1.1:6000", server2: "1.1.1.2:7000", server6: "[2001:db8::1]:5000"}, 0},
+		{"silence", nil, 0},
+		{"the same again", map[netip.AddrPort]string{server1: "1.1.1.1:5000", server2: "1.1.1.2:5000"}, 0},
+		{"silence", nil, 0},
+		{"another address, as both see it", map[netip.AddrPort]string{server1: "2.2.2.2:5000", server2: "2.2.2.2:5001"}, 1},
+		{"another of IPv6", map[netip.AddrPort]string{server1: "2.2.2.2:5000", server6: "[2001:db8::2]:5000"}, 2},
+	} {
+		round(c.answers)
+		if got := d.Report().Moves; got != c.moves {
+			t.Errorf("%s: %d moves, want %d", c.name, got, c.moves)
+		}
+	}
+	d.HandleNetworkChange(now)
+	round(map[netip.AddrPort]string{server1: "3.3.3.3:5000", server6: "[2001:db8::3]:5000"})
+	if got := d.Report().Moves; got != 2 {
+		t.Errorf("another network counts as a move: %d", got)
+	}
+}
