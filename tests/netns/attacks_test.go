@@ -160,6 +160,7 @@ func TestReplays(t *testing.T) {
 		return metric(t, a.db, "warren_inbound_packets_total", `path="direct_ipv4"`) + metric(t, a.db, "warren_lost_packets_total")
 	}
 	passed := metric(t, a.db, "warren_inbound_passed_packets_total")
+	refused := metric(t, a.db, "warren_lost_packets_total", `reason="replayed_handshake"`)
 	sent := 0
 	for sent < 10_000 {
 		before := received()
@@ -195,6 +196,9 @@ func TestReplays(t *testing.T) {
 	}
 	if n := len(a.taken(lab.Inbound, response)) - answers; n != 0 {
 		t.Errorf("%d repeated initiations were answered", n)
+	}
+	if metric(t, a.db, "warren_lost_packets_total", `reason="replayed_handshake"`) == refused {
+		t.Error("no repeated initiation is counted")
 	}
 	if now := a.paths(t); now != paths {
 		t.Errorf("paths were\n%sand are\n%s", paths, now)
