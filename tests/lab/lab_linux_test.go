@@ -2,8 +2,12 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -55,6 +59,29 @@ func TestLab(t *testing.T) {
 		io.WriteString(u, "three")
 		if got := receive(); got != "three" {
 			t.Errorf("%s: %q arrived after the block", at, got)
+		}
+	}
+}
+
+// TestRemoveStale: what a killed test binary left is deleted, and nothing else.
+func TestRemoveStale(t *testing.T) {
+	parent := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for name, stays := range map[string]bool{
+		fmt.Sprintf("warren-lab-%d-1", dead.Process.Pid): false,
+		fmt.Sprintf("warren-lab-%d-1", os.Getpid()):      true,
+		"warren-lab-1": true, "warren-lab--1": true, "other": true,
+	} {
+		dir := filepath.Join(parent, name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		removeStale(parent)
+		if _, err := os.Stat(dir); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -25,7 +25,8 @@ var build = sync.OnceValues(func() (string, error) {
 	root := filepath.Dir(filepath.Dir(filepath.Dir(file)))
 	// The directory belongs to the whole run of the test binary; the system's
 	// temporary directory is where such things are left.
-	dir, err := os.MkdirTemp("", "warren-lab-")
+	removeStale(os.TempDir())
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", directoryPrefix, os.Getpid()))
 	if err != nil {
 		return "", err
 	}
@@ -38,6 +39,21 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	return dir, nil
 })
+
+// directoryPrefix begins the name of a directory of programs; the process id of
+// the test binary follows.
+const directoryPrefix = "warren-lab-"
+
+// removeStale deletes the directories of test binaries that were killed.
+func removeStale(parent string) {
+	found, _ := filepath.Glob(filepath.Join(parent, directoryPrefix+"*-*")) // the pattern is well-formed
+	for _, dir := range found {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), directoryPrefix), "-")
+		if _, err := os.Stat(filepath.Join("/proc", pid)); pid != "" && os.IsNotExist(err) {
+			os.RemoveAll(dir)
+		}
+	}
+}
 
 // Program returns the path of one of Warren's programs, built from this tree.
 func Program(t testing.TB, name string) string {
