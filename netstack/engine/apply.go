@@ -353,7 +353,7 @@ func (c *control) setTunnels() error {
 
 // bringUp tells new agents what the others know.
 func (c *control) bringUp(now time.Time) {
-	endpoints := c.nat.Report().Endpoints
+	endpoints := candidates(c.nat.Report())
 	for _, p := range c.peers {
 		p.agent.SetLocalCandidates(endpoints, now)
 		p.agent.HandleRelayState(c.relayed, now)

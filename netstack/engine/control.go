@@ -489,6 +489,11 @@ func (c *control) localAddresses() ([]netip.Addr, error) {
 	return sock.LocalAddrs(sock.LocalConfig{Overlay: overlay})
 }
 
+// candidates are where peers may reach this node now: what they are told over
+// the relay, when both begin to probe. The coordinator, which tells it later, is
+// not given the ports that are predicted.
+func candidates(r nat.Report) []netip.AddrPort { return slices.Concat(r.Endpoints, r.Predicted) }
+
 // drainNAT sends STUN requests and tells of endpoints that changed.
 func (c *control) drainNAT() {
 	for {
@@ -509,7 +514,7 @@ func (c *control) drainNAT() {
 		c.handleMove(now)
 	}
 	for _, p := range c.peers {
-		p.agent.SetLocalCandidates(report.Endpoints, now)
+		p.agent.SetLocalCandidates(candidates(report), now)
 		c.drain(p)
 	}
 	c.publish()

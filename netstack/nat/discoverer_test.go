@@ -57,7 +57,27 @@ func TestReport(t *testing.T) {
 			Report{UDP: true, Public4: at("1.1.1.1:5000"), MappingVaries: No, Endpoints: []netip.AddrPort{local, at("1.1.1.1:5000")}},
 		},
 		"varying mapping": {
+			map[netip.AddrPort]string{server1: "1.1.1.1:5000", server2: "1.1.1.1:31001"},
+			Report{UDP: true, Public4: at("1.1.1.1:5000"), MappingVaries: Yes, Endpoints: []netip.AddrPort{local, at("1.1.1.1:5000")}},
+		},
+		"ports in a row": {
 			map[netip.AddrPort]string{server1: "1.1.1.1:5000", server2: "1.1.1.1:5001"},
+			Report{
+				UDP: true, Public4: at("1.1.1.1:5000"), MappingVaries: Yes, Endpoints: []netip.AddrPort{local, at("1.1.1.1:5000")},
+				Predicted: []netip.AddrPort{
+					at("1.1.1.1:5002"), at("1.1.1.1:5003"), at("1.1.1.1:5004"), at("1.1.1.1:5005"), at("1.1.1.1:5006"), at("1.1.1.1:5007"),
+				},
+			},
+		},
+		"even ports, at the end": {
+			map[netip.AddrPort]string{server1: "1.1.1.1:65528", server2: "1.1.1.1:65530"},
+			Report{
+				UDP: true, Public4: at("1.1.1.1:65528"), MappingVaries: Yes, Endpoints: []netip.AddrPort{local, at("1.1.1.1:65528")},
+				Predicted: []netip.AddrPort{at("1.1.1.1:65532"), at("1.1.1.1:65534")},
+			},
+		},
+		"ports in a row of two addresses": {
+			map[netip.AddrPort]string{server1: "1.1.1.1:5000", server2: "1.1.1.2:5001"},
 			Report{UDP: true, Public4: at("1.1.1.1:5000"), MappingVaries: Yes, Endpoints: []netip.AddrPort{local, at("1.1.1.1:5000")}},
 		},
 		"no NAT": {

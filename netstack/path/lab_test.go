@@ -127,7 +127,7 @@ func (l *lab) drain() {
 				again = true
 			}
 			if r, ok := n.nat.NextEvent(); ok {
-				n.agent.SetLocalCandidates(r.Endpoints, l.now)
+				n.agent.SetLocalCandidates(append(r.Endpoints, r.Predicted...), l.now)
 				// The coordinator tells the peer.
 				l.peer(n).agent.SetRemoteCandidates(r.Endpoints, l.now)
 				again = true

@@ -9,7 +9,9 @@ import (
 // DirectPossible reports whether two hosts can prove a direct path to each
 // other, each way, when each is told the other's own addresses and the one that
 // a STUN server on the internet saw (over IPv4), both send to all that they
-// know, and both learn from where packets come. No ports are guessed.
+// know, and both learn from where packets come. Ports are guessed where that is
+// sure to succeed: of a host behind one NAT that gives them in a row, by another
+// that sends from one port.
 //
 // It is derived from the topology as it stands and from the kinds of its NATs,
 // in another way than packets are simulated: without time, mappings or numbers.
@@ -30,12 +32,18 @@ func DirectPossible(a, b *Host) bool {
 				d.probe(i, to)
 			}
 		}
+		for i := range d.hosts {
+			if sequential(d.hosts[i]) && fixed(d.hosts[1-i]) {
+				d.guess(i)
+			}
+		}
 		// A round more after the last news: who is let in depends on what the
 		// other side sent in the same one.
-		if len(d.known[0])+len(d.known[1]) == before && d.quiet {
+		same := len(d.known[0])+len(d.known[1]) == before
+		if same && d.quiet {
 			break
 		}
-		d.quiet = len(d.known[0])+len(d.known[1]) == before
+		d.quiet = same
 	}
 	return d.proved[0] && d.proved[1]
 }
@@ -89,6 +97,47 @@ func (d *derivation) tell(i int) {
 	if seen, _, ok := d.send(i, place{observer, "stun"}); ok {
 		d.learn(1-i, seen)
 	}
+}
+
+// guess tells the other host all external ports that host i has.
+func (d *derivation) guess(i int) {
+	for _, p := range d.sent[d.hosts[i].segment.router] {
+		if d.hosts[i].segment.hosts[p.inside.addr] == d.hosts[i] && p.outside.addr.Is4() {
+			d.learn(1-i, p.outside)
+		}
+	}
+}
+
+// sequential reports whether a host is behind one NAT that takes the next port
+// for every destination.
+func sequential(h *Host) bool {
+	r := h.segment.router
+	return r != nil && r.nat != nil && r.outside.router == nil && r.external.IsValid() &&
+		r.nat.kind.Mapping != EndpointIndependent && r.nat.kind.Allocation == Sequential
+}
+
+// fixed reports whether a host sends from one port to every destination.
+func fixed(h *Host) bool {
+	for s := h.segment; s.router != nil; s = s.router.outside {
+		if nat := s.router.nat; nat != nil && nat.kind.Mapping != EndpointIndependent && nat.kind.Allocation != Overloading {
+			return false
+		}
+	}
+	return true
+}
+
+// GuessPossible reports whether a port of one of the hosts may be guessed by good
+// luck: one of the NATs that it is behind gives ports in a row. What
+// DirectPossible says is impossible may then be possible.
+func GuessPossible(a, b *Host) bool {
+	for _, h := range []*Host{a, b} {
+		for s := h.segment; s.router != nil; s = s.router.outside {
+			if nat := s.router.nat; nat != nil && nat.kind.Allocation == Sequential {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // probe sends from host i to a place, and an answer back if the probe arrives.

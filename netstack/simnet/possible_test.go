@@ -14,6 +14,10 @@ func byHand(a, b NAT) bool {
 	case aFixed && bFixed:
 		// Each sends to exactly where the other sends from.
 		return true
+	case bFixed && a.Allocation == Sequential, aFixed && b.Allocation == Sequential:
+		// The one's next port is known to the other, who sends from where it is
+		// known to be: as if both were fixed.
+		return true
 	case bFixed:
 		// A sends from a port that B does not know. B has sent to A's address, so
 		// B's filter lets it in unless it asks for the port. B learns the port from

@@ -253,3 +253,25 @@ func TestTrafficVouchesForThePath(t *testing.T) {
 		}
 	})
 }
+
+// TestPortsInARowAreGuessed: a node behind a NAT that gives every destination the
+// next port, and one behind a NAT that lets in only who was sent to, reach each
+// other directly, whoever begins.
+func TestPortsInARowAreGuessed(t *testing.T) {
+	run(t, 26, func(s *sim) {
+		hard := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent, Allocation: simnet.Sequential}
+		hostA, _ := s.behind("a", hard, 11)
+		hostB, _ := s.behind("b", simnet.PortRestricted, 12)
+		// A second server shows how the ports differ.
+		var second *simnet.Host
+		s.world.Do(func(n *simnet.Network) { second = n.Internet().NewHost("stun", serverAddr.Next()) })
+		s.startSTUN(second)
+		s.stun = append(s.stun, netip.AddrPortFrom(serverAddr.Next(), 3478).String())
+		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
+		s.know(a, b)
+		a.connected()
+		b.connected()
+		s.startStream(b, a)
+		s.direct(a, b, 10*time.Second)
+	})
+}

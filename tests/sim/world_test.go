@@ -59,6 +59,7 @@ type sim struct {
 	relay   *relayhttp.Server
 	server  *simnet.Host
 	more    []*relaySite // beside it
+	stun    []string     // servers that the nodes are told of
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -82,7 +83,7 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &sim{
 			T: t, Network: enginetest.NewNetwork(t, byte(seed), time.Now()),
-			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel,
+			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel, stun: []string{stunAddr},
 		}
 		// Connections that came when nobody wanted them any more end by their
 		// idle time.
@@ -94,7 +95,7 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 			s.server = n.Internet().NewHost("server", serverAddr)
 		})
 		s.startRelay()
-		s.startSTUN()
+		s.startSTUN(s.server)
 		test(s)
 	})
 }
@@ -145,8 +146,8 @@ func (s *sim) startRelay() {
 	context.AfterFunc(s.ctx, func() { web.Close() })
 }
 
-func (s *sim) startSTUN() {
-	conn, err := s.world.ListenUDP(s.server, 3478)
+func (s *sim) startSTUN(on *simnet.Host) {
+	conn, err := s.world.ListenUDP(on, 3478)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -263,7 +264,7 @@ func (n *node) config(rules *ruleset.RuleSet) *config.Config {
 	for i, p := range n.peers {
 		c.Peers[i].HomeRelay = p.home
 	}
-	c.STUN = []string{stunAddr}
+	c.STUN = n.sim.stun
 	token, err := authority.IssueRelayToken(n.sim.Genesis, authority.RelayToken{
 		NodeKey: n.Key, NotAfter: time.Now().Add(authority.RelayTokenValidity).Truncate(time.Second),
 	}, n.sim.Signer)
