@@ -57,6 +57,10 @@ func (c *control) setMTU(p *peer) {
 func (c *control) pathOf(p *peer) wg.Path {
 	to := c.tunnelPath(p, p.agent.Primary())
 	to.Whole = p.agent.MaxDatagram()
+	if to.Whole > 0 && to.Direct.Addr().Is6() && p.relay != nil {
+		// Routers do not fragment IPv6, and the kernel only for its own interface.
+		to.Relay = p.relay
+	}
 	return to
 }
 

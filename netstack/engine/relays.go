@@ -181,7 +181,7 @@ func (c *control) reroute(p *peer) {
 	if before == p.relay {
 		return
 	}
-	if p.tunnel != nil && p.agent.Primary().Kind == path.Relay {
+	if p.tunnel != nil {
 		p.tunnel.SetPath(c.pathOf(p))
 	}
 	if before != nil && p.relay != nil {

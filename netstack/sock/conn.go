@@ -51,7 +51,8 @@ type Conn interface {
 	WriteBatch(bufs [][]byte, to netip.AddrPort) error
 
 	// WriteFragmented is WriteBatch for datagrams that are too long for their
-	// path and must go all the same: they may be fragmented. It is slow.
+	// path and must go all the same: they may be fragmented, by this host for its
+	// interface, and by routers where they are IPv4. It is slow.
 	WriteFragmented(bufs [][]byte, to netip.AddrPort) error
 
 	// LocalPort returns the UDP port, the same in both families.

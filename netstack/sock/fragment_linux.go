@@ -14,8 +14,7 @@ const DontFragment = true
 // setFragmentation sets whether datagrams may be fragmented. Where they may not,
 // the kernel does not heed what ICMP says of the path's MTU, either: anybody can
 // forge it, and firewalls swallow it. Where they may, they are cut for the
-// interface, and by routers for what is narrower (IPv4), or into what every
-// path carries (IPv6, RFC 8200 5, where routers do not fragment).
+// interface, and IPv4 by routers for what is narrower.
 func (s *socket) setFragmentation(may bool) error {
 	var err error
 	set := func(fd uintptr, level, option, value int) {
@@ -26,11 +25,9 @@ func (s *socket) setFragmentation(may bool) error {
 	controlErr := s.raw.Control(func(fd uintptr) {
 		switch {
 		case s.is6 && may:
-			set(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU, leastMTU6)
 			set(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_OMIT)
 		case s.is6:
 			set(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
-			set(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU, 0)
 		case may:
 			set(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT)
 		default:
@@ -42,9 +39,6 @@ func (s *socket) setFragmentation(may bool) error {
 	}
 	return err
 }
-
-// leastMTU6 is what every IPv6 path carries (RFC 8200 5).
-const leastMTU6 = 1280
 
 // writeFragmented sends datagrams one by one, as few of them are. Nothing else
 // is sent meanwhile, so that only they can be fragmented.

@@ -214,7 +214,7 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 		if o == nil {
 			return
 		}
-		if err := path.write(o.conn, bufs); err != nil {
+		if err := path.write(o.conn, p.key, bufs); err != nil {
 			b.counters.sendErrors.Add(1)
 			return
 		}
@@ -231,8 +231,9 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 	}
 }
 
-// write sends packets straight to the peer, in order.
-func (path *Path) write(c sock.Conn, bufs [][]byte) error {
+// write sends packets straight to the peer, in order; those that are too long for
+// the way there over the relay, or so that they may be fragmented.
+func (path *Path) write(c sock.Conn, to ident.NodeKey, bufs [][]byte) error {
 	if path.Whole == 0 {
 		return c.WriteBatch(bufs, path.Direct)
 	}
@@ -243,11 +244,14 @@ func (path *Path) write(c sock.Conn, bufs [][]byte) error {
 		for n < len(bufs) && len(bufs[n]) > path.Whole == long {
 			n++
 		}
-		write := c.WriteBatch
-		if long {
-			write = c.WriteFragmented
+		switch {
+		case !long:
+			errs = errors.Join(errs, c.WriteBatch(bufs[:n], path.Direct))
+		case path.Relay != nil:
+			path.Relay.SendPackets(to, bufs[:n])
+		default:
+			errs = errors.Join(errs, c.WriteFragmented(bufs[:n], path.Direct))
 		}
-		errs = errors.Join(errs, write(bufs[:n], path.Direct))
 		bufs = bufs[n:]
 	}
 	return errs

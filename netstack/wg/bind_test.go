@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/sock"
 )
 
@@ -34,6 +35,28 @@ func (c *lengthConn) WriteFragmented(bufs [][]byte, _ netip.AddrPort) error {
 	return nil
 }
 
+// lengthRelay notes how long the packets were that it was given.
+type lengthRelay struct{ lengths []int }
+
+func (r *lengthRelay) SendPackets(_ ident.NodeKey, packets [][]byte) {
+	for _, p := range packets {
+		r.lengths = append(r.lengths, len(p))
+	}
+}
+
+// TestLongDatagramsGoByTheRelay where the path has one.
+func TestLongDatagramsGoByTheRelay(t *testing.T) {
+	c, r := &lengthConn{}, &lengthRelay{}
+	path := Path{Direct: netip.MustParseAddrPort("[2001:db8::1]:1"), Whole: 100, Relay: r}
+	bufs := [][]byte{make([]byte, 101), make([]byte, 100), make([]byte, 102)}
+	if err := path.write(c, ident.NodeKey{}, bufs); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(r.lengths, []int{101, 102}) || !slices.EqualFunc(c.calls, [][]int{{100}}, slices.Equal[[]int]) {
+		t.Errorf("%v by the relay, %v directly", r.lengths, c.calls)
+	}
+}
+
 // TestLongDatagramsMayBeFragmented: those alone, and all in order; an error of
 // some does not keep back the others.
 func TestLongDatagramsMayBeFragmented(t *testing.T) {
@@ -54,7 +77,7 @@ func TestLongDatagramsMayBeFragmented(t *testing.T) {
 		}
 		c := &lengthConn{err: failed}
 		path := Path{Direct: netip.MustParseAddrPort("192.0.2.1:1"), Whole: test.whole}
-		if err := path.write(c, bufs); !errors.Is(err, failed) {
+		if err := path.write(c, ident.NodeKey{}, bufs); !errors.Is(err, failed) {
 			t.Errorf("%+v: %v", test, err)
 		}
 		if !slices.EqualFunc(c.calls, test.want, slices.Equal[[]int]) {

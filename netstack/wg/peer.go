@@ -24,10 +24,10 @@ type Path struct {
 	// Direct is the peer's address, where it is valid.
 	Direct netip.AddrPort
 	// Whole is the length of the longest datagram that the way to Direct carries
-	// in one piece; longer ones are sent so that they may be fragmented. Zero
-	// means that all are sent whole.
+	// in one piece; longer ones go over Relay where it is not nil, else so that
+	// they may be fragmented. Zero means that all are sent whole.
 	Whole int
-	// Relay carries the packets where Direct is not valid, or as well where Both
+	// Relay carries the packets where Direct is not valid, and as well where Both
 	// is set: the peer then drops what comes twice, as it drops replays.
 	Relay Relay
 	Both  bool

@@ -47,6 +47,34 @@ func (h *Host) linkUp(name string) {
 	})
 }
 
+// SetMTU sets the MTU of an interface of the host.
+func (h *Host) SetMTU(name string, bytes int) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(link, bytes)
+	})
+}
+
+// Narrow makes the host, a router, carry no packets over so many bytes to an
+// address that an interface leads to, as if a link behind it were narrower.
+func (h *Host) Narrow(name string, to netip.Addr, bytes int) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, MTU: bytes, MTULock: true,
+			Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(to.BitLen(), to.BitLen())},
+		})
+	})
+}
+
 // Bridge joins interfaces of the host into one.
 func (h *Host) Bridge(name string, ports ...string) {
 	h.t.Helper()

@@ -64,6 +64,7 @@ type Transfer struct {
 	arrivals
 
 	conn     net.Conn
+	write    int // how much at once
 	stop     chan struct{}
 	sent     chan result
 	received chan result
@@ -86,7 +87,19 @@ const paceInterval = 10 * time.Millisecond
 // StartTransfer connects two hosts and waits until bytes arrive.
 func StartTransfer(t testing.TB, from, to *Host, address string) *Transfer {
 	t.Helper()
-	x := &Transfer{stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
+	return startTransfer(t, from, to, address, 1<<10)
+}
+
+// StartBulk is StartTransfer with writes of several packets each, so that the
+// packets are as long as they may be.
+func StartBulk(t testing.TB, from, to *Host, address string) *Transfer {
+	t.Helper()
+	return startTransfer(t, from, to, address, 24<<10)
+}
+
+func startTransfer(t testing.TB, from, to *Host, address string, write int) *Transfer {
+	t.Helper()
+	x := &Transfer{write: write, stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
 	l := to.Listen(t, address)
 	go func() {
 		c, err := l.Accept()
@@ -112,7 +125,7 @@ func StartTransfer(t testing.TB, from, to *Host, address string) *Transfer {
 func (x *Transfer) send() result {
 	tick := time.NewTicker(paceInterval)
 	defer tick.Stop()
-	sum, source, b := sha256.New(), rand.NewChaCha8([32]byte{1}), make([]byte, 1024)
+	sum, source, b := sha256.New(), rand.NewChaCha8([32]byte{1}), make([]byte, x.write)
 	r := result{}
 	for {
 		select {
