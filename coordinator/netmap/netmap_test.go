@@ -157,6 +157,19 @@ func (o *org) tell(touched []Touch) {
 	whole := map[ident.NodeID]bool{}
 	peers := map[ident.NodeID]map[ident.NodeID]wire.Peer{}
 	for _, t := range touched {
+		if t.Gone {
+			if s := o.streams[t.Viewer]; s != nil && o.net.member(t.Viewer) != nil {
+				if d := s.Remove([]ident.NodeID{t.Subject}); d != nil {
+					o.deltas++
+					next, err := o.nodes[t.Viewer].Apply(d)
+					if err != nil {
+						o.t.Fatal(err)
+					}
+					o.nodes[t.Viewer] = next
+				}
+			}
+			continue
+		}
 		if t.Subject == 0 {
 			whole[t.Viewer] = true
 			continue
@@ -340,7 +353,7 @@ func TestPresenceGoesToThoseWhoMaySee(t *testing.T) {
 	alice, _, carol, db := o.register(1, "ali"), o.register(2, "bob"), o.register(3, "car"), o.register(4, "db")
 	o.mustRun(registry.SetPolicy{Text: policyA})
 	at := Presence{Online: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}}
-	if got := o.net.SetPresence(alice.ID, at); !slices.Equal(got, []Touch{{db.ID, alice.ID}}) {
+	if got := o.net.SetPresence(alice.ID, at); !slices.Equal(got, []Touch{{Viewer: db.ID, Subject: alice.ID}}) {
 		t.Errorf("alice's address goes to %v", got)
 	}
 	if got := o.net.SetPresence(alice.ID, at); got != nil {

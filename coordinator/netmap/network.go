@@ -56,7 +56,12 @@ func (p *Presence) equal(q *Presence) bool {
 
 // Touch says that the view of a device is no longer what it was: all of it
 // where Subject is zero, else what it shows of that peer.
-type Touch struct{ Viewer, Subject ident.NodeID }
+type Touch struct {
+	Viewer, Subject ident.NodeID
+	// Gone says that the viewer must not hold Subject any more, whatever else is
+	// so: it costs nearly nothing to tell, and must be told first.
+	Gone bool
+}
 
 // Network is what the devices of a network are told.
 type Network struct {
@@ -318,7 +323,13 @@ func (n *Network) handleSuspension(u *registry.User, t *toucher) {
 
 // remove forgets a device that is no member any more.
 func (n *Network) remove(id ident.NodeID, t *toucher) {
-	t.whole(n.policy.RemoveNode(id))
+	viewers := n.policy.RemoveNode(id)
+	for _, viewer := range viewers {
+		if viewer != id {
+			t.list = append(t.list, Touch{Viewer: viewer, Subject: id, Gone: true})
+		}
+	}
+	t.whole(viewers)
 	if n.candidate != nil {
 		n.candidate.RemoveNode(id) // whoever saw the device is touched by that
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/registry"
@@ -94,6 +95,50 @@ func BenchmarkRevoke(b *testing.B) {
 				o.must(registry.RevokeDevice{Node: ident.NodeID(i + 1), KeepKey: true})
 				until(b, devices[i+1:], func(d *device) bool { _, there := d.held().Peers[ident.NodeID(i+1)]; return !there })
 			}
+		})
+	}
+}
+
+// BenchmarkRevokeDuringReconnect measures from a revocation, right behind the
+// moment when nine in ten devices come back at once, until the last of those that
+// stayed has dropped the device. It says, too, how long the coming back takes.
+func BenchmarkRevokeDuringReconnect(b *testing.B) {
+	for _, n := range []int{100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			o, devices := crowd(b, n)
+			stay, back := devices[:n/10], devices[n/10:]
+			var whole time.Duration
+			for i := 0; b.Loop(); i++ {
+				b.StopTimer()
+				if i == len(stay)-1 {
+					b.Skip("all are gone")
+				}
+				for _, d := range back {
+					d.close()
+				}
+				for _, d := range back {
+					if _, refused := d.connect(o); refused != nil {
+						b.Fatal(refused)
+					}
+				}
+				var wg sync.WaitGroup
+				b.StartTimer()
+				began := time.Now()
+				for _, d := range back {
+					wg.Go(func() {
+						if refused := d.listen(); refused != nil {
+							b.Error(refused)
+						}
+					})
+				}
+				o.must(registry.RevokeDevice{Node: ident.NodeID(i + 1), KeepKey: true})
+				until(b, stay[i+1:], func(d *device) bool { _, there := d.held().Peers[ident.NodeID(i+1)]; return !there })
+				b.StopTimer()
+				wg.Wait()
+				whole += time.Since(began)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(whole.Milliseconds())/float64(b.N), "ms/reconnect")
 		})
 	}
 }

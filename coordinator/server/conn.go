@@ -118,7 +118,10 @@ func (s *Server) write(ctx context.Context, c *conn) {
 				c.channel.Close() // the reader ends and detaches
 				return
 			}
-			if s.do(ctx, func() { c.writing = false; s.dirty[c] = struct{}{} }) != nil {
+			if s.doBy(ctx, s.written, func() {
+				c.writing = false
+				s.dirty[c], s.narrowed[c] = struct{}{}, struct{}{}
+			}) != nil {
 				return
 			}
 		case <-s.done:
@@ -173,6 +176,8 @@ func (s *Server) suspended(id ident.NodeID) bool {
 func (s *Server) detach(c *conn) {
 	delete(s.conns, c)
 	delete(s.dirty, c)
+	delete(s.foremost, c)
+	delete(s.narrowed, c)
 	if !c.ended {
 		c.ended = true
 		close(c.out)
@@ -196,15 +201,52 @@ func (s *Server) handleFrame(c *conn, frame []byte) {
 	s.dirty[c] = struct{}{}
 }
 
-// settle answers requests, tells what changed and hands frames to writers,
-// until there is nothing left to do. In the loop, after each call.
+// pumpsATurn is how many sessions are looked after before the loop asks whether
+// something more urgent has come: each may cost a whole map, some milliseconds in
+// a network of a thousand devices.
+const pumpsATurn = 4
+
+// settle answers requests, tells what changed and hands frames to writers, for
+// some of the sessions that wait for it. In the loop, while there are any.
 func (s *Server) settle(ctx context.Context) {
-	for len(s.dirty) > 0 && s.broken == nil {
-		for c := range s.dirty {
+	n := 0
+	for _, waiting := range []map[*conn]struct{}{s.foremost, s.dirty} {
+		for c := range waiting {
+			if n++; n > pumpsATurn || s.broken != nil {
+				return
+			}
+			delete(s.foremost, c)
 			delete(s.dirty, c)
 			s.pump(ctx, c)
 		}
 	}
+}
+
+// tellGone tells sessions whom their nodes must not hold any more, all of them:
+// that overtakes the making of maps, which may take seconds where a thousand
+// nodes come back at once. In the loop, after each turn.
+func (s *Server) tellGone() {
+	for c := range s.narrowed {
+		delete(s.narrowed, c)
+		if _, open := s.conns[c]; !open || c.ended || c.writing {
+			continue // the end of the writing asks again
+		}
+		c.session.FlushGone(s.cfg.Now())
+		s.hand(c)
+	}
+}
+
+// hand gives the writer the session's next frame, if there is one.
+func (s *Server) hand(c *conn) bool {
+	frame, ok := c.session.NextFrame()
+	if !ok {
+		return false
+	}
+	c.writing = true
+	s.metrics.framesSent.Inc()
+	s.metrics.bytesSent.Add(float64(len(frame)))
+	c.out <- frame
+	return true
 }
 
 func (s *Server) pump(ctx context.Context, c *conn) {
@@ -225,13 +267,8 @@ func (s *Server) pump(ctx context.Context, c *conn) {
 		s.metrics.viewErrors.Inc()
 		s.cfg.Logger.Error("a device cannot be told its map; others are not affected", "error", err)
 	}
-	frame, ok := c.session.NextFrame()
 	switch {
-	case ok:
-		c.writing = true
-		s.metrics.framesSent.Inc()
-		s.metrics.bytesSent.Add(float64(len(frame)))
-		c.out <- frame
+	case s.hand(c):
 	case c.session.Closing():
 		c.ended = true
 		close(c.out)

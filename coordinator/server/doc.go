@@ -6,9 +6,11 @@
 //
 // Run has one goroutine that alone touches the registry's state, the network
 // and the sessions. Everything else hands it functions to run. A command goes
-// through decide, commit, apply and tell without anything in between; so what a
-// node or an administrator was told is on the disk, and memory never holds what
-// the disk does not. Where the disk fails for good (store.ErrBroken), Run ends
+// through decide, commit and apply without anything in between, and only then is
+// anybody told; so what a node or an administrator was told is on the disk, and
+// memory never holds what the disk does not. Whom nodes must not hold any more is
+// told in the same turn; maps are made some at a time, and what administrators
+// want comes before them. Where the disk fails for good (store.ErrBroken), Run ends
 // with the error, for the service manager to start it anew.
 //
 // # Goroutines

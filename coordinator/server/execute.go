@@ -109,9 +109,19 @@ func (s *Server) issue(ctx context.Context) {
 // touch marks the sessions whose view changed.
 func (s *Server) touch(touched []netmap.Touch) {
 	for _, t := range touched {
-		if c := s.byNode[t.Viewer]; c != nil {
+		c := s.byNode[t.Viewer]
+		switch {
+		case c == nil:
+		case t.Gone:
+			c.session.Gone(t.Subject)
+			s.narrowed[c] = struct{}{}
+		default:
 			c.session.Touch(t.Subject)
-			s.dirty[c] = struct{}{}
+			if t.Subject == 0 {
+				s.foremost[c] = struct{}{}
+			} else {
+				s.dirty[c] = struct{}{}
+			}
 		}
 	}
 }
@@ -160,7 +170,7 @@ func suspended() *wire.Error {
 
 func (s *Server) endSession(c *conn, why *wire.Error) {
 	c.session.Close(why)
-	s.dirty[c] = struct{}{}
+	s.dirty[c], s.narrowed[c] = struct{}{}, struct{}{}
 }
 
 // plain is an error's text for people: without the package's name.

@@ -31,6 +31,8 @@ type site struct {
 	// revoked collects what OnRevoke is told.
 	revokedMu sync.Mutex
 	revoked   []ident.NodeKey
+	// onRevoke is called by the loop; nil for nothing.
+	onRevoke func()
 }
 
 func openSite(t testing.TB, path string) *site {
@@ -43,6 +45,9 @@ func openSite(t testing.TB, path string) *site {
 			o.revokedMu.Lock()
 			defer o.revokedMu.Unlock()
 			o.revoked = append(o.revoked, k)
+			if o.onRevoke != nil {
+				o.onRevoke()
+			}
 		},
 	})
 	if err != nil {

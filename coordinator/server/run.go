@@ -194,34 +194,48 @@ func (s *Server) loop(ctx context.Context) error {
 			wait = soonest
 		}
 		timer.Reset(max(0, wait))
-		select {
-		case f := <-s.calls:
-			s.busySince.Store(s.cfg.Now().UnixNano())
-			f()
-		case <-timer.C:
-			s.busySince.Store(s.cfg.Now().UnixNano())
-			scanned = s.cfg.Now()
-			if !scanned.Before(nextUpkeep) {
-				nextUpkeep = scanned.Add(upkeep)
-				s.upkeep(background)
-			}
-			s.due = nextUpkeep
-			s.scan(scanned)
-		case <-stop:
-			// Nodes are told, so that they come back at once and not all at
-			// the same moment when a ping is missed.
-			stop, s.ending = nil, true
-			giveUp = time.After(stopTimeout)
-			for c := range s.conns {
-				s.endSession(c, stopping())
-			}
-		case <-giveUp:
-			for c := range s.conns {
-				c.channel.Close()
-				delete(s.conns, c)
+		var more <-chan struct{}
+		if len(s.dirty)+len(s.foremost) > 0 {
+			more = always
+		}
+		f := s.nextUrgent()
+		if f == nil {
+			select {
+			case f = <-s.urgent:
+			case f = <-s.written:
+			case f = <-s.calls:
+			case <-more:
+				f = func() { s.settle(background) }
+			case <-timer.C:
+				f = func() {
+					scanned = s.cfg.Now()
+					if !scanned.Before(nextUpkeep) {
+						nextUpkeep = scanned.Add(upkeep)
+						s.upkeep(background)
+					}
+					s.due = nextUpkeep
+					s.scan(scanned)
+				}
+			case <-stop:
+				// Nodes are told, so that they come back at once and not all at
+				// the same moment when a ping is missed.
+				stop, s.ending = nil, true
+				giveUp = time.After(stopTimeout)
+				for c := range s.conns {
+					s.endSession(c, stopping())
+				}
+			case <-giveUp:
+				for c := range s.conns {
+					c.channel.Close()
+					delete(s.conns, c)
+				}
 			}
 		}
-		s.settle(background)
+		if f != nil {
+			s.busySince.Store(s.cfg.Now().UnixNano())
+			f()
+		}
+		s.tellGone()
 		s.keepHead(s.cfg.Now())
 		s.busySince.Store(0)
 	}
@@ -234,6 +248,30 @@ func (s *Server) loop(ctx context.Context) error {
 		c.channel.Close()
 	}
 	return s.broken
+}
+
+// always is a channel that is always ready.
+var always = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// nextUrgent returns what goes before everything else, nil where there is none:
+// what administrators want, then that a frame was written, which costs nothing
+// and lets the next one out.
+func (s *Server) nextUrgent() func() {
+	select {
+	case f := <-s.urgent:
+		return f
+	default:
+	}
+	select {
+	case f := <-s.written:
+		return f
+	default:
+		return nil
+	}
 }
 
 // scan does what is due in all sessions, and finds out when to look again. A

@@ -58,7 +58,10 @@ type Server struct {
 	keepFailed bool
 	conns      map[*conn]struct{}
 	byNode     map[ident.NodeID]*conn
-	dirty      map[*conn]struct{}
+	// dirty have something to be done; foremost, too, and before those, because
+	// what they may see or do has changed; narrowed have something to be taken
+	// away from them, or are to be ended, before all that.
+	dirty, foremost, narrowed map[*conn]struct{}
 	// unrecorded counts the refused registrations that the audit log is yet to
 	// tell of.
 	unrecorded uint64
@@ -71,7 +74,9 @@ type Server struct {
 	broken error
 	ending bool
 
-	calls chan func()
+	// calls are what the loop is to do, in any order; before them it does what is
+	// in written, and before that what is in urgent.
+	calls, written, urgent chan func()
 	// busySince is when the loop began with what it does, in nanoseconds since
 	// 1970; zero where it waits.
 	busySince atomic.Int64
@@ -95,8 +100,8 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{
 		cfg: cfg, mux: http.NewServeMux(), started: cfg.Now(), limits: newLimits(),
-		conns: make(map[*conn]struct{}), byNode: make(map[ident.NodeID]*conn), dirty: make(map[*conn]struct{}),
-		unsaved: make(map[ident.NodeID]time.Time), calls: make(chan func()), done: make(chan struct{}),
+		conns: make(map[*conn]struct{}), byNode: make(map[ident.NodeID]*conn), dirty: make(map[*conn]struct{}), foremost: make(map[*conn]struct{}), narrowed: make(map[*conn]struct{}),
+		unsaved: make(map[ident.NodeID]time.Time), calls: make(chan func()), urgent: make(chan func()), written: make(chan func()), done: make(chan struct{}),
 	}
 	s.metrics = newMetrics(s)
 	if s.dir, err = store.OpenDir(cfg.Dir); err != nil {
@@ -243,10 +248,13 @@ func (s *Server) Close() error {
 var ErrStopped = errors.New("server: the coordinator is stopping")
 
 // do runs f in the loop and waits for it.
-func (s *Server) do(ctx context.Context, f func()) error {
+func (s *Server) do(ctx context.Context, f func()) error { return s.doBy(ctx, s.calls, f) }
+
+// doBy is do by one of the loop's channels.
+func (s *Server) doBy(ctx context.Context, calls chan<- func(), f func()) error {
 	finished := make(chan struct{})
 	select {
-	case s.calls <- func() { defer close(finished); f() }:
+	case calls <- func() { defer close(finished); f() }:
 	case <-s.done:
 		return ErrStopped
 	case <-ctx.Done():
@@ -270,13 +278,13 @@ func (s *Server) do(ctx context.Context, f func()) error {
 func (s *Server) Execute(ctx context.Context, actor string, cmd registry.Command) (result registry.Result, err error) {
 	// What was begun is finished whether or not anyone still waits for it.
 	background := context.WithoutCancel(ctx)
-	doErr := s.do(ctx, func() { result, err = s.execute(background, actor, cmd) })
+	doErr := s.doBy(ctx, s.urgent, func() { result, err = s.execute(background, actor, cmd) })
 	return result, errors.Join(doErr, err)
 }
 
 // Inspect implements admin.Backend.
 func (s *Server) Inspect(ctx context.Context, f func(*admin.View)) error {
-	return s.do(ctx, func() {
+	return s.doBy(ctx, s.urgent, func() {
 		f(&admin.View{State: s.state, Network: s.network, LastSeen: s.seen, Now: s.cfg.Now()})
 	})
 }

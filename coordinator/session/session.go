@@ -131,6 +131,8 @@ type Session struct {
 	// whole and peers are what changed since the node was last told.
 	whole bool
 	peers map[ident.NodeID]bool
+	// gone are peers to be taken away before anything else is told.
+	gone []ident.NodeID
 	// anew means that the node asked for everything anew while it was still
 	// being told: one that takes nothing costs one map, however often it asks.
 	anew bool
@@ -349,7 +351,7 @@ func (s *Session) begin(source Source) error {
 		m.Sequence = max(m.Sequence, s.stream.Map().Sequence+1)
 	}
 	s.stream = wire.Begin(m)
-	s.state, s.whole, s.anew = streaming, false, false
+	s.state, s.whole, s.anew, s.gone = streaming, false, false, nil
 	clear(s.peers)
 	if s.have.HaveSequence > 0 && s.have.HaveHash == s.stream.Hash() {
 		s.send(&wire.Delta{
@@ -388,11 +390,34 @@ func (s *Session) Touch(subject ident.NodeID) {
 	s.peers[subject] = true
 }
 
+// Gone tells that the node must not hold the subject any more. FlushGone says it
+// at once; what else changed by it is up to Touch and Flush.
+func (s *Session) Gone(subject ident.NodeID) {
+	if s.state == streaming {
+		s.gone = append(s.gone, subject)
+	}
+}
+
+// FlushGone takes away from the node what Gone named, once everything before was
+// taken by NextFrame: that costs a few bytes where Flush may have to make a map.
+// Flush does it, too.
+func (s *Session) FlushGone(now time.Time) {
+	s.clock(now)
+	if s.state != streaming || len(s.frames) > 0 || len(s.gone) == 0 {
+		return
+	}
+	delta := s.stream.Remove(s.gone)
+	s.gone = nil
+	if delta != nil {
+		s.send(delta)
+	}
+}
+
 // Flush tells the node what changed, once everything before was taken by
 // NextFrame. An error of the source ends the connection.
 func (s *Session) Flush(source Source, now time.Time) error {
 	s.clock(now)
-	if s.state != streaming || len(s.frames) > 0 {
+	if s.FlushGone(now); s.state != streaming || len(s.frames) > 0 {
 		return nil
 	}
 	if s.anew {

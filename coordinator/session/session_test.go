@@ -614,3 +614,58 @@ func FuzzSession(f *testing.F) {
 		}
 	})
 }
+
+// TestGoneIsToldBeforeTheMap takes a peer away while the view changes as a whole:
+// the node is told of the first without a map being made.
+func TestGoneIsToldBeforeTheMap(t *testing.T) {
+	src := newSource()
+	s, held := listening(t, src)
+	delete(src.m.Peers, 2)
+	src.m.Rules = []byte("others")
+	s.Gone(2)
+	s.Gone(7) // which it never had
+	s.Touch(0)
+	src.err = errors.New("no map now")
+	s.FlushGone(begin)
+	all := said(t, s)
+	if len(all) != 1 {
+		t.Fatalf("it says %v", all)
+	}
+	d := all[0].(*wire.Delta)
+	if !slices.Equal(d.Removed, []ident.NodeID{2}) || d.Rules != nil || len(d.Upserts) > 0 {
+		t.Errorf("%+v", d)
+	}
+	held, err := held.Apply(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.FlushGone(begin)
+	if all := said(t, s); len(all) > 0 {
+		t.Errorf("it says %v again", all)
+	}
+	src.err = nil
+	if err := s.Flush(src, begin); err != nil {
+		t.Fatal(err)
+	}
+	if held, err = held.Apply(said(t, s)[0].(*wire.Delta)); err != nil || string(held.Rules) != "others" || len(held.Peers) != 1 {
+		t.Errorf("%+v, %v", held, err)
+	}
+	// While something is on its way it waits, and then Flush tells of it first.
+	s.Touch(0)
+	src.m.Rules = []byte("more")
+	if err := s.Flush(src, begin); err != nil {
+		t.Fatal(err)
+	}
+	s.Gone(3)
+	s.FlushGone(begin)
+	all = said(t, s)
+	if len(all) != 1 || len(all[0].(*wire.Delta).Removed) > 0 {
+		t.Fatalf("it says %v", all)
+	}
+	if err := s.Flush(src, begin); err != nil {
+		t.Fatal(err)
+	}
+	if all = said(t, s); len(all) != 1 || !slices.Equal(all[0].(*wire.Delta).Removed, []ident.NodeID{3}) {
+		t.Errorf("it says %v", all)
+	}
+}

@@ -128,3 +128,22 @@ func (s *Stream) Peers(peers map[ident.NodeID]Peer, token []byte) *Delta {
 	}
 	return d
 }
+
+// Remove returns the delta that takes peers away, nil where the node has none of
+// them. What else changes with them is left to Whole.
+func (s *Stream) Remove(peers []ident.NodeID) *Delta {
+	d := &Delta{BaseSequence: s.held.Sequence, BaseHash: s.hash, Sequence: s.held.Sequence + 1, Hash: s.hash}
+	for _, id := range peers {
+		if p, ok := s.held.Peers[id]; ok {
+			d.Removed = append(d.Removed, id)
+			d.Hash.mix(hashPeer(id, p))
+			delete(s.held.Peers, id)
+		}
+	}
+	if d.Empty() {
+		return nil
+	}
+	slices.Sort(d.Removed)
+	s.held.Sequence, s.hash = d.Sequence, d.Hash
+	return d
+}

@@ -49,7 +49,15 @@ func TestDeltasBuildTheMap(t *testing.T) {
 		node := first.(*Map)
 		for step := range 30 {
 			var d *Delta
-			if r.IntN(2) == 0 {
+			if r.IntN(5) == 0 {
+				var gone []ident.NodeID
+				for range 1 + r.IntN(3) {
+					id := ident.NodeID(1 + r.IntN(6))
+					gone = append(gone, id)
+					delete(view.Peers, id)
+				}
+				d = s.Remove(gone)
+			} else if r.IntN(2) == 0 {
 				token := view.RelayToken
 				view = randomMap(r)
 				if r.IntN(2) == 0 {
