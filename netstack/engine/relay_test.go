@@ -50,7 +50,7 @@ func TestRelayHoldsPackets(t *testing.T) {
 	// not do so by itself.
 	attempt := &relayAttempt{conn: r, out: outbox{wake: make(chan struct{}, 1)}}
 	attempt.out.open()
-	r.session.Store(&relaySession{attempt: attempt})
+	r.session.Store(&relaySession{attempt: attempt, datagrams: &relayDatagrams{}})
 	r.SendPackets(alice, [][]byte{initiationOf(8)})
 	if got := r.takeHeld(bob); len(got) != 0 {
 		t.Errorf("another's: %v", got)
