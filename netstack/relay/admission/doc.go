@@ -20,6 +20,8 @@
 //   - What was admitted is remembered in memory: a relay that starts anew admits by
 //     tokens that hold, and by nothing else.
 //
+// SECURITY.md says what this gives against whom.
+//
 // # Goroutines
 //
 // The package starts none; Watch runs in the caller's. An Admission is safe for
