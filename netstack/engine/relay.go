@@ -226,6 +226,10 @@ type relaySession struct {
 	// timer tells the session's goroutine that its deadline may have moved.
 	timer     chan struct{}
 	datagrams *relayDatagrams
+	// renewal is the token that the relay is to be given, nil for none. The control
+	// goroutine leaves it here and never waits for mu: whoever holds that may be
+	// waiting for the control goroutine (tellRelay).
+	renewal atomic.Pointer[[]byte]
 
 	mu      sync.Mutex // protects all below
 	session *relay.Session
@@ -276,13 +280,14 @@ func (a *relayAttempt) connect(engine, ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// renew gives the relay a newer token, so that the connection may last.
+// renew has the relay given a newer token, so that the connection may last. It
+// does not block.
 func (s *relaySession) renew(token []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.engineOf().cfg.Now()
-	s.session.HandleToken(token, now)
-	s.drainLocked(now)
+	s.renewal.Store(&token)
+	select {
+	case s.timer <- struct{}{}:
+	default:
+	}
 }
 
 // watch drives the session's timers until the context ends.
@@ -299,6 +304,9 @@ func (s *relaySession) watch(ctx context.Context) {
 		s.mu.Lock()
 		now := s.engineOf().cfg.Now()
 		again := s.datagrams.step(s.session, now)
+		if token := s.renewal.Swap(nil); token != nil {
+			s.session.HandleToken(*token, now)
+		}
 		s.session.HandleTimeout(now)
 		s.drainLocked(now)
 		next, ok := s.session.NextTimeout()

@@ -71,3 +71,31 @@ func TestRelayHoldsPackets(t *testing.T) {
 		t.Errorf("an old packet: %v, %d drops", got, e.relayDrops.Load()-drops)
 	}
 }
+
+// TestRenewDoesNotWait gives a token to a session whose goroutine holds the lock
+// while it waits for the control goroutine: the control goroutine, which gives
+// it, must not wait for that lock in its turn.
+func TestRenewDoesNotWait(t *testing.T) {
+	s := &relaySession{timer: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		s.renew([]byte("older"))
+		s.renew([]byte("newer"))
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("renewing waits for the session's lock")
+	}
+	if token := s.renewal.Load(); token == nil || string(*token) != "newer" {
+		t.Errorf("the newest token is not there to be given")
+	}
+	select {
+	case <-s.timer:
+	default:
+		t.Error("the session is not told to give it")
+	}
+}
