@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,13 +204,21 @@ func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, true)
 		key := s.NodeKey().Public()
+		var mu sync.Mutex // protects the three below
 		var keys []ident.NodeKey
 		down := false
 		var cut []time.Time
+		locked := func(f func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			f()
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go s.a.Watch(ctx, WatchConfig{
 			Fetch: func(context.Context) (authority.RelayRevocations, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				if down {
 					return authority.RelayRevocations{}, errors.New("down")
 				}
@@ -219,23 +228,25 @@ func TestWatch(t *testing.T) {
 				if network != s.a.Network() || got != key {
 					t.Errorf("revoked %v of %q", got, network)
 				}
-				cut = append(cut, time.Now())
+				locked(func() { cut = append(cut, time.Now()) })
 			},
 			Logger: slog.New(slog.DiscardHandler),
 		})
 		time.Sleep(10*time.Second + time.Millisecond)
 		began := time.Now()
-		keys = []ident.NodeKey{key}
+		locked(func() { keys = []ident.NodeKey{key} })
 		time.Sleep(10 * time.Second)
-		if len(cut) != 1 || cut[0].Sub(began) > 2*time.Second {
-			t.Errorf("cut at %v, revoked at %v", cut, began)
-		}
-		down = true
+		locked(func() {
+			if len(cut) != 1 || cut[0].Sub(began) > 2*time.Second {
+				t.Errorf("cut at %v, revoked at %v", cut, began)
+			}
+			down = true
+		})
 		time.Sleep(2 * Silence)
 		if !s.a.Snapshot(time.Now()).Silent {
 			t.Error("the coordinator is not missed")
 		}
-		down = false
+		locked(func() { down = false })
 		time.Sleep(2 * askInterval)
 		if s.a.Snapshot(time.Now()).Silent {
 			t.Error("the coordinator's return went unnoticed")
