@@ -53,7 +53,9 @@ var metricName = regexp.MustCompile(`^warren_[a-z_]+`)
 // declared somewhere in the programs.
 func TestMetricsNamedAreThere(t *testing.T) {
 	var declared strings.Builder
-	for _, name := range []string{"netstack/engine/metrics.go", "client/agent/metrics.go", "coordinator/server/metrics.go"} {
+	for _, name := range []string{
+		"netstack/engine/metrics.go", "netstack/relay/relayserver/metrics.go", "client/agent/metrics.go", "client/agent/userspace.go", "coordinator/server/metrics.go",
+	} {
 		source, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
