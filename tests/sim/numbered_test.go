@@ -174,6 +174,13 @@ func (st *numbered) worst() time.Duration {
 	return longest
 }
 
+// stalled returns for how long nothing has arrived in order.
+func (st *numbered) stalled() time.Duration {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return time.Since(st.progress)
+}
+
 // counts returns how often the sender waited in vain, took a segment for lost,
 // and how many segments came late.
 func (st *numbered) counts() (timeouts, fast, late, farthest int) {
