@@ -22,6 +22,11 @@ const (
 	maxNotices = 16
 	// usedInterval is how often a session is told that its datagrams are used.
 	usedInterval = time.Second
+	// maxEarly bounds the packets that wait for the relay to say whose they are, and
+	// earlyFor for how long: news by the connection are later than datagrams by
+	// little, or they were lost with it.
+	maxEarly = 64
+	earlyFor = time.Second
 	// wrapSize is the room for one datagram to a relay: header and payload of one
 	// that goes as such (relay.MaxDatagramPayload).
 	wrapSize = 1500
@@ -41,16 +46,27 @@ type relayDatagrams struct {
 	used    atomic.Bool
 	wanted  chan ident.NodeKey
 	notices chan []byte
+	// early are datagrams that came before the news of whose they are, or before
+	// the relay's answer that they may come.
+	early chan []byte
 	// heard is told whose packet came, and takes it where it is a probe.
 	heard func(peer ident.NodeKey, packet []byte) (taken bool)
 
-	rearm time.Time // of used; the session goroutine's, zero for not
+	rearm   time.Time // of used; the session goroutine's, zero for not
+	waiting []earlyDatagram
+}
+
+// earlyDatagram waits since a time; the session goroutine's.
+type earlyDatagram struct {
+	datagram []byte
+	since    time.Time
 }
 
 func newRelayDatagrams(e *Engine, timer chan<- struct{}, heard func(ident.NodeKey, []byte) bool) *relayDatagrams {
 	return &relayDatagrams{
 		e: e, timer: timer, heard: heard,
 		wanted: make(chan ident.NodeKey, maxWanted), notices: make(chan []byte, maxNotices),
+		early: make(chan []byte, maxEarly),
 	}
 }
 
@@ -138,14 +154,55 @@ func (d *relayDatagrams) open(datagram []byte) (peer ident.NodeKey, packet []byt
 		}
 		return peer, nil, true
 	}
+	if link := d.link.Load(); link != nil {
+		if peer, packet, ok = link.Open(datagram); ok {
+			if d.heard(peer, packet) {
+				packet = nil
+			}
+			return peer, packet, true
+		}
+	}
+	select {
+	case d.early <- slices.Clone(datagram):
+		d.wake()
+	default:
+		d.e.relayDrops.Add(1)
+	}
+	return peer, nil, true
+}
+
+// late hands on the packets that waited for the news of whose they are. The
+// session's goroutine calls it when there may be some.
+func (d *relayDatagrams) late(now time.Time, handle func(peer ident.NodeKey, packet []byte)) {
+	for {
+		select {
+		case b := <-d.early:
+			if len(d.waiting) < maxEarly {
+				d.waiting = append(d.waiting, earlyDatagram{b, now})
+			} else {
+				d.e.relayDrops.Add(1)
+			}
+			continue
+		default:
+		}
+		break
+	}
 	link := d.link.Load()
-	if link == nil {
-		return peer, nil, false
-	}
-	if peer, packet, ok = link.Open(datagram); ok && d.heard(peer, packet) {
-		packet = nil
-	}
-	return peer, packet, ok
+	d.waiting = slices.DeleteFunc(d.waiting, func(w earlyDatagram) bool {
+		if link != nil {
+			if peer, packet, ok := link.Open(w.datagram); ok {
+				if !d.heard(peer, packet) {
+					handle(peer, packet)
+				}
+				return true
+			}
+		}
+		if now.Sub(w.since) < earlyFor {
+			return false
+		}
+		d.e.relayDrops.Add(1)
+		return true
+	})
 }
 
 // step does what the data path asked for, and returns when it wants to be called

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/relay"
@@ -116,4 +117,41 @@ func TestRelayedDatagrams(t *testing.T) {
 	until("by the connection", byConnection)
 	open.Store(true)
 	until("as datagrams again", asDatagrams)
+}
+
+// TestEarlyDatagramsAreBounded: packets that come before the news of whose they are
+// wait for it, but neither many nor for long.
+func TestEarlyDatagramsAreBounded(t *testing.T) {
+	e := &Engine{}
+	timer := make(chan struct{}, 1)
+	d := newRelayDatagrams(e, timer, func(ident.NodeKey, []byte) bool { return false })
+	handled := 0
+	handle := func(ident.NodeKey, []byte) { handled++ }
+	packet := append(make([]byte, relay.DatagramHeader), "sealed"...)
+	packet[0] = 0xe0
+	for !relay.IsDatagramPacket(packet) { // whatever the first kind is
+		packet[0]++
+	}
+	for range maxEarly + 3 {
+		if _, p, ok := d.open(packet); !ok || p != nil {
+			t.Fatal("it does not wait")
+		}
+	}
+	if n := e.relayDrops.Load(); n != 3 {
+		t.Errorf("%d dropped at once, want 3", n)
+	}
+	if len(timer) != 1 {
+		t.Error("the session is not told")
+	}
+	now := time.Unix(1_800_000_000, 0)
+	d.late(now, handle)
+	d.open(packet)
+	d.late(now.Add(earlyFor-1), handle)
+	if n := e.relayDrops.Load(); n != 4 || len(d.waiting) != maxEarly {
+		t.Errorf("%d dropped, %d wait", n, len(d.waiting))
+	}
+	d.late(now.Add(earlyFor), handle)
+	if n := e.relayDrops.Load(); n != 4+maxEarly || len(d.waiting) != 0 || handled != 0 {
+		t.Errorf("%d dropped, %d wait, %d handled", n, len(d.waiting), handled)
+	}
 }

@@ -315,6 +315,9 @@ func (s *relaySession) watch(ctx context.Context) {
 		}
 		failed := s.session.Failed()
 		s.mu.Unlock()
+		s.datagrams.late(now, func(peer ident.NodeKey, packet []byte) {
+			s.attempt.conn.device.HandleRelayed(peer, packet) // heardDatagram took what is not WireGuard's
+		})
 		if failed {
 			return
 		}
@@ -406,6 +409,7 @@ func (s *relaySession) drainLocked(now time.Time) {
 			if before := s.datagrams.link.Swap(link); (before == nil) != (link == nil) {
 				r.e.log.Info("relay datagrams", "name", r.relay.Name, "used", link != nil)
 			}
+			s.datagrams.wake() // some may have waited for it
 		case relay.EventClosed:
 			// It shows in Failed.
 		}

@@ -173,7 +173,8 @@ func (s *Server) openDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, [
 }
 
 func (s *Server) bindDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
-	c := s.claimed(b)
+	// Padding says nothing but that the path carries so much; the answer is short.
+	c := s.claimed(b[:min(len(b), bindSize)])
 	if c == nil {
 		return netip.AddrPort{}, nil
 	}
@@ -299,15 +300,18 @@ func (s *Server) resolve(c *conn, key ident.NodeKey) {
 		s.peer(c, key, 0)
 		return
 	}
-	s.peer(dst, c.member.key, c.datagrams.number)
-	s.peer(c, key, dst.datagrams.number)
+	// Datagrams of one whose number the other was not told would go for nothing: it
+	// goes on by the stream, and asks again.
+	if s.peer(dst, c.member.key, c.datagrams.number) {
+		s.peer(c, key, dst.datagrams.number)
+	}
 }
 
-func (s *Server) peer(c *conn, key ident.NodeKey, number uint32) {
+func (s *Server) peer(c *conn, key ident.NodeKey, number uint32) (told bool) {
 	var body [ident.KeySize + 4]byte
 	copy(body[:], key[:])
 	binary.BigEndian.PutUint32(body[ident.KeySize:], number)
-	s.control(c, FramePeer, body[:])
+	return s.control(c, FramePeer, body[:])
 }
 
 // tellGone answers a sender into the void, but not packet by packet.

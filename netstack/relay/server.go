@@ -503,14 +503,15 @@ func (s *Server) enqueue(dst *conn, from ident.NodeKey, payload []byte) {
 	s.wake(dst)
 }
 
-// control queues a frame of the server's own.
-func (s *Server) control(c *conn, kind FrameType, body []byte) {
+// control queues a frame of the server's own, unless too many wait already.
+func (s *Server) control(c *conn, kind FrameType, body []byte) (fits bool) {
 	if len(c.control)+frameHeaderSize+len(body) > maxControl {
 		s.stats.DroppedControl++
-		return
+		return false
 	}
 	c.control = AppendFrame(c.control, kind, body)
 	s.wake(c)
+	return true
 }
 
 // NextMessage appends to dst the next message for a connection, at most
