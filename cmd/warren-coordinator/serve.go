@@ -240,7 +240,7 @@ func listenSTUN(o serveOptions, log *slog.Logger) (sock.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--stun-listen: %w", err)
 	}
-	cfg := sock.Config{Port: uint16(udp.Port)}
+	cfg := sock.Config{Port: uint16(udp.Port), Fragment: true} // the relay's, too
 	if ip, ok := netip.AddrFromSlice(udp.IP); ok && !ip.Unmap().IsUnspecified() {
 		cfg.Addresses = []netip.Addr{ip.Unmap()}
 	}

@@ -187,7 +187,7 @@ func listenUDP(address string) (sock.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := sock.Config{Port: uint16(udp.Port)}
+	cfg := sock.Config{Port: uint16(udp.Port), Fragment: true}
 	if ip, ok := netip.AddrFromSlice(udp.IP); ok && !ip.Unmap().IsUnspecified() {
 		cfg.Addresses = []netip.Addr{ip.Unmap()}
 	}

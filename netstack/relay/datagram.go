@@ -47,16 +47,26 @@ const (
 	ethernetMTU   = 1500
 	ipv4UDPHeader = 20 + 8
 	ipv6UDPHeader = 40 + 8
+
+	// safePayload is what every path carries: 1,280 bytes are the least that IPv6
+	// allows (RFC 8200, section 5), and what tunnels and mobile networks keep to
+	// for IPv4.
+	safePayload = 1280 - ipv6UDPHeader - DatagramHeader
+	// wideBindSize is the length of a Bind that proves that the path to the relay
+	// carries the longest datagrams.
+	wideBindSize = ethernetMTU - ipv4UDPHeader
 )
 
 // MaxDatagramPayload returns the largest payload that goes to addr as a
-// datagram. What is larger would be fragmented on an Ethernet on the way, and
-// fragments are what paths lose first; it goes by the stream.
+// datagram; what is larger goes by the stream. Over IPv4 it is what an Ethernet
+// carries whole: a relay lets routers fragment what it sends where the path is
+// narrower, and a client asks first (Link.MaxPayload). Over IPv6, where no router
+// fragments, it is what every path carries.
 func MaxDatagramPayload(addr netip.Addr) int {
 	if addr.Is4() {
 		return ethernetMTU - ipv4UDPHeader - DatagramHeader
 	}
-	return ethernetMTU - ipv6UDPHeader - DatagramHeader
+	return safePayload
 }
 
 // tag is what the two ends of a connection put into each header, so that who
@@ -122,6 +132,7 @@ func readCookie(b []byte) []byte {
 // have. It is immutable.
 type Link struct {
 	relay  netip.AddrPort
+	limit  int
 	tag    tag
 	number map[ident.NodeKey]uint32
 	key    map[uint32]ident.NodeKey
@@ -139,8 +150,9 @@ func (l *Link) Header(to ident.NodeKey) (header [DatagramHeader]byte, ok bool) {
 }
 
 // MaxPayload returns the largest payload of a datagram; what is larger goes by
-// the stream.
-func (l *Link) MaxPayload() int { return MaxDatagramPayload(l.relay.Addr()) }
+// the stream. It is MaxDatagramPayload where the path to the relay was seen to
+// carry that, else what every path carries.
+func (l *Link) MaxPayload() int { return l.limit }
 
 // Open returns whose packet a datagram of the relay carries, and the payload,
 // which aliases it. It is false for what is no packet of this connection, or of
@@ -200,6 +212,6 @@ func (p *peers) set(key ident.NodeKey, number uint32) bool {
 	return true
 }
 
-func (p *peers) link(relay netip.AddrPort, t tag) *Link {
-	return &Link{relay: relay, tag: t, number: maps.Clone(p.number), key: maps.Clone(p.key)}
+func (p *peers) link(relay netip.AddrPort, limit int, t tag) *Link {
+	return &Link{relay: relay, limit: limit, tag: t, number: maps.Clone(p.number), key: maps.Clone(p.key)}
 }

@@ -22,6 +22,12 @@ const (
 	// given up, and packets go by the stream: 3 s after the last answer, with the
 	// 5 s in mind that a failover may take.
 	bindAttempts = 4
+	// wideAttempts is how many of them are as long as the longest datagram: where
+	// only shorter ones are answered, packets of that length would vanish.
+	wideAttempts = 2
+	// wideRetry is after what time a path that did not carry the longest datagrams
+	// is asked again: it costs a second in which a relay that is gone does not show.
+	wideRetry = 30 * time.Second
 	// The wait before another try doubles from the one to the other.
 	minBindRetry = time.Second
 	maxBindRetry = time.Minute
@@ -39,9 +45,12 @@ type datagramBinding struct {
 	answered uint64 // of the last one that was answered
 
 	bound    bool
-	changed  bool // whether the Link is another one than the last
-	used     bool // whether packets were sent since the last answer
-	attempts int  // requests without an answer
+	wide     bool      // whether the path carries the longest datagrams
+	wideBy   uint64    // the last request whose Bind is that long
+	wideFrom time.Time // from when on to ask for that
+	changed  bool      // whether the Link is another one than the last
+	used     bool      // whether packets were sent since the last answer
+	attempts int       // requests without an answer
 	// due is when the next request is sent; zero for never.
 	due   time.Time
 	asked time.Time // of the first request without an answer
@@ -112,7 +121,11 @@ func (s *Session) Link() *Link {
 	if !d.bound || s.failed {
 		return nil
 	}
-	return d.peers.link(s.cfg.Datagrams, d.tag)
+	limit := safePayload
+	if d.wide {
+		limit = MaxDatagramPayload(s.cfg.Datagrams.Addr())
+	}
+	return d.peers.link(s.cfg.Datagrams, limit, d.tag)
 }
 
 // HandleWanted tells that there are packets for a peer whose number is not
@@ -179,7 +192,11 @@ func (s *Session) HandleDatagram(b []byte, now time.Time) {
 			d.due = s.now
 		}
 	case b[0] == datagramCookie && len(b) == bindSize && s.answers(b):
-		s.transmit(writeBinding(nil, datagramBind, d.tag, d.number, readSequence(b), readCookie(b), d.key))
+		bind := writeBinding(nil, datagramBind, d.tag, d.number, readSequence(b), readCookie(b), d.key)
+		if readSequence(b) <= d.wideBy {
+			bind = append(bind, make([]byte, wideBindSize-len(bind))...)
+		}
+		s.transmit(bind)
 	case b[0] == datagramBound && len(b) == boundSize && s.answers(b):
 		s.bound(readSequence(b))
 	default:
@@ -203,6 +220,14 @@ func (s *Session) bound(sequence uint64) {
 	}
 	d.attempts, d.used, d.retry = 0, false, minBindRetry
 	d.due = s.now.Add(idleBind)
+	wide := sequence <= d.wideBy
+	if !wide && !s.now.Before(d.wideFrom) {
+		d.wideFrom = s.now.Add(wideRetry)
+	}
+	if wide != d.wide {
+		d.wide = wide
+		s.relink()
+	}
 	if !d.bound {
 		d.bound = true
 		s.stats.Bound++
@@ -221,6 +246,9 @@ func (s *Session) bind() {
 		d.attempts++
 		d.sequence++
 		d.due = s.now.Add(bindWait)
+		if d.attempts <= wideAttempts && s.cfg.Datagrams.Addr().Is4() && !s.now.Before(d.wideFrom) {
+			d.wideBy = d.sequence
+		}
 		s.transmit(writeBinding(nil, datagramOpen, d.tag, d.number, d.sequence, make([]byte, cookieSize), d.key))
 	default:
 		d.attempts = 0
@@ -267,8 +295,8 @@ func (s *Session) HandleToken(token []byte, now time.Time) {
 type DatagramSnapshot struct {
 	// Relay is where they go; invalid where they are not tried.
 	Relay netip.AddrPort
-	// Bound says that packets go as datagrams.
-	Bound bool
+	// Bound says that packets go as datagrams, and Wide that the longest do.
+	Bound, Wide bool
 	// RTT is the last measured round trip, zero for none.
 	RTT time.Duration
 	// Peers is how many peers' numbers are known.

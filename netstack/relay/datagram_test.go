@@ -28,7 +28,7 @@ func newDatagramRig(t *testing.T, rate int64) *rig {
 // has the address.
 func (r *rig) datagram(from netip.AddrPort, b []byte) {
 	r.t.Helper()
-	if r.lose != nil && r.lose(from, relayAddr) {
+	if r.lose != nil && r.lose(from, relayAddr) || r.narrow != 0 && len(b) > r.narrow {
 		return
 	}
 	sent := len(b)
@@ -405,5 +405,42 @@ func TestDatagramsReplaced(t *testing.T) {
 	r.server.HandleDisconnect(again.id, r.now)
 	if d := r.server.datagrams; len(d.bySource)+len(d.byNumber) != 0 {
 		t.Errorf("left: %d addresses, %d numbers", len(d.bySource), len(d.byNumber))
+	}
+}
+
+// TestDatagramsOnANarrowPath: where the path to the relay swallows long datagrams,
+// only short ones are sent, and long packets go by the stream; both ends of a
+// change are noticed.
+func TestDatagramsOnANarrowPath(t *testing.T) {
+	r := newDatagramRig(t, 0)
+	a, b := r.joinUDP(1, "net1", "198.51.100.1:1"), r.joinUDP(2, "net1", "198.51.100.2:2")
+	r.pass(time.Second)
+	long, short := string(make([]byte, MaxDatagramPayload(a.addr.Addr()))), string(make([]byte, safePayload))
+	r.wire(a, b.key.Public(), "a number, please")
+	if !a.session.Snapshot().Datagrams.Wide || !r.wire(a, b.key.Public(), long) || len(b.got) != 1 {
+		t.Fatal("a long packet does not go as a datagram on a path that carries it")
+	}
+	r.narrow = 1280 - ipv4UDPHeader
+	r.wire(a, b.key.Public(), "in use")
+	for began := r.now; a.session.Snapshot().Datagrams.Wide; r.pass(100 * time.Millisecond) {
+		if r.now.Sub(began) > 3*time.Second {
+			t.Fatal("long datagrams go on for longer than 3 s where nothing carries them")
+		}
+	}
+	if s := a.session.Snapshot().Datagrams; !s.Bound {
+		t.Error("short datagrams were given up, too")
+	}
+	got, streamed := len(b.got), len(b.streamed())
+	if !r.wire(a, b.key.Public(), short) || len(b.got) != got+1 {
+		t.Error("a short packet does not go as a datagram")
+	}
+	if r.wire(a, b.key.Public(), short+"x") || len(b.streamed())+len(b.got) != got+1+streamed+1 {
+		t.Error("a long packet did not arrive by the stream")
+	}
+	r.narrow = 0
+	for began := r.now; !a.session.Snapshot().Datagrams.Wide; r.pass(100 * time.Millisecond) {
+		if r.now.Sub(began) > wideRetry+2*idleBind {
+			t.Fatal("it is not noticed that the path carries long datagrams again")
+		}
 	}
 }

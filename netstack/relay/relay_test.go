@@ -46,6 +46,8 @@ type rig struct {
 	lastConn ConnID
 	// lose reports whether a datagram is lost; nil loses none.
 	lose func(from, to netip.AddrPort) bool
+	// narrow is how long a datagram to the relay may be, zero for as long as it likes.
+	narrow int
 }
 
 type client struct {

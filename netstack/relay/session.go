@@ -426,7 +426,7 @@ func (s *Session) Snapshot() SessionSnapshot {
 	d := &s.datagrams
 	return SessionSnapshot{
 		Admitted: s.admitted, Failed: s.failed, Reason: s.reason, RTT: s.rtt, Stats: s.stats,
-		Datagrams: DatagramSnapshot{Relay: s.cfg.Datagrams, Bound: d.bound && !s.failed, RTT: d.rtt, Peers: len(d.peers.number)},
+		Datagrams: DatagramSnapshot{Relay: s.cfg.Datagrams, Bound: d.bound && !s.failed, Wide: d.wide && d.bound && !s.failed, RTT: d.rtt, Peers: len(d.peers.number)},
 	}
 }
 

@@ -120,4 +120,9 @@ type Config struct {
 	// DisableOffload keeps the kernel from coalescing datagrams (UDP_SEGMENT
 	// and UDP_GRO). For measuring, and for drivers that get it wrong.
 	DisableOffload bool
+
+	// Fragment lets datagrams be fragmented on their way, as far as the system can
+	// keep them from it: for those who send on what others send and cannot ask what
+	// the path carries. Routers fragment IPv4 only (RFC 8200, section 5).
+	Fragment bool
 }

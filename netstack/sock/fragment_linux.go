@@ -52,7 +52,7 @@ func (s *socket) writeFragmented(bufs [][]byte, to netip.AddrPort) error {
 	for i := 0; i < len(bufs) && err == nil; i++ {
 		err = s.send(bufs[i:i+1], to)
 	}
-	if restore := s.setFragmentation(false); err == nil {
+	if restore := s.setFragmentation(s.fragments); err == nil {
 		err = restore
 	}
 	return err

@@ -75,7 +75,7 @@ func listenBoth(cfg Config, v4, v6 netip.Addr, required bool) (*udpConn, error) 
 		if !addr.IsValid() {
 			continue
 		}
-		s, port, err := openSocket(netip.AddrPortFrom(addr, c.port), cfg.DisableOffload)
+		s, port, err := openSocket(netip.AddrPortFrom(addr, c.port), cfg)
 		if err != nil {
 			if !required && errors.Is(err, ErrNoFamily) {
 				continue
@@ -98,13 +98,13 @@ func listenBoth(cfg Config, v4, v6 netip.Addr, required bool) (*udpConn, error) 
 }
 
 // openSocket opens one family and returns the port it got.
-func openSocket(local netip.AddrPort, disableOffload bool) (*socket, uint16, error) {
+func openSocket(local netip.AddrPort, cfg Config) (*socket, uint16, error) {
 	network := "udp6"
 	if local.Addr().Is4() {
 		network = "udp4"
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return controlSocket(c, disableOffload)
+		return controlSocket(c, cfg.DisableOffload)
 	}}
 	pc, err := lc.ListenPacket(context.Background(), network, local.String())
 	if err != nil {
@@ -120,7 +120,7 @@ func openSocket(local netip.AddrPort, disableOffload bool) (*socket, uint16, err
 	if !ok {
 		panic("BUG: sock: a UDP listener is no *net.UDPConn")
 	}
-	s, err := newSocket(conn, disableOffload)
+	s, err := newSocket(conn, cfg)
 	if err != nil {
 		conn.Close()
 		return nil, 0, fmt.Errorf("sock: preparing socket on %s: %w", local, err)

@@ -26,11 +26,12 @@ const errAddrInUse = syscall.EADDRINUSE
 
 // socket is one address family's UDP socket.
 type socket struct {
-	conn    *net.UDPConn
-	raw     syscall.RawConn
-	is6     bool
-	receive bool        // the kernel coalesces what arrives (UDP_GRO)
-	segment atomic.Bool // the kernel splits what we send (UDP_SEGMENT); turned off for good when it refuses
+	conn      *net.UDPConn
+	raw       syscall.RawConn
+	is6       bool
+	fragments bool        // whether datagrams may always be fragmented
+	receive   bool        // the kernel coalesces what arrives (UDP_GRO)
+	segment   atomic.Bool // the kernel splits what we send (UDP_SEGMENT); turned off for good when it refuses
 
 	mu   sync.Mutex // protects mark
 	mark uint32
@@ -55,16 +56,16 @@ func controlSocket(c syscall.RawConn, disableOffload bool) error {
 	})
 }
 
-func newSocket(conn *net.UDPConn, disableOffload bool) (*socket, error) {
+func newSocket(conn *net.UDPConn, cfg Config) (*socket, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{conn: conn, raw: raw, is6: conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().Is6()}
-	if err := s.setFragmentation(false); err != nil {
+	s := &socket{conn: conn, raw: raw, fragments: cfg.Fragment, is6: conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().Is6()}
+	if err := s.setFragmentation(cfg.Fragment); err != nil {
 		return nil, err
 	}
-	if disableOffload {
+	if cfg.DisableOffload {
 		return s, nil
 	}
 	err = raw.Control(func(fd uintptr) {

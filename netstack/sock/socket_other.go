@@ -24,7 +24,7 @@ type socket struct {
 
 func controlSocket(syscall.RawConn, bool) error { return nil }
 
-func newSocket(conn *net.UDPConn, _ bool) (*socket, error) {
+func newSocket(conn *net.UDPConn, _ Config) (*socket, error) {
 	// Best effort: smaller buffers are slower, not wrong.
 	_ = conn.SetReadBuffer(bufferSize)
 	_ = conn.SetWriteBuffer(bufferSize)
