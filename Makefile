@@ -64,7 +64,7 @@ install-needs:
 
 .PHONY: unit
 unit: ## all tests that need neither root nor network, with the race detector, shuffled
-	@$(STEPS) test unit -race -shuffle=on -timeout=15m $(UNIT)
+	@$(STEPS) test unit -race -shuffle=on -timeout=30m $(UNIT)
 
 .PHONY: arch
 arch: ## the rules of the tree: imports, purity, documentation, sizes, dependencies
@@ -76,11 +76,11 @@ sim: ## the simulated system, and pairs behind NATs, with SEEDS=1000 seeds; prin
 
 .PHONY: sim-short
 sim-short:
-	@$(STEPS) test sim -race -count=1 -timeout=15m ./tests/sim/...
+	@$(STEPS) test sim -race -count=1 -timeout=30m ./tests/sim/...
 
 .PHONY: netns
 netns: ## ring 3: real kernel, real TUN devices, in network namespaces; says why it skips
-	@$(STEPS) test netns -count=1 -timeout=15m ./tests/lab/... ./tests/netns/...
+	@$(STEPS) test netns -count=1 -timeout=30m ./tests/lab/... ./tests/netns/...
 
 .PHONY: cli
 cli: build ## the programs driven as a person would, by script
