@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -71,6 +73,26 @@ func (r *report) handle(e event) {
 		r.broken[e.Package] = true
 		for _, line := range r.output[k] {
 			if !strings.HasPrefix(line, "=== ") { // that a test ran, paused, went on
+				fmt.Fprint(r.out, line)
+			}
+		}
+		delete(r.output, k)
+		if e.Test == "" {
+			r.unended(e.Package)
+		}
+	}
+}
+
+// unended prints what tests of a failed package said that never ended: a program
+// that crashes says why in the name of the test that ran just then.
+func (r *report) unended(pkg string) {
+	for _, k := range slices.SortedFunc(maps.Keys(r.output), func(a, b key) int { return strings.Compare(a.test, b.test) }) {
+		if k.pkg != pkg {
+			continue
+		}
+		fmt.Fprintf(r.out, "%s %s did not end:\n", k.pkg, k.test)
+		for _, line := range r.output[k] {
+			if !strings.HasPrefix(line, "=== ") {
 				fmt.Fprint(r.out, line)
 			}
 		}

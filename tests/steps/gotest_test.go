@@ -23,6 +23,8 @@ func TestReportCountsAndShows(t *testing.T) {
 		{Action: "pass", Package: "a", Test: "FuzzParse/seed#0"},
 		{Action: "pass", Package: "a", Test: "FuzzParse/1f"},
 		{Action: "pass", Package: "a", Test: "FuzzParse"},
+		{Action: "output", Package: "a", Test: "TestCrash", Output: "=== RUN   TestCrash\n"},
+		{Action: "output", Package: "a", Test: "TestCrash", Output: "fatal error: why\n"},
 		{Action: "output", Package: "a", Output: "FAIL\ta\t0.1s\n"},
 		{Action: "fail", Package: "a"},
 		{Action: "output", Package: "b", Output: "PASS\n"},
@@ -41,7 +43,7 @@ func TestReportCountsAndShows(t *testing.T) {
 	}
 	const want = "--- FAIL: TestBad\n    a_test.go:3: broken\n" +
 		"skip a TestRoot: a_test.go:9: needs root\n" +
-		"FAIL\ta\t0.1s\nok  \tb\t0.1s\nc.go:1: undefined: x\n"
+		"FAIL\ta\t0.1s\na TestCrash did not end:\nfatal error: why\nok  \tb\t0.1s\nc.go:1: undefined: x\n"
 	if out.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
 	}
