@@ -66,3 +66,26 @@ func listenBothFamilies(t *testing.T) *udpConn {
 	t.Cleanup(func() { c.Close() })
 	return c.(*udpConn)
 }
+
+// TestFragmentStays: a port whose datagrams may be fragmented stays so, also after
+// one that was asked for by itself.
+func TestFragmentStays(t *testing.T) {
+	opened, err := Listen(Config{Fragment: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	from, to := opened.(*udpConn), listenBothFamilies(t)
+	if from.v4 == nil {
+		t.Fatal("no IPv4")
+	}
+	for range 2 {
+		if mode := discovery(t, from.v4); mode != unix.IP_PMTUDISC_OMIT {
+			t.Errorf("mode %d", mode)
+		}
+		target := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), to.port)
+		if err := from.WriteFragmented([][]byte{[]byte("x")}, target); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
