@@ -29,6 +29,10 @@ const (
 	// numberAttempts bounds how often a number is drawn that is taken. With 10,000
 	// of 2^32 taken, one in 400,000 is.
 	numberAttempts = 64
+	// maxRetired bounds the numbers of connections that ended which are still
+	// known, some 100 bytes each: those of as many peers as one client keeps. The
+	// oldest makes room; packets to it are lost, and their sender is told.
+	maxRetired = maxPeers
 )
 
 // datagrams is what a server has for those of its connections that use them.
@@ -42,6 +46,7 @@ type datagrams struct {
 	stale    int // answers in the second that began at staleAt
 	staleAt  time.Time
 	share    fairShare
+	retired  retired
 }
 
 // datagramState is what one connection has of it.
@@ -76,7 +81,7 @@ func (s *Server) offerDatagrams(c *conn, key []byte) {
 			return
 		}
 		number := binary.BigEndian.Uint32(raw[:])
-		if number == 0 || s.datagrams.byNumber[number] != nil {
+		if number == 0 || s.datagrams.byNumber[number] != nil || s.datagrams.retired.has(number) {
 			continue
 		}
 		c.datagrams = &datagramState{key: key, number: number, tag: tag(raw[4:]), resolves: newBucketOf(resolveRate, resolveBurst, s.now)}
@@ -93,6 +98,7 @@ func (s *Server) dropDatagrams(c *conn) {
 	}
 	s.unbind(c)
 	delete(s.datagrams.byNumber, c.datagrams.number)
+	s.datagrams.retired.add(c.datagrams.number, c.member)
 	s.datagrams.from, s.datagrams.to = nil, nil
 	c.datagrams = nil
 }
@@ -233,6 +239,12 @@ func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort,
 		dst = s.datagrams.byNumber[number]
 		s.datagrams.to = dst
 	}
+	if dst == nil {
+		if heir := s.heir(c, number); heir != nil {
+			s.enqueue(heir, c.member.key, payload)
+			return netip.AddrPort{}, nil
+		}
+	}
 	if dst == nil || dst.member.network != c.member.network {
 		s.stats.DroppedNoPeer++
 		s.tellGone(c, FramePeer, ident.NodeKey{}, b[1+tagSize:DatagramHeader])
@@ -247,6 +259,54 @@ func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort,
 	s.stats.PacketsOut++
 	s.stats.DatagramsForwarded++
 	return to, b
+}
+
+// heir returns the connection of the member that had a number before its last
+// connection ended, nil for none that c may send to, and tells c and that member
+// each other's number of now. A member that comes back within moments is so sent
+// to before it asked for anybody's number: the answer to its first handshake, for
+// one, which would be repeated only after five seconds.
+func (s *Server) heir(c *conn, number uint32) *conn {
+	m, ok := s.datagrams.retired.members[number]
+	if !ok || m.network != c.member.network {
+		return nil
+	}
+	dst := s.members[m]
+	if dst == nil {
+		return nil
+	}
+	s.stats.DatagramsInherited++
+	if c.gone.IsZero() || s.now.Sub(c.gone) >= goneInterval {
+		c.gone = s.now
+		s.resolve(c, m.key)
+	}
+	return dst
+}
+
+// retired are the numbers of connections that ended, and whose they were.
+type retired struct {
+	members map[uint32]member
+	numbers []uint32 // a ring once it is full
+	oldest  int
+}
+
+func (r *retired) has(number uint32) bool {
+	_, ok := r.members[number]
+	return ok
+}
+
+func (r *retired) add(number uint32, m member) {
+	if r.members == nil {
+		r.members = make(map[uint32]member)
+	}
+	if len(r.numbers) < maxRetired {
+		r.numbers = append(r.numbers, number)
+	} else {
+		delete(r.members, r.numbers[r.oldest])
+		r.numbers[r.oldest] = number
+		r.oldest = (r.oldest + 1) % maxRetired
+	}
+	r.members[number] = m
 }
 
 // answerStale tells an address that it is nobody's.

@@ -389,12 +389,20 @@ func TestDatagramsReplaced(t *testing.T) {
 	if !b.gone {
 		t.Fatal("the old connection stays")
 	}
-	r.wire(a, b.key.Public(), "to the old number")
-	if r.wire(a, b.key.Public(), "by the stream") {
-		t.Error("the old number is still used")
+	if !r.wire(a, b.key.Public(), "to the old number") {
+		t.Error("a knows of the new connection although nothing was sent")
+	}
+	if want := []string{a.key.Public().Short() + " to the old number"}; !slices.Equal(again.streamed(), want) {
+		t.Errorf("the new connection got %q by the stream, want %q", again.streamed(), want)
 	}
 	if !r.wire(a, b.key.Public(), "two") || len(again.got) != 1 {
 		t.Errorf("the new connection got %q", again.got)
+	}
+	if !r.wire(again, a.key.Public(), "three") || len(a.got) != 1 {
+		t.Errorf("a got %q from the new connection", a.got)
+	}
+	if n := r.server.Snapshot().Stats; n.DatagramsInherited != 1 || n.DroppedNoPeer != 0 {
+		t.Errorf("%d packets to the old number, %d to nobody", n.DatagramsInherited, n.DroppedNoPeer)
 	}
 	r.server.HandleRevoked("net1", a.key.Public(), r.now)
 	r.pump()
@@ -405,6 +413,42 @@ func TestDatagramsReplaced(t *testing.T) {
 	r.server.HandleDisconnect(again.id, r.now)
 	if d := r.server.datagrams; len(d.bySource)+len(d.byNumber) != 0 {
 		t.Errorf("left: %d addresses, %d numbers", len(d.bySource), len(d.byNumber))
+	}
+}
+
+// TestRetiredNumbers: a number of before leads to its member only while that is
+// there, within one network, and as long as there are not too many of them.
+func TestRetiredNumbers(t *testing.T) {
+	r := newDatagramRig(t, 0)
+	a, b := r.joinUDP(1, "net1", "198.51.100.1:1000"), r.joinUDP(2, "net1", "198.51.100.2:2000")
+	other := r.joinUDP(4, "net2", "198.51.100.4:4000")
+	number := b.session.datagrams.number
+	to := func(from *client, number uint32, payload string) ServerStats {
+		var header [DatagramHeader]byte
+		putHeader(header[:], datagramData, from.session.datagrams.tag, number)
+		r.datagram(from.addr, append(header[:], payload...))
+		r.pump()
+		return r.server.Snapshot().Stats
+	}
+	r.server.HandleDisconnect(b.id, r.now)
+	if n := to(a, number, "nobody is there"); n.DroppedNoPeer != 1 || n.DatagramsInherited != 0 {
+		t.Errorf("to a member that is gone: %+v", n)
+	}
+	again := r.joinUDP(2, "net1", "198.51.100.2:2000")
+	if n := to(other, number, "from outside"); n.DroppedNoPeer != 2 || n.DatagramsInherited != 0 || len(again.streamed())+len(again.got) != 0 {
+		t.Errorf("from another network: %+v, %q, %q", n, again.streamed(), again.got)
+	}
+	if n := to(a, number, "it is back"); n.DatagramsInherited != 1 || len(again.streamed()) != 1 {
+		t.Errorf("to a member that came back: %+v, %q", n, again.streamed())
+	}
+	for i := range uint32(maxRetired) {
+		r.server.datagrams.retired.add(number+1+i, member{"net1", a.key.Public()})
+	}
+	if d := &r.server.datagrams.retired; len(d.members) != maxRetired || len(d.numbers) != maxRetired {
+		t.Errorf("%d of %d numbers are kept", len(d.members), maxRetired)
+	}
+	if n := to(a, number, "too long ago"); n.DatagramsInherited != 1 || n.DroppedNoPeer != 3 {
+		t.Errorf("to a number of long ago: %+v", n)
 	}
 }
 

@@ -171,6 +171,7 @@ type ServerStats struct {
 	DatagramsForged    uint64 // messages of the exchange of nobody, or not authentic
 	DatagramsReplayed  uint64 // the same, old or for another address
 	DatagramsUnknown   uint64 // what is no datagram of a client's
+	DatagramsInherited uint64 // packets to the number that a member had before it came back
 	DroppedShare       uint64 // over the sender's part while more comes than is taken
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/tests/lab"
 )
 
@@ -31,14 +32,15 @@ func pair(b *testing.B) (c *lab.Coordinator, db *lab.Node, laptop *lab.Host) {
 	return c, db, l.Host("laptop")
 }
 
-// report adds the median, the 99th percentile and the maximum of the times as
-// metrics.
+// report adds the median, the 95th and the 99th percentile and the maximum of the
+// times as metrics.
 func report(b *testing.B, times []time.Duration) {
 	slices.Sort(times)
 	at := func(q float64) float64 {
 		return float64(times[min(len(times)-1, int(q*float64(len(times))))].Microseconds()) / 1000
 	}
 	b.ReportMetric(at(0.5), "ms/median")
+	b.ReportMetric(at(0.95), "ms/p95")
 	b.ReportMetric(at(0.99), "ms/p99")
 	b.ReportMetric(at(1), "ms/max")
 	b.ReportMetric(0, "ns/op")
@@ -58,6 +60,82 @@ func BenchmarkUpToFirstPing(b *testing.B) {
 		laptop.CLI("ping", "-c", "1", "db")
 		times = append(times, time.Since(begin))
 		laptop.CLI("logout")
+	}
+	report(b, times)
+}
+
+// BenchmarkUpToDirect measures from the start of `warren up` to the first answer
+// that came on a direct path: a device that joins, and one that returns after
+// `warren down`, on the LAN of its peer and of the relay. The pings come from the
+// local API, one every few milliseconds, so that no more than that and one round
+// trip is added to the moment in which the path became direct.
+func BenchmarkUpToDirect(b *testing.B) {
+	b.Run("joins", func(b *testing.B) { upTo(b, "direct", true) })
+	b.Run("returns", func(b *testing.B) { upTo(b, "direct", false) })
+}
+
+// BenchmarkUpToRelayed measures from the start of `warren up` to the first answer
+// over the relay, where the two devices may not send each other any UDP.
+func BenchmarkUpToRelayed(b *testing.B) {
+	b.Run("joins", func(b *testing.B) { upTo(b, "relay", true) })
+	b.Run("returns", func(b *testing.B) { upTo(b, "relay", false) })
+}
+
+// betweenPings is the pause after an answer that came on another path than the
+// one that is waited for.
+const betweenPings = 2 * time.Millisecond
+
+// upTo measures from the start of `warren up` to the first answer on a path of
+// the kind.
+func upTo(b *testing.B, kind string, joins bool) {
+	c, db, host := pair(b)
+	if kind == "relay" {
+		host.BlockUDP(db.Host)
+		db.Host.BlockUDP(host)
+	}
+	key := c.Key("--user", "alice@example.com", "--reusable")
+	laptop := host.Daemon(b)
+	if !joins {
+		laptop.Up(c, key)
+		laptop.CLI("ping", "-c", "1", "db")
+		laptop.CLI("down")
+	}
+	api := laptop.API()
+	var times []time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		if joins {
+			laptop.Up(c, key)
+		} else {
+			laptop.CLI("up")
+		}
+		connected := time.Since(begin)
+		answers := 0
+		var first time.Duration
+		for {
+			reply, err := api.Ping(b.Context(), localapi.PingRequest{Target: "db", Timeout: 20 * time.Second})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if answers++; answers == 1 {
+				first = time.Since(begin)
+			}
+			if reply.Path.Kind == kind {
+				break
+			}
+			if time.Since(begin) > 20*time.Second {
+				b.Fatalf("after %d answers the path is still %+v", answers, reply.Path)
+			}
+			<-time.After(betweenPings)
+		}
+		took := time.Since(begin)
+		times = append(times, took)
+		b.Logf("connected after %v, the first answer after %v, %s after %v", connected, first, kind, took)
+		if joins {
+			laptop.CLI("logout")
+		} else {
+			laptop.CLI("down")
+		}
 	}
 	report(b, times)
 }
