@@ -40,6 +40,7 @@ func (a *Agent) Netcheck(ctx context.Context) (localapi.NetcheckReply, error) {
 		return localapi.NetcheckReply{}, err
 	}
 	reply := netcheck(a.cfg.DataPlane.Status())
+	turnedOff(s.view, &reply.PortMapping)
 	reply.CaptivePortal = portal
 	reply.Hints = hints(reply)
 	return reply, nil
@@ -158,6 +159,7 @@ func (a *Agent) Paths(ctx context.Context, target string) (localapi.PathsReply, 
 		return localapi.PathsReply{}, err
 	}
 	reply := describePaths(paths, a.cfg.DataPlane.Status())
+	turnedOff(s.view, &reply.PortMapping)
 	reply.Addr = addr
 	return reply, nil
 }

@@ -4,8 +4,10 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/client/statefile"
+	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 )
@@ -45,6 +47,14 @@ func (l *loop) reachability(p *statefile.Preferences, r localapi.Reach) error {
 	}
 	p.Endpoints = endpoints
 	return nil
+}
+
+// turnedOff says of what the administrator turned off for all devices that it is
+// so.
+func turnedOff(v *control.View, p *localapi.PortMapping) {
+	if v.Settings.IsOff(wire.FeaturePortMapping) && p.State == nat.MappingOff.String() {
+		p.Error = "turned off for all devices by the administrator"
+	}
 }
 
 // portMappingOf puts how port mapping stands in the words of the local API.

@@ -10,6 +10,7 @@ import (
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/client/statefile"
+	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 )
@@ -71,6 +72,26 @@ func TestPortMappingOf(t *testing.T) {
 	} {
 		if got := portMappingOf(engine.Status{Mapping: c.mapping}); got != c.want {
 			t.Errorf("%+v, want %+v", got, c.want)
+		}
+	}
+}
+
+// TestTurnedOff: whoever asks why nothing is mapped is told who wants it so.
+func TestTurnedOff(t *testing.T) {
+	off := &control.View{Settings: wire.Settings{Off: []wire.Feature{wire.FeaturePortMapping}}}
+	for _, c := range []struct {
+		view *control.View
+		have localapi.PortMapping
+		want string
+	}{
+		{off, localapi.PortMapping{State: "off"}, "turned off for all devices by the administrator"},
+		{off, localapi.PortMapping{State: "none", Error: "silent"}, "silent"}, // not yet
+		{&control.View{}, localapi.PortMapping{State: "off"}, ""},
+		{&control.View{Settings: wire.Settings{Off: []wire.Feature{7}}}, localapi.PortMapping{State: "off"}, ""},
+	} {
+		got := c.have
+		if turnedOff(c.view, &got); got.Error != c.want || got.State != c.have.State {
+			t.Errorf("%+v of %+v: %+v", c.view.Settings.Off, c.have, got)
 		}
 	}
 }

@@ -59,7 +59,8 @@ type PortMapping struct {
 	// it is renewed.
 	External netip.AddrPort `json:"external,omitzero"`
 	Until    time.Time      `json:"until,omitzero"`
-	// Error is why there is none, or why it was not renewed.
+	// Error is why there is none, or why it was not renewed; or that it was turned
+	// off for all devices.
 	Error string `json:"error,omitempty"`
 }
 

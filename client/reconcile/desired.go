@@ -60,7 +60,7 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 	c := &config.Config{
 		PrivateKey: key, Self: view.Self, Rules: view.Rules, Candidate: view.Candidate, RelayToken: view.RelayToken,
 		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)), Overlay: view.Overlay,
-		PortMapping: preferences.PortMapping, Endpoints: preferences.Endpoints,
+		PortMapping: preferences.PortMapping && !view.Settings.IsOff(wire.FeaturePortMapping), Endpoints: preferences.Endpoints,
 	}
 	for _, p := range view.Peers {
 		c.Peers = append(c.Peers, config.Peer{Member: p.Member, Endpoints: p.State.Endpoints, HomeRelay: p.State.HomeRelay})

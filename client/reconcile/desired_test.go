@@ -173,6 +173,21 @@ func TestDesired(t *testing.T) {
 	}
 }
 
+// TestDesiredPortMapping: only where both the user and the administrator leave it
+// on.
+func TestDesiredPortMapping(t *testing.T) {
+	v, key := view(t)
+	for _, off := range [][]wire.Feature{nil, {77}, {wire.FeaturePortMapping}, {wire.FeaturePortMapping, 77}} {
+		for _, wanted := range []bool{false, true} {
+			v.Settings.Off = off
+			c, _ := reconcile.Desired(v, key, "http://10.0.0.1:8080", reconcile.Preferences{WantRunning: true, PortMapping: wanted}, now)
+			if want := wanted && !slices.Contains(off, wire.FeaturePortMapping); c.PortMapping != want {
+				t.Errorf("off %v, wanted %v: %v", off, wanted, c.PortMapping)
+			}
+		}
+	}
+}
+
 func TestDesiredIsNothing(t *testing.T) {
 	v, key := view(t)
 	for name, c := range map[string]struct {

@@ -114,7 +114,7 @@ The first start makes the network:
 	})
 	root.PersistentFlags().StringVar(&m.data, "data", "/var/lib/warren-coordinator", "data directory")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{c, err} })
-	root.AddCommand(m.serve(), m.status(), m.users(), m.keys(), m.devices(), m.policy(), m.audit(), m.version())
+	root.AddCommand(m.serve(), m.status(), m.users(), m.keys(), m.devices(), m.policy(), m.settings(), m.audit(), m.version())
 	return root
 }
 
@@ -147,6 +147,8 @@ func counted(n int) string {
 		return "no arguments"
 	case 1:
 		return "one argument"
+	case 2:
+		return "two arguments"
 	}
 	return fmt.Sprint(n, " arguments")
 }

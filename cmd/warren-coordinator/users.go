@@ -20,6 +20,9 @@ func (m *Main) status() *cobra.Command {
 			if s.Candidate != 0 {
 				fmt.Fprintf(m.Stdout, "candidate     epoch %d, in audit\n", s.Candidate)
 			}
+			for _, name := range s.Off {
+				fmt.Fprintf(m.Stdout, "turned off    %s, for all devices\n", name)
+			}
 		})
 	})
 	return m.printable(c)

@@ -96,8 +96,8 @@ func portMappingText(p localapi.PortMapping) string {
 	switch {
 	case p.External.IsValid():
 		return fmt.Sprintf("%s, %v", p.Protocol, p.External)
-	case p.State == "none" && p.Error != "":
-		return "none: " + p.Error
+	case p.Error != "":
+		return p.State + ": " + p.Error
 	}
 	return p.State
 }

@@ -84,6 +84,8 @@ func NewHandler(cfg Config) *Handler {
 	h.mux.HandleFunc("PUT /v1/policy/candidate", answer(h, h.setCandidate))
 	h.mux.HandleFunc("DELETE /v1/policy/candidate", answer(h, h.clearCandidate))
 	h.mux.HandleFunc("POST /v1/policy/candidate/promote", answer(h, h.promoteCandidate))
+	h.mux.HandleFunc("GET /v1/settings", answer(h, h.settings))
+	h.mux.HandleFunc("PUT /v1/settings/{name}", answer(h, h.setSetting))
 	h.mux.HandleFunc("POST /v1/policy/check", answer(h, h.checkPolicy))
 	return h
 }
@@ -199,6 +201,11 @@ func (h *Handler) status(r *http.Request) (Status, error) {
 	return look(h, r, func(v *View) (Status, error) {
 		s := Status{Version: h.cfg.Version, Fingerprint: v.State.Network().Fingerprint.String(), Epoch: uint64(v.State.Policy().Epoch)}
 		s.Users, s.Devices, _ = v.State.Counts()
+		for _, f := range registry.Features() {
+			if !v.State.Off(f).IsZero() {
+				s.Off = append(s.Off, string(f))
+			}
+		}
 		if c := v.State.Candidate(); c != nil {
 			s.Candidate = uint64(c.Epoch)
 		}

@@ -19,6 +19,22 @@ type Status struct {
 	Epoch       uint64 `json:"policy_epoch"`
 	// Candidate is the epoch of the candidate policy, 0 for none.
 	Candidate uint64 `json:"candidate_epoch,omitempty"`
+	// Off names the settings that are turned off for all devices.
+	Off []string `json:"off,omitempty"`
+}
+
+// Setting is something that the administrator can turn off for all devices.
+type Setting struct {
+	Name string `json:"name"`
+	// On is whether devices may do it, each by its own settings.
+	On bool `json:"on"`
+	// Off is since when they may not.
+	Off time.Time `json:"off_since,omitzero"`
+}
+
+// SetSetting is the body of PUT /v1/settings/{name}.
+type SetSetting struct {
+	On bool `json:"on"`
 }
 
 // User is a user.

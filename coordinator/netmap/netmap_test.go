@@ -378,7 +378,7 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 			o.now = o.now.Add(time.Duration(r.IntN(6*3600)) * time.Second)
 			n := byte(r.IntN(10))
 			id := ident.NodeID(n)
-			switch r.IntN(17) {
+			switch r.IntN(18) {
 			case 0, 1, 2:
 				o.run(registry.RegisterDevice{
 					Machine: ident.MachineKey{n, 1}, NodeKey: ident.NodeKey{byte(r.IntN(12)), 2}, Hostname: fmt.Sprint("h", r.IntN(3)),
@@ -430,6 +430,10 @@ func TestDeltasEqualFreshMaps(t *testing.T) {
 					o.run(registry.PromoteCandidate{})
 				default:
 					o.mustRun(registry.SetCandidate{Text: []string{policyA, policyB, policyC, "{}", policyRoutes}[r.IntN(5)]})
+				}
+			case 17:
+				if r.IntN(3) == 0 {
+					o.mustRun(registry.SetFeature{Feature: registry.FeaturePortMapping, Off: r.IntN(2) == 0})
 				}
 			case 12:
 				o.run(registry.AdvertiseRoutes{Node: id, Routes: someRoutes(r)})

@@ -290,6 +290,11 @@ func (n *Network) HandleChanges(c *registry.Changes) ([]Touch, error) {
 		n.candidateError = n.setCandidate()
 		touched.whole(n.policy.Nodes())
 	}
+	if len(c.Switches) > 0 {
+		for _, id := range n.policy.Nodes() { // neither rules nor certificates change
+			touched.list = append(touched.list, Touch{Viewer: id})
+		}
+	}
 	return touched.list, nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/coordinator/registry"
 	"github.com/warren-overlay/warren/coordinator/wire"
 )
 
@@ -25,7 +26,7 @@ func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 	m := &wire.Map{
 		Self: own.Signed(), Rules: rules, Peers: make(map[ident.NodeID]wire.Peer),
 		Candidate: n.signedCandidate(id),
-		Settings:  wire.Settings{Relays: n.cfg.Relays, STUN: n.cfg.STUN},
+		Settings:  wire.Settings{Relays: n.cfg.Relays, STUN: n.cfg.STUN, Off: n.off()},
 	}
 	owners := make(map[ident.UserID]bool)
 	owners[own.Identity().Owner] = true
@@ -43,6 +44,24 @@ func (n *Network) Map(id ident.NodeID) (*wire.Map, error) {
 		}
 	}
 	return m, nil
+}
+
+// features are the features of the registry in the words of the protocol, by
+// ascending number.
+var features = []struct {
+	name   registry.Feature
+	number wire.Feature
+}{{registry.FeaturePortMapping, wire.FeaturePortMapping}}
+
+// off returns what is turned off for all devices.
+func (n *Network) off() []wire.Feature {
+	var out []wire.Feature
+	for _, f := range features {
+		if !n.state.Off(f.name).IsZero() {
+			out = append(out, f.number)
+		}
+	}
+	return out
 }
 
 // Peer returns what is told of a device to those that may see it, and whether

@@ -144,6 +144,13 @@ type PromoteCandidate struct {
 	If ruleset.Epoch
 }
 
+// SetFeature turns a feature off for all nodes, or leaves it to each of them
+// again. One that is so already stays so.
+type SetFeature struct {
+	Feature Feature
+	Off     bool
+}
+
 // RenewCertificates records newly signed certificates before anyone is told of
 // them. Their serials follow the last one used, without gaps.
 type RenewCertificates struct{ Certificates []Certificate }
@@ -167,6 +174,7 @@ func (SetPolicy) command()         {}
 func (SetCandidate) command()      {}
 func (ClearCandidate) command()    {}
 func (PromoteCandidate) command()  {}
+func (SetFeature) command()        {}
 func (RenewCertificates) command() {}
 
 // Result is what a command made, as far as its kind says so.
@@ -175,6 +183,7 @@ type Result struct {
 	Key    *Key    // CreateKey, RevokeKey, and RevokeDevice where it revoked one
 	Device *Device // RegisterDevice, RotateNodeKey, SetTags, AdvertiseRoutes, ApproveRoutes, RemoveRoutes
 	Policy *Policy // SetPolicy, PromoteCandidate
+	Switch *Switch // SetFeature
 	// Candidate is that of SetCandidate, and of ClearCandidate the one that was;
 	// nil for none.
 	Candidate *Policy

@@ -80,6 +80,8 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 		d.clearCandidate()
 	case PromoteCandidate:
 		err = d.promoteCandidate(c)
+	case SetFeature:
+		err = d.setFeature(c)
 	case RenewCertificates:
 		err = d.renewCertificates(c)
 	default:

@@ -117,6 +117,23 @@ type Policy struct {
 	Set   time.Time
 }
 
+// Feature names what nodes do by themselves and the administrator can turn off for
+// all of them.
+type Feature string
+
+// FeaturePortMapping is asking gateways to forward ports.
+const FeaturePortMapping Feature = "port-mapping"
+
+// Features returns all features in ascending order.
+func Features() []Feature { return []Feature{FeaturePortMapping} }
+
+// Switch says whether a feature is off for all nodes.
+type Switch struct {
+	Feature Feature
+	// Off is since when it is, zero where it is not.
+	Off time.Time
+}
+
 // Counters are what is handed out and never again. Each only grows.
 type Counters struct {
 	User ident.UserID // the last one used
@@ -152,6 +169,7 @@ type Changes struct {
 	// Candidate is the document in audit beside the policy. Its epochs are its
 	// own; an empty Text says that there is none any more.
 	Candidate *Policy
+	Switches  []Switch
 	Counters  Counters
 	// Audit tells of the changes; nil only where nothing changes.
 	Audit *audit.Entry

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
 )
@@ -23,6 +24,7 @@ type State struct {
 	policy   *Policy
 	// candidate is never nil; its Text is empty where there is none.
 	candidate *Policy
+	switches  map[Feature]*Switch
 
 	users    map[ident.UserID]*User
 	byLogin  map[string]ident.UserID
@@ -41,7 +43,7 @@ type State struct {
 // NewState returns the state of a network in which nothing is registered.
 func NewState(network Network) *State {
 	return &State{
-		network: network, policy: &Policy{}, candidate: &Policy{},
+		network: network, policy: &Policy{}, candidate: &Policy{}, switches: make(map[Feature]*Switch),
 		users: make(map[ident.UserID]*User), byLogin: make(map[string]ident.UserID), keys: make(map[string]*Key),
 		devices: make(map[ident.NodeID]*Device), certs: make(map[ident.NodeID]*Certificate),
 		byMach: make(map[ident.MachineKey]ident.NodeID), byKey: make(map[ident.NodeKey]ident.NodeID),
@@ -96,6 +98,9 @@ func (s *State) Apply(c *Changes) {
 		p := *c.Candidate
 		s.candidate = &p
 	}
+	for _, w := range c.Switches {
+		s.switches[w.Feature] = &w
+	}
 	s.counters = s.counters.max(c.Counters)
 }
 
@@ -140,6 +145,14 @@ func (s *State) Candidate() *Policy {
 		return nil
 	}
 	return s.candidate
+}
+
+// Off returns since when the feature is off for all nodes, zero where it is not.
+func (s *State) Off(f Feature) time.Time {
+	if w := s.switches[f]; w != nil {
+		return w.Off
+	}
+	return time.Time{}
 }
 
 // User returns the user with the id, nil where there is none.
@@ -233,6 +246,9 @@ func (s *State) Export() Changes {
 	}
 	for _, cert := range sorted(s.certs) {
 		c.Certificates = append(c.Certificates, *cert)
+	}
+	for _, w := range sorted(s.switches) {
+		c.Switches = append(c.Switches, *w)
 	}
 	return c
 }

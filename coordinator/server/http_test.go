@@ -325,8 +325,23 @@ func TestAdministrator(t *testing.T) {
 	if p, err := c.ClearCandidate(ctx); err != nil || p.Text != alicesOnly {
 		t.Errorf("%+v, %v", p, err)
 	}
+	if all, err := c.Settings(ctx); err != nil || len(all) != 1 || all[0].Name != "port-mapping" || !all[0].On {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := c.SetSetting(ctx, "port/mapping", false); code(err) != admin.CodeNotFound {
+		t.Error(err)
+	}
+	if w, err := c.SetSetting(ctx, "port-mapping", false); err != nil || w.On || w.Off.IsZero() {
+		t.Errorf("%+v, %v", w, err)
+	}
+	if s, err := c.Status(ctx); err != nil || !slices.Equal(s.Off, []string{"port-mapping"}) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if w, err := c.SetSetting(ctx, "port-mapping", true); err != nil || !w.On || !w.Off.IsZero() {
+		t.Errorf("%+v, %v", w, err)
+	}
 	status, err := c.Status(ctx)
-	if err != nil || status.Fingerprint != s.Fingerprint().String() || status.Users != 1 || status.Epoch != 2 {
+	if err != nil || len(status.Off) != 0 || status.Fingerprint != s.Fingerprint().String() || status.Users != 1 || status.Epoch != 2 {
 		t.Errorf("%+v, %v", status, err)
 	}
 	if _, err := admin.NewClient(s.Socket() + ".none").Users(ctx); !errors.Is(err, admin.ErrNotRunning) {

@@ -56,6 +56,9 @@ func (db *DB) Commit(ctx context.Context, c *registry.Changes, head audit.Head) 
 		if p := c.Candidate; p != nil {
 			w.exec("INSERT INTO candidates VALUES (?, ?, ?)", uint64(p.Epoch), p.Text, millis(p.Set))
 		}
+		for _, s := range c.Switches {
+			w.exec("INSERT OR REPLACE INTO switches VALUES (?, ?)", string(s.Feature), millis(s.Off))
+		}
 		w.exec("UPDATE counters SET user = ?, node = ?, serial = ?, host = ?",
 			uint64(c.Counters.User), uint64(c.Counters.Node), c.Counters.Serial, c.Counters.Host)
 		w.exec("INSERT INTO audit VALUES (?, ?, ?)", record.Index, record.Entry, record.Hash[:])

@@ -51,7 +51,7 @@ func (db *DB) Load(ctx context.Context, network registry.Network) (*registry.Sta
 	r.counters(&c.Counters)
 	c.Users, c.Keys, c.Devices = r.users(), r.keys(), r.devices()
 	c.Revocations, c.Certificates, c.Policy = r.revocations(), r.certificates(), r.policy("policies")
-	c.Candidate = r.policy("candidates")
+	c.Candidate, c.Switches = r.policy("candidates"), r.switches()
 	head := r.head()
 	if r.err != nil {
 		return nil, audit.Head{}, fmt.Errorf("store: reading: %w", sort(r.err))
@@ -212,6 +212,18 @@ func (r *reader) certificates() (out []registry.Certificate) {
 		err := rows.Scan(&c.Node, &c.Serial, &from, &until, &c.Signed)
 		c.NotBefore, c.NotAfter = instant(from), instant(until)
 		out = append(out, c)
+		return err
+	})
+	return out
+}
+
+func (r *reader) switches() (out []registry.Switch) {
+	r.each("SELECT feature, off FROM switches", func(rows *sql.Rows) error {
+		var s registry.Switch
+		var off int64
+		err := rows.Scan(&s.Feature, &off)
+		s.Off = instant(off)
+		out = append(out, s)
 		return err
 	})
 	return out

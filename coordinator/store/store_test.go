@@ -171,6 +171,8 @@ func TestDiskFollowsMemory(t *testing.T) {
 				cmd = registry.ClearCandidate{}
 			case 8:
 				cmd = registry.PromoteCandidate{}
+			case 5:
+				cmd = registry.SetFeature{Feature: registry.FeaturePortMapping, Off: r.IntN(2) == 0}
 			case 0:
 				cmd = registry.SuspendUser{Login: "alice@example.com"}
 			case 1, 2:

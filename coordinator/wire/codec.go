@@ -339,6 +339,7 @@ func (d *decoder) settings(in *wirepb.Settings) Settings {
 	d.count("relays", len(in.GetRelays()), maxSettings)
 	d.count("STUN servers", len(in.GetStun()), maxSettings)
 	d.count("users", len(in.GetUsers()), maxSettings)
+	d.count("features", len(in.GetOff()), MaxFeatures)
 	if d.err != nil {
 		return out
 	}
@@ -352,6 +353,15 @@ func (d *decoder) settings(in *wirepb.Settings) Settings {
 	}
 	for _, u := range in.GetUsers() {
 		out.Users = append(out.Users, User{ID: ident.UserID(u.GetId()), Login: d.text(u.GetLogin())})
+	}
+	last := Feature(0)
+	for _, number := range in.GetOff() {
+		f := Feature(number)
+		if f <= last {
+			d.fail("features that are off out of order")
+			return out
+		}
+		out.Off, last = append(out.Off, f), f
 	}
 	return out
 }
@@ -423,6 +433,9 @@ func settingsOut(in *Settings) *wirepb.Settings {
 	}
 	for _, u := range in.Users {
 		out.Users = append(out.Users, &wirepb.User{Id: uint64(u.ID), Login: u.Login})
+	}
+	for _, f := range in.Off {
+		out.Off = append(out.Off, wirepb.Feature(f))
 	}
 	return out
 }

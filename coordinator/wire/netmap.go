@@ -51,10 +51,29 @@ type Settings struct {
 	// address as the node reached it.
 	STUN  []string
 	Users []User
+	// Off lists what the administrator turned off for all nodes, in ascending
+	// order. A node ignores what it does not know of it.
+	Off []Feature
 }
 
+// Feature is what nodes do by themselves and the coordinator can turn off for all
+// of them: where a fault is found in it, nodes need no new program. It can only
+// be turned off; whether it is on otherwise is each node's own setting. Numbers
+// are those of the protocol and never used twice.
+type Feature uint32
+
+// FeaturePortMapping is asking gateways to forward ports.
+const FeaturePortMapping Feature = 1
+
+// MaxFeatures is how many features a map may turn off: many times those that
+// there are.
+const MaxFeatures = 64
+
+// IsOff reports whether the administrator turned the feature off.
+func (s *Settings) IsOff(f Feature) bool { return slices.Contains(s.Off, f) }
+
 func (s *Settings) equal(t *Settings) bool {
-	return slices.Equal(s.Relays, t.Relays) && slices.Equal(s.STUN, t.STUN) && slices.Equal(s.Users, t.Users)
+	return slices.Equal(s.Relays, t.Relays) && slices.Equal(s.STUN, t.STUN) && slices.Equal(s.Users, t.Users) && slices.Equal(s.Off, t.Off)
 }
 
 // Map is all that a node is told. Its byte slices and Settings are never
@@ -273,6 +292,12 @@ func (s *Settings) hash() Hash {
 	if slices.ContainsFunc(s.Relays, Relay.described) { // else it is the hash of Version1
 		for _, r := range s.Relays {
 			b = canonical.AppendText(canonical.AppendText(canonical.AppendText(b, r.Region), r.UDP), r.STUN)
+		}
+	}
+	if len(s.Off) > 0 { // else it is the hash of Version3
+		b = canonical.AppendArray(canonical.AppendText(b, "off"), len(s.Off))
+		for _, f := range s.Off {
+			b = canonical.AppendUint(b, uint64(f))
 		}
 	}
 	return sha256.Sum256(b)

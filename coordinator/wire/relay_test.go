@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,5 +106,41 @@ func TestVersion2(t *testing.T) {
 	both := EncodeServer(&Delta{Candidate: []byte{1}, NoCandidate: true})
 	if _, err := DecodeServer(both); !errors.Is(err, ErrMalformed) {
 		t.Errorf("a candidate, and none any more: %v", err)
+	}
+}
+
+// TestVersion3 holds that a node that knows of nothing that is off is not told
+// of it, that its hash does not cover it, and that only ascending numbers are
+// understood, known or not.
+func TestVersion3(t *testing.T) {
+	with := &Map{Self: []byte("self"), Rules: []byte("rules"), Settings: Settings{STUN: []string{":1"}, Off: []Feature{FeaturePortMapping, 9}}}
+	without := *with
+	without.Settings.Off = nil
+	for _, v := range []Version{Version1, Version2, Version3} {
+		if old := with.For(v); old.Settings.Off != nil || old.Hash() != without.For(v).Hash() || len(old.Settings.STUN) != 1 {
+			t.Errorf("version %d is told %+v", v, old)
+		}
+	}
+	if with.For(Version4) != with || !with.Settings.IsOff(FeaturePortMapping) || without.Settings.IsOff(FeaturePortMapping) {
+		t.Errorf("the map itself is changed: %+v", with)
+	}
+	if with.Hash() == without.Hash() || with.Settings.equal(&without.Settings) {
+		t.Error("the hash, or the comparison, does not cover what is off")
+	}
+	got, err := DecodeServer(EncodeServer(with))
+	if m, ok := got.(*Map); err != nil || !ok || !slices.Equal(m.Settings.Off, with.Settings.Off) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	many := make([]Feature, MaxFeatures+1)
+	for i := range many {
+		many[i] = Feature(i + 1)
+	}
+	if _, err := DecodeServer(EncodeServer(&Map{Settings: Settings{Off: many[:MaxFeatures]}})); err != nil {
+		t.Errorf("as many as may be: %v", err)
+	}
+	for _, bad := range [][]Feature{{0}, {1, 1}, {2, 1}, many} {
+		if _, err := DecodeServer(EncodeServer(&Map{Settings: Settings{Off: bad}})); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%v: %v", bad, err)
+		}
 	}
 }

@@ -24,8 +24,12 @@ const (
 	// computed beside the enforced one.
 	Version3 Version = 3
 
+	// Version4 (2026-11-26) knows features that the administrator turned off for
+	// all nodes. A node of an older version is not told, and goes on.
+	Version4 Version = 4
+
 	// Newest is the newest version that this program speaks.
-	Newest = Version3
+	Newest = Version4
 	// Oldest is the oldest version that this program still speaks.
 	Oldest = Version1
 )
@@ -49,10 +53,14 @@ func (p Peer) For(v Version) Peer {
 // For returns what of the map a node of version v is told; m itself stays as it
 // is.
 func (m *Map) For(v Version) *Map {
-	if v >= Version3 || v >= Version2 && m.Candidate == nil {
+	if v >= Version4 || v >= Version3 && len(m.Settings.Off) == 0 || v >= Version2 && len(m.Settings.Off) == 0 && m.Candidate == nil {
 		return m
 	}
 	out := *m
+	out.Settings.Off = nil
+	if v >= Version3 {
+		return &out
+	}
 	out.Candidate = nil
 	if v >= Version2 {
 		return &out

@@ -27,6 +27,11 @@ const (
 	// releaseTimeout bounds the deletion of a mapping: it ends by itself, and the
 	// end of the program waits for it.
 	releaseTimeout = 2 * time.Second
+	// offGrace is how long a request that is under way may go on after port mapping
+	// was switched off: what is granted meanwhile is known, and is deleted. A
+	// gateway answers within milliseconds, and deleting what there was before waits
+	// for the request to end.
+	offGrace = time.Second
 )
 
 // mapped is the answer to a request for a mapping.
@@ -49,6 +54,9 @@ type mapping struct {
 // that are forwarded to it.
 func (c *control) setMapping() {
 	on := c.cfg != nil && c.cfg.PortMapping && c.mapping.asks != nil
+	if !on && c.mapping.cancel != nil {
+		time.AfterFunc(offGrace, c.mapping.cancel)
+	}
 	c.mapping.mapper.Set(on, c.device.Port(), c.now())
 	c.setForwarded()
 }

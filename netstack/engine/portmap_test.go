@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -23,12 +24,28 @@ type gateway struct {
 	err      error
 	asked    []nat.MapRequest
 	released []nat.Grant
+	// hold has requests wait for a value, or for their end; nil for no wait.
+	hold  chan struct{}
+	ended int // requests that nobody waited for any more
 }
 
-func (g *gateway) Map(_ context.Context, r nat.MapRequest) (nat.Grant, error) {
+func (g *gateway) Map(ctx context.Context, r nat.MapRequest) (nat.Grant, error) {
+	g.mu.Lock()
+	g.asked = append(g.asked, r)
+	hold := g.hold
+	g.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.ended++
+			return nat.Grant{}, context.Cause(ctx)
+		}
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.asked = append(g.asked, r)
 	return nat.Grant{Protocol: nat.MapPCP, Gateway: loopback, Port: r.Port, External: g.external, Lifetime: r.Lifetime}, g.err
 }
 
@@ -128,4 +145,68 @@ func TestPortMapping(t *testing.T) {
 	if len(router.released) != 2 {
 		t.Errorf("released %+v", router.released)
 	}
+}
+
+// TestPortMappingOffWhileAsking: what a gateway grants to a request that was under
+// way when mapping was switched off is deleted, and a gateway that does not answer
+// is not waited for.
+func TestPortMappingOffWhileAsking(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	member := network.Join("laptop", nil)
+	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000"), hold: make(chan struct{})}
+	e, err := New(Config{
+		TUN: simnet.NewTUN(0), PortMapper: router,
+		Listen: func(port uint16) (sock.Conn, error) {
+			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+		},
+		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
+		Logger:         slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- e.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	apply := func(on bool) {
+		t.Helper()
+		cfg := member.Config(time.Now(), nil)
+		cfg.PortMapping = on
+		if err := e.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; {
+			router.mu.Lock()
+			met := ok()
+			router.mu.Unlock()
+			if met {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not: %s; asked %d, released %v, ended %d", what, len(router.asked), router.released, router.ended)
+			}
+			runtime.Gosched()
+		}
+	}
+	apply(true)
+	until("asked", func() bool { return len(router.asked) == 1 })
+	apply(false)
+	router.hold <- struct{}{} // within the grace
+	until("released", func() bool { return len(router.released) == 1 })
+	if g := router.released[0]; g.External != router.external || e.Status().Mapping.State != nat.MappingOff {
+		t.Errorf("released %+v, now %+v", g, e.Status().Mapping)
+	}
+	apply(true)
+	until("asked again", func() bool { return len(router.asked) == 2 })
+	apply(false)
+	until("not waited for", func() bool { return router.ended == 1 })
 }

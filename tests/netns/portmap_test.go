@@ -13,10 +13,15 @@ import (
 	"github.com/warren-overlay/warren/tests/lab"
 )
 
+// maxTurnOff is how long it may take until devices have deleted what was forwarded,
+// after the administrator turned port mapping off.
+const maxTurnOff = 5 * time.Second
+
 // TestPortMapping has two nodes behind NATs that take another port for each
 // destination, so that neither can be told where the other is: the relay
 // carries. Where the router of one forwards a port, they are direct, without
-// anybody's help. The mapping goes when the node does.
+// anybody's help. The mapping goes when the administrator says so, and when the
+// node does.
 //
 //	node a --- symmetric NAT, miniupnpd --- core --- symmetric NAT --- node b
 //	                                         |
@@ -78,6 +83,31 @@ func TestPortMapping(t *testing.T) {
 			if out, err := a.Try("ping", "--until-direct", "-c", "30", "b"); err != nil {
 				t.Fatalf("with a mapping, from its side: %v\n%s", err, out)
 			}
+
+			// The administrator turns it off for all devices, and on again.
+			coordinator.Admin("settings", "set", "port-mapping", "off")
+			began := time.Now()
+			lab.Eventually(t, 30*time.Second, func() error {
+				if rules := router.Forwarded(); len(rules) != 0 {
+					return fmt.Errorf("still forwarded: %q", rules)
+				}
+				return nil
+			})
+			took := time.Since(began)
+			t.Logf("turned off: deleted after %v", took)
+			if took > maxTurnOff {
+				t.Errorf("turned off: deleted after %v, at most %v", took, maxTurnOff)
+			}
+			if out := a.CLI("netcheck"); !strings.Contains(out, "PortMapping: off: turned off for all devices by the administrator\n") {
+				t.Errorf("turned off: netcheck of a:\n%s", out)
+			}
+			coordinator.Admin("settings", "set", "port-mapping", "on")
+			lab.Eventually(t, 30*time.Second, func() error {
+				if out := a.CLI("netcheck"); !mapped.MatchString(out) || len(router.Forwarded()) != 1 {
+					return fmt.Errorf("on again: netcheck of a:\n%s\nforwarded %q", out, router.Forwarded())
+				}
+				return nil
+			})
 			a.Stop()
 			if rules := router.Forwarded(); len(rules) != 0 {
 				t.Errorf("still forwarded after the node has ended: %q", rules)

@@ -27,6 +27,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Feature is what nodes do by themselves and the coordinator can turn off, and
+// no more than that. Numbers are never used twice.
+type Feature int32
+
+const (
+	Feature_FEATURE_UNSPECIFIED Feature = 0
+	// Asking gateways to forward ports (PCP, NAT-PMP, UPnP).
+	Feature_FEATURE_PORT_MAPPING Feature = 1
+)
+
+// Enum value maps for Feature.
+var (
+	Feature_name = map[int32]string{
+		0: "FEATURE_UNSPECIFIED",
+		1: "FEATURE_PORT_MAPPING",
+	}
+	Feature_value = map[string]int32{
+		"FEATURE_UNSPECIFIED":  0,
+		"FEATURE_PORT_MAPPING": 1,
+	}
+)
+
+func (x Feature) Enum() *Feature {
+	p := new(Feature)
+	*p = x
+	return p
+}
+
+func (x Feature) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Feature) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_proto_enumTypes[0].Descriptor()
+}
+
+func (Feature) Type() protoreflect.EnumType {
+	return &file_control_proto_enumTypes[0]
+}
+
+func (x Feature) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Feature.Descriptor instead.
+func (Feature) EnumDescriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{0}
+}
+
 // Code is the closed set of errors. Numbers are never used twice.
 type Code int32
 
@@ -95,11 +144,11 @@ func (x Code) String() string {
 }
 
 func (Code) Descriptor() protoreflect.EnumDescriptor {
-	return file_control_proto_enumTypes[0].Descriptor()
+	return file_control_proto_enumTypes[1].Descriptor()
 }
 
 func (Code) Type() protoreflect.EnumType {
-	return &file_control_proto_enumTypes[0]
+	return &file_control_proto_enumTypes[1]
 }
 
 func (x Code) Number() protoreflect.EnumNumber {
@@ -108,7 +157,7 @@ func (x Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Code.Descriptor instead.
 func (Code) EnumDescriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{0}
+	return file_control_proto_rawDescGZIP(), []int{1}
 }
 
 // ClientMessage is what a node sends.
@@ -1406,8 +1455,11 @@ type Settings struct {
 	Relays []*Relay               `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
 	// host:port of STUN servers. An empty host stands for the coordinator's own
 	// address as the node reached it.
-	Stun          []string `protobuf:"bytes,2,rep,name=stun,proto3" json:"stun,omitempty"`
-	Users         []*User  `protobuf:"bytes,3,rep,name=users,proto3" json:"users,omitempty"`
+	Stun  []string `protobuf:"bytes,2,rep,name=stun,proto3" json:"stun,omitempty"`
+	Users []*User  `protobuf:"bytes,3,rep,name=users,proto3" json:"users,omitempty"`
+	// What the administrator turned off for all nodes, by ascending number. A node
+	// ignores what it does not know of it. Since version 4.
+	Off           []Feature `protobuf:"varint,4,rep,packed,name=off,proto3,enum=warren.control.v1.Feature" json:"off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1459,6 +1511,13 @@ func (x *Settings) GetStun() []string {
 func (x *Settings) GetUsers() []*User {
 	if x != nil {
 		return x.Users
+	}
+	return nil
+}
+
+func (x *Settings) GetOff() []Feature {
+	if x != nil {
+		return x.Off
 	}
 	return nil
 }
@@ -1925,11 +1984,12 @@ const file_control_proto_rawDesc = "" +
 	"\x04stun\x18\x05 \x01(\tR\x04stun\",\n" +
 	"\x04User\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
-	"\x05login\x18\x02 \x01(\tR\x05login\"\x7f\n" +
+	"\x05login\x18\x02 \x01(\tR\x05login\"\xad\x01\n" +
 	"\bSettings\x120\n" +
 	"\x06relays\x18\x01 \x03(\v2\x18.warren.control.v1.RelayR\x06relays\x12\x12\n" +
 	"\x04stun\x18\x02 \x03(\tR\x04stun\x12-\n" +
-	"\x05users\x18\x03 \x03(\v2\x17.warren.control.v1.UserR\x05users\"\x9d\x02\n" +
+	"\x05users\x18\x03 \x03(\v2\x17.warren.control.v1.UserR\x05users\x12,\n" +
+	"\x03off\x18\x04 \x03(\x0e2\x1a.warren.control.v1.FeatureR\x03off\"\x9d\x02\n" +
 	"\x03Map\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12)\n" +
@@ -1962,7 +2022,10 @@ const file_control_proto_rawDesc = "" +
 	"\x05Error\x12+\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x17.warren.control.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs*\xe3\x01\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs*<\n" +
+	"\aFeature\x12\x17\n" +
+	"\x13FEATURE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14FEATURE_PORT_MAPPING\x10\x01*\xe3\x01\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_MALFORMED\x10\x01\x12\x10\n" +
@@ -1989,68 +2052,70 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_control_proto_goTypes = []any{
-	(Code)(0),             // 0: warren.control.v1.Code
-	(*ClientMessage)(nil), // 1: warren.control.v1.ClientMessage
-	(*ServerMessage)(nil), // 2: warren.control.v1.ServerMessage
-	(*Hello)(nil),         // 3: warren.control.v1.Hello
-	(*HostInfo)(nil),      // 4: warren.control.v1.HostInfo
-	(*Welcome)(nil),       // 5: warren.control.v1.Welcome
-	(*Register)(nil),      // 6: warren.control.v1.Register
-	(*Registered)(nil),    // 7: warren.control.v1.Registered
-	(*MapRequest)(nil),    // 8: warren.control.v1.MapRequest
-	(*Update)(nil),        // 9: warren.control.v1.Update
-	(*Pong)(nil),          // 10: warren.control.v1.Pong
-	(*Logout)(nil),        // 11: warren.control.v1.Logout
-	(*Ping)(nil),          // 12: warren.control.v1.Ping
-	(*Endpoint)(nil),      // 13: warren.control.v1.Endpoint
-	(*Prefix)(nil),        // 14: warren.control.v1.Prefix
-	(*Peer)(nil),          // 15: warren.control.v1.Peer
-	(*PeerState)(nil),     // 16: warren.control.v1.PeerState
-	(*Relay)(nil),         // 17: warren.control.v1.Relay
-	(*User)(nil),          // 18: warren.control.v1.User
-	(*Settings)(nil),      // 19: warren.control.v1.Settings
-	(*Map)(nil),           // 20: warren.control.v1.Map
-	(*Delta)(nil),         // 21: warren.control.v1.Delta
-	(*PeerPatch)(nil),     // 22: warren.control.v1.PeerPatch
-	(*Error)(nil),         // 23: warren.control.v1.Error
+	(Feature)(0),          // 0: warren.control.v1.Feature
+	(Code)(0),             // 1: warren.control.v1.Code
+	(*ClientMessage)(nil), // 2: warren.control.v1.ClientMessage
+	(*ServerMessage)(nil), // 3: warren.control.v1.ServerMessage
+	(*Hello)(nil),         // 4: warren.control.v1.Hello
+	(*HostInfo)(nil),      // 5: warren.control.v1.HostInfo
+	(*Welcome)(nil),       // 6: warren.control.v1.Welcome
+	(*Register)(nil),      // 7: warren.control.v1.Register
+	(*Registered)(nil),    // 8: warren.control.v1.Registered
+	(*MapRequest)(nil),    // 9: warren.control.v1.MapRequest
+	(*Update)(nil),        // 10: warren.control.v1.Update
+	(*Pong)(nil),          // 11: warren.control.v1.Pong
+	(*Logout)(nil),        // 12: warren.control.v1.Logout
+	(*Ping)(nil),          // 13: warren.control.v1.Ping
+	(*Endpoint)(nil),      // 14: warren.control.v1.Endpoint
+	(*Prefix)(nil),        // 15: warren.control.v1.Prefix
+	(*Peer)(nil),          // 16: warren.control.v1.Peer
+	(*PeerState)(nil),     // 17: warren.control.v1.PeerState
+	(*Relay)(nil),         // 18: warren.control.v1.Relay
+	(*User)(nil),          // 19: warren.control.v1.User
+	(*Settings)(nil),      // 20: warren.control.v1.Settings
+	(*Map)(nil),           // 21: warren.control.v1.Map
+	(*Delta)(nil),         // 22: warren.control.v1.Delta
+	(*PeerPatch)(nil),     // 23: warren.control.v1.PeerPatch
+	(*Error)(nil),         // 24: warren.control.v1.Error
 }
 var file_control_proto_depIdxs = []int32{
-	3,  // 0: warren.control.v1.ClientMessage.hello:type_name -> warren.control.v1.Hello
-	6,  // 1: warren.control.v1.ClientMessage.register:type_name -> warren.control.v1.Register
-	8,  // 2: warren.control.v1.ClientMessage.map_request:type_name -> warren.control.v1.MapRequest
-	9,  // 3: warren.control.v1.ClientMessage.update:type_name -> warren.control.v1.Update
-	10, // 4: warren.control.v1.ClientMessage.pong:type_name -> warren.control.v1.Pong
-	11, // 5: warren.control.v1.ClientMessage.logout:type_name -> warren.control.v1.Logout
-	5,  // 6: warren.control.v1.ServerMessage.welcome:type_name -> warren.control.v1.Welcome
-	7,  // 7: warren.control.v1.ServerMessage.registered:type_name -> warren.control.v1.Registered
-	20, // 8: warren.control.v1.ServerMessage.map:type_name -> warren.control.v1.Map
-	21, // 9: warren.control.v1.ServerMessage.delta:type_name -> warren.control.v1.Delta
-	12, // 10: warren.control.v1.ServerMessage.ping:type_name -> warren.control.v1.Ping
-	23, // 11: warren.control.v1.ServerMessage.error:type_name -> warren.control.v1.Error
-	4,  // 12: warren.control.v1.Hello.host:type_name -> warren.control.v1.HostInfo
-	13, // 13: warren.control.v1.MapRequest.endpoints:type_name -> warren.control.v1.Endpoint
-	14, // 14: warren.control.v1.MapRequest.routes:type_name -> warren.control.v1.Prefix
-	13, // 15: warren.control.v1.Update.endpoints:type_name -> warren.control.v1.Endpoint
-	14, // 16: warren.control.v1.Update.routes:type_name -> warren.control.v1.Prefix
-	16, // 17: warren.control.v1.Peer.state:type_name -> warren.control.v1.PeerState
-	13, // 18: warren.control.v1.PeerState.endpoints:type_name -> warren.control.v1.Endpoint
-	17, // 19: warren.control.v1.Settings.relays:type_name -> warren.control.v1.Relay
-	18, // 20: warren.control.v1.Settings.users:type_name -> warren.control.v1.User
-	15, // 21: warren.control.v1.Map.peers:type_name -> warren.control.v1.Peer
-	19, // 22: warren.control.v1.Map.settings:type_name -> warren.control.v1.Settings
-	15, // 23: warren.control.v1.Delta.upserts:type_name -> warren.control.v1.Peer
-	22, // 24: warren.control.v1.Delta.patches:type_name -> warren.control.v1.PeerPatch
-	19, // 25: warren.control.v1.Delta.settings:type_name -> warren.control.v1.Settings
-	16, // 26: warren.control.v1.PeerPatch.state:type_name -> warren.control.v1.PeerState
-	0,  // 27: warren.control.v1.Error.code:type_name -> warren.control.v1.Code
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	4,  // 0: warren.control.v1.ClientMessage.hello:type_name -> warren.control.v1.Hello
+	7,  // 1: warren.control.v1.ClientMessage.register:type_name -> warren.control.v1.Register
+	9,  // 2: warren.control.v1.ClientMessage.map_request:type_name -> warren.control.v1.MapRequest
+	10, // 3: warren.control.v1.ClientMessage.update:type_name -> warren.control.v1.Update
+	11, // 4: warren.control.v1.ClientMessage.pong:type_name -> warren.control.v1.Pong
+	12, // 5: warren.control.v1.ClientMessage.logout:type_name -> warren.control.v1.Logout
+	6,  // 6: warren.control.v1.ServerMessage.welcome:type_name -> warren.control.v1.Welcome
+	8,  // 7: warren.control.v1.ServerMessage.registered:type_name -> warren.control.v1.Registered
+	21, // 8: warren.control.v1.ServerMessage.map:type_name -> warren.control.v1.Map
+	22, // 9: warren.control.v1.ServerMessage.delta:type_name -> warren.control.v1.Delta
+	13, // 10: warren.control.v1.ServerMessage.ping:type_name -> warren.control.v1.Ping
+	24, // 11: warren.control.v1.ServerMessage.error:type_name -> warren.control.v1.Error
+	5,  // 12: warren.control.v1.Hello.host:type_name -> warren.control.v1.HostInfo
+	14, // 13: warren.control.v1.MapRequest.endpoints:type_name -> warren.control.v1.Endpoint
+	15, // 14: warren.control.v1.MapRequest.routes:type_name -> warren.control.v1.Prefix
+	14, // 15: warren.control.v1.Update.endpoints:type_name -> warren.control.v1.Endpoint
+	15, // 16: warren.control.v1.Update.routes:type_name -> warren.control.v1.Prefix
+	17, // 17: warren.control.v1.Peer.state:type_name -> warren.control.v1.PeerState
+	14, // 18: warren.control.v1.PeerState.endpoints:type_name -> warren.control.v1.Endpoint
+	18, // 19: warren.control.v1.Settings.relays:type_name -> warren.control.v1.Relay
+	19, // 20: warren.control.v1.Settings.users:type_name -> warren.control.v1.User
+	0,  // 21: warren.control.v1.Settings.off:type_name -> warren.control.v1.Feature
+	16, // 22: warren.control.v1.Map.peers:type_name -> warren.control.v1.Peer
+	20, // 23: warren.control.v1.Map.settings:type_name -> warren.control.v1.Settings
+	16, // 24: warren.control.v1.Delta.upserts:type_name -> warren.control.v1.Peer
+	23, // 25: warren.control.v1.Delta.patches:type_name -> warren.control.v1.PeerPatch
+	20, // 26: warren.control.v1.Delta.settings:type_name -> warren.control.v1.Settings
+	17, // 27: warren.control.v1.PeerPatch.state:type_name -> warren.control.v1.PeerState
+	1,  // 28: warren.control.v1.Error.code:type_name -> warren.control.v1.Code
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2079,7 +2144,7 @@ func file_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
