@@ -93,6 +93,9 @@ type Config struct {
 	// Started is when the program began to filter; the pick-up window is
 	// counted from it. The zero time is long ago: no window.
 	Started time.Time
+	// Lead is how far the times that the filter is given are ahead of those that
+	// rules speak of, negative where they are behind; zero where they agree.
+	Lead time.Duration
 	// Overlay holds the network's own ranges: nothing behind a router may be
 	// addressed in them, or come from them.
 	Overlay []netip.Prefix

@@ -173,7 +173,7 @@ func (p *Peer) clock(now time.Time) int64 {
 
 // wall is the time that the rules are asked about.
 func (p *Peer) wall(now time.Time) time.Time {
-	return p.base.Round(0).Add(time.Duration(p.clock(now)))
+	return p.base.Round(0).Add(time.Duration(p.clock(now)) - p.shared.Lead)
 }
 
 // beginSweep makes the next calls of HandleTimeout look at every flow.

@@ -71,7 +71,8 @@ type Channel interface {
 	Close() error
 }
 
-// Config is what an Agent is made of. Every field but NetworkChanges is needed.
+// Config is what an Agent is made of. Every field is needed where it does not say
+// what nil means.
 type Config struct {
 	State       *statefile.Directory
 	DataPlane   DataPlane
@@ -90,6 +91,9 @@ type Config struct {
 	Hostname string
 	Rand     io.Reader
 	Now      func() time.Time
+	// TimeTold is called when a coordinator has told its time, from which on Now
+	// need not follow the wall clock; nil for nothing.
+	TimeTold func()
 	Logger   *slog.Logger
 }
 

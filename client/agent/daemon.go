@@ -141,7 +141,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		State: d.state, DataPlane: d.engine, Decisions: d.engine, Coordinator: NewCoordinator(&http.Client{Transport: newTransport()}, rand.Reader),
 		NetworkChanges: d.monitor.Changes(),
 		Connected:      func() ([]netip.Prefix, error) { return sock.ConnectedPrefixes(nil) }, Host: o.Host, Hostname: o.Hostname,
-		Rand: rand.Reader, Now: now.Now, Logger: o.Logger.With("part", "agent"),
+		Rand: rand.Reader, Now: now.Now, TimeTold: now.Hold, Logger: o.Logger.With("part", "agent"),
 	}); err != nil {
 		return err
 	}

@@ -254,6 +254,10 @@ func (l *loop) event(e control.Event) {
 		l.view = e.View
 		l.log.Debug("network map", "sequence", e.View.Sequence, "peers", len(e.View.Peers), "cached", e.View.Cached)
 		l.apply()
+	case control.TimeTold:
+		if l.cfg.TimeTold != nil {
+			l.cfg.TimeTold()
+		}
 	case control.HealthChanged:
 		for _, f := range l.machine.Snapshot().Facts {
 			if f.Severity == health.Alarm {

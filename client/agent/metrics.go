@@ -144,7 +144,7 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(visibleDesc, float64(len(s.view.Peers)))
 	if s.view.Self != nil {
-		gauge(ttlDesc, s.view.Self.NotAfter().Sub(c.agent.cfg.Now()).Seconds())
+		gauge(ttlDesc, s.view.Self.NotAfter().Add(s.view.Lead).Sub(c.agent.cfg.Now()).Seconds())
 	}
 	if s.view.Rules != nil {
 		gauge(epochDesc, float64(s.view.Rules.Set().Epoch))

@@ -12,6 +12,9 @@ const lookInterval = time.Second
 
 // Clock never goes back. Use New.
 type Clock struct {
+	// held says that the wall clock is not followed any more.
+	held atomic.Bool
+
 	// wall returns the system's time, running what has passed since the start
 	// without the time of suspension, suspended that time: the latter two never
 	// fall.
@@ -43,7 +46,8 @@ func newClock(wall func() time.Time, running, suspended func() time.Duration) *C
 }
 
 // Now returns the time, without a monotonic reading: two times differ by what
-// has passed between them, or by more where the wall clock was set forward.
+// has passed between them, or by more where the wall clock was set forward before
+// Hold.
 func (c *Clock) Now() time.Time {
 	running := int64(c.running())
 	if running-c.looked.Load() >= int64(lookInterval) && c.mu.TryLock() {
@@ -54,7 +58,18 @@ func (c *Clock) Now() time.Time {
 		c.looked.Store(running)
 		c.mu.Unlock()
 	}
+	if c.held.Load() {
+		return time.Unix(0, running+c.ahead.Load())
+	}
 	return time.Unix(0, running+c.raise(c.wall().UnixNano()-running))
+}
+
+// Hold ends that the clock follows the wall clock: from here on it shows what
+// passes, the time of a suspended machine included. It is for when the right time
+// is known from elsewhere. To call it again does nothing.
+func (c *Clock) Hold() {
+	c.Now()
+	c.held.Store(true)
 }
 
 // Raise makes the clock show t at least. It is for a time that is known to be

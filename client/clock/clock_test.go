@@ -54,6 +54,15 @@ func TestNow(t *testing.T) {
 				c.Now()
 			}
 		}, 2*time.Hour + 4*time.Second},
+		{"held, set forward", func(m *machine, c *Clock) { c.Hold(); m.set(10 * 365 * 24 * time.Hour); m.pass(time.Minute) }, time.Minute},
+		{"held, set back", func(m *machine, c *Clock) { m.pass(time.Hour); c.Hold(); m.set(-time.Hour); m.pass(time.Minute) }, time.Hour + time.Minute},
+		{"set forward, then held", func(m *machine, c *Clock) { m.set(time.Hour); c.Hold(); m.set(-time.Hour); m.pass(time.Minute) }, time.Hour + time.Minute},
+		{"held and suspended, set forward meanwhile", func(m *machine, c *Clock) {
+			c.Hold()
+			m.sleep(time.Hour)
+			m.set(time.Hour)
+			m.pass(2 * time.Second)
+		}, time.Hour + 2*time.Second},
 		{"raised", func(m *machine, c *Clock) { c.Raise(begin.Add(time.Hour)); m.pass(time.Minute) }, time.Hour + time.Minute},
 		{"raised to the past", func(m *machine, c *Clock) { c.Raise(begin.Add(-time.Hour)); c.Raise(time.Time{}) }, 0},
 	} {

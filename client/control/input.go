@@ -157,6 +157,7 @@ func (m *Machine) HandleConnected(proof wire.Proof, now time.Time) {
 		return
 	}
 	m.proof = proof
+	m.greeted = m.now
 	m.send(wire.Hello{Version: wire.Newest, Host: m.cfg.Host})
 	m.note(m.facts.ClearCode(health.CoordinatorIdentity))
 	m.enter(Handshaking, "", m.now.Add(replyTimeout))
@@ -179,10 +180,10 @@ func (m *Machine) HandleClosed(err error, now time.Time) {
 // HandleTimeout does what is due at now. It may be called at any time.
 func (m *Machine) HandleTimeout(now time.Time) {
 	m.tick(now)
-	if due(m.expiry, m.now) && m.member != nil {
+	if due(m.expiry, m.judged()) && m.member != nil {
 		before := m.member
-		m.member = before.readmit(m.authority, m.now)
-		if m.member != before || m.member.ended(m.now) != m.endedSaved {
+		m.member = before.readmit(m.authority, m.judged())
+		if m.member != before || m.member.ended(m.judged()) != m.endedSaved {
 			m.save()
 		}
 		m.refreshView()
@@ -216,7 +217,11 @@ func (m *Machine) NextTimeout() (time.Time, bool) {
 		return m.now, true
 	}
 	var first time.Time
-	for _, t := range []time.Time{m.deadline, m.expiry, m.saveDue, m.updateDue} {
+	expiry := m.expiry
+	if !expiry.IsZero() {
+		expiry = expiry.Add(m.lead)
+	}
+	for _, t := range []time.Time{m.deadline, expiry, m.saveDue, m.updateDue} {
 		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
 			first = t
 		}

@@ -44,9 +44,12 @@ const (
 	// of the device takes it away: twice replacedDelay, after which that would
 	// have come back.
 	aloneAfter = 2 * replacedDelay
-	// skewLimit is from when on clocks differ enough to be told: validity is
-	// checked against the device's clock.
+	// skewLimit is from when on clocks differ enough to be told.
 	skewLimit = 2 * time.Minute
+	// leadStep is by how much the network's time must differ from what the device
+	// takes it for to be taken anew: half of what the end of a certificate may be
+	// off. Less is the way of a message, and no reason to judge all flows again.
+	leadStep = time.Second
 	// expiryNotice is how long before its end a certificate that was not
 	// renewed is spoken of.
 	expiryNotice = 24 * time.Hour
@@ -112,6 +115,11 @@ type Machine struct {
 	// attested is the highest time that a coordinator gave whose map was
 	// believed.
 	attested time.Time
+	// lead is how far the device's clock is ahead of the network's time; known
+	// says that it follows from what a coordinator told since New, told that one
+	// told something.
+	lead        time.Duration
+	known, told bool
 
 	state    State
 	since    time.Time
@@ -126,7 +134,9 @@ type Machine struct {
 
 	// Of the present connection.
 	proof      wire.Proof
-	welcomed   time.Time // the time that the coordinator gave
+	greeted    time.Time     // when Hello was sent
+	welcomed   time.Time     // the time that the coordinator gave
+	offered    time.Duration // the lead that follows from it
 	synced     bool
 	streaming  time.Time // since when
 	resyncing  bool
@@ -135,7 +145,7 @@ type Machine struct {
 	updateDue  time.Time // zero for none
 
 	member  *membership // nil for none
-	expiry  time.Time   // when the view changes by itself; zero for never
+	expiry  time.Time   // when the view changes by itself, in the network's time; zero for never
 	saveDue time.Time   // zero for nothing to save
 	// endedSaved is how many certificates had ended when the map was saved.
 	endedSaved int
@@ -154,7 +164,9 @@ type Machine struct {
 //
 // All times that the Machine is given must be of one clock that never goes back
 // and counts the time of a suspended machine (package clock): the life of
-// certificates is measured by it. A monotonic reading in them is left out.
+// certificates is measured by it. A monotonic reading in them is left out. The
+// clock need not be right: once a coordinator has told its time, certificates are
+// judged by that and what has passed since.
 func New(cfg Config, now time.Time) (*Machine, error) {
 	switch {
 	case cfg.Rand == nil:
@@ -208,7 +220,7 @@ func (m *Machine) load(saved Saved) error {
 	if !ok {
 		return fmt.Errorf("%w: a %T where a map is wanted", wire.ErrMalformed, message)
 	}
-	member, err := admitMap(m.authority, raw, nil, m.now)
+	member, err := admitMap(m.authority, raw, nil, m.judged())
 	if err != nil {
 		return err
 	}
@@ -288,7 +300,8 @@ func (m *Machine) adopt(member *membership) {
 
 // refreshView builds the view that holds now, and tells of it.
 func (m *Machine) refreshView() {
-	view, refused, end := m.member.view(m.now)
+	view, refused, end := m.member.view(m.judged())
+	view.Lead = m.lead
 	if genesis := m.authority.Genesis(); view.Self != nil {
 		view.Overlay = []netip.Prefix{genesis.Prefix4, genesis.Prefix6}
 	}
@@ -297,7 +310,7 @@ func (m *Machine) refreshView() {
 	if view.Self == nil {
 		m.put(health.Fact{
 			Code: health.CertificateExpired, Severity: health.Error, Since: m.now,
-			Text: fmt.Sprintf("The certificate of this device ended at %v, so no peer accepts it. It is renewed when the coordinator at %s answers; check the clock of this device (if it was ahead, restart the daemon after setting it), or ask your administrator.", m.member.self.NotAfter().Format(time.RFC3339), m.cfg.URL),
+			Text: fmt.Sprintf("The certificate of this device ended at %v, so no peer accepts it. It is renewed when the coordinator at %s answers; check the clock of this device, or ask your administrator.", m.member.self.NotAfter().Format(time.RFC3339), m.cfg.URL),
 		})
 	} else {
 		m.note(m.facts.Clear(health.CertificateExpired, ""))
@@ -311,11 +324,11 @@ func (m *Machine) refreshView() {
 func (m *Machine) expiryFact() {
 	end := m.member.self.NotAfter()
 	notice := end.Add(-expiryNotice)
-	early := m.now.Before(notice)
+	early := m.judged().Before(notice)
 	if early && notice.Before(m.expiry) {
 		m.expiry = notice
 	}
-	if early || m.synced || !m.now.Before(end) {
+	if early || m.synced || !m.judged().Before(end) {
 		m.note(m.facts.Clear(health.CertificateExpiring, ""))
 		return
 	}
@@ -386,10 +399,10 @@ func (m *Machine) save() {
 		saved.Authority = m.remembered
 	}
 	if m.member != nil {
-		if verified := m.member.verified(m.now); verified != nil {
+		if verified := m.member.verified(m.judged()); verified != nil {
 			saved.Map = wire.EncodeServer(verified)
 		}
-		m.endedSaved = m.member.ended(m.now)
+		m.endedSaved = m.member.ended(m.judged())
 	}
 	m.events = append(m.events, Persist{Saved: saved})
 }

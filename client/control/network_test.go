@@ -155,8 +155,8 @@ type node struct {
 	now   time.Time
 	view  *control.View
 	saved control.Saved
-	// persistedFirst is cleared by a view that came without its Persist.
-	sent []wire.ClientMessage
+	sent  []wire.ClientMessage
+	told  int // TimeTold events
 }
 
 func newNode(t testing.TB, cfg control.Config, now time.Time) *node {
@@ -195,6 +195,8 @@ func (n *node) drain() {
 			n.view = e.View
 		case control.Persist:
 			n.saved = e.Saved
+		case control.TimeTold:
+			n.told++
 		case control.StateChanged, control.HealthChanged:
 		}
 	}

@@ -44,8 +44,8 @@ func (Dial) output()         {}
 func (Send) output()         {}
 func (Close) output()        {}
 
-// Event is what a Machine tells the layer above: StateChanged, Persist, NetMap
-// or HealthChanged.
+// Event is what a Machine tells the layer above: StateChanged, Persist, NetMap,
+// TimeTold or HealthChanged.
 type Event interface{ event() }
 
 // StateChanged tells of a new state and why it came about.
@@ -64,12 +64,18 @@ type Persist struct{ Saved Saved }
 // NetMap tells of a new verified view, which replaces the one before.
 type NetMap struct{ View *View }
 
+// TimeTold tells that a coordinator has told its time. From here on the Machine
+// judges by that and by what passes: what the device's wall clock is set to later
+// is to be left out of the times that it is given. It comes once.
+type TimeTold struct{}
+
 // HealthChanged tells that Snapshot has other facts than before.
 type HealthChanged struct{}
 
 func (StateChanged) event()  {}
 func (Persist) event()       {}
 func (NetMap) event()        {}
+func (TimeTold) event()      {}
 func (HealthChanged) event() {}
 
 // Saved is what a Machine keeps across restarts. The zero value is that of a
@@ -83,7 +89,7 @@ type Saved struct {
 	// signatures; empty for none. It is verified again when it is loaded.
 	Map []byte `json:"map,omitempty"`
 	// Time is the highest time that the coordinator gave with a map that was
-	// believed; zero for none. The device's clock has not been before it since.
+	// believed; zero for none. It is past: the network's time is not before it.
 	Time time.Time `json:"time,omitzero"`
 	// Revoked keeps a revoked device from trying again by itself.
 	Revoked bool `json:"revoked,omitempty"`

@@ -89,7 +89,11 @@ func (m *Machine) welcome(w wire.Welcome) {
 		m.violation(fmt.Errorf("%w: it wants protocol version %d, this device speaks %d to %d", wire.ErrMalformed, w.Version, wire.Oldest, wire.Newest))
 		return
 	}
-	m.welcomed = w.Time
+	m.welcomed, m.offered = w.Time, m.welcomeLead(w.Time)
+	if !m.told {
+		m.told = true
+		m.events = append(m.events, TimeTold{})
+	}
 	m.clockFact(w.Time)
 	switch {
 	case w.Registered:
@@ -112,13 +116,13 @@ func (m *Machine) clockFact(theirs time.Time) {
 		m.note(m.facts.Clear(health.ClockSkew, ""))
 		return
 	}
-	direction, advice := "ahead of", "set the clock, and restart the daemon, which never goes back"
+	direction := "ahead of"
 	if skew < 0 {
-		direction, advice = "behind", "set the clock"
+		direction = "behind"
 	}
 	m.put(health.Fact{
 		Code: health.ClockSkew, Severity: health.Warning, Since: m.now,
-		Text: fmt.Sprintf("The clock of this device is %v %s the coordinator's. Certificates may seem to have ended or not to have begun: %s.", skew.Abs().Round(time.Second), direction, advice),
+		Text: fmt.Sprintf("The clock of this device was %v %s the coordinator's. Certificates and rules are judged by the coordinator's time, but a restart without the coordinator would judge them by the clock: set it, and restart the daemon.", skew.Abs().Round(time.Second), direction),
 	})
 }
 
@@ -137,7 +141,7 @@ func (m *Machine) requestMap() {
 	request := wire.MapRequest{NodeKey: m.cfg.NodeKey, Endpoints: m.endpoints, Routes: m.routes, Proof: m.proof, HomeRelay: m.homeRelay}
 	// Where a part of the map is not believed, the coordinator would leave it
 	// at that: a full map is looked at anew.
-	if m.member != nil && !m.resyncing && m.member.complete(m.now) {
+	if m.member != nil && !m.resyncing && m.member.complete(m.judged()) {
 		request.HaveSequence, request.HaveHash = m.member.raw.Sequence, m.member.raw.Hash()
 	}
 	m.sentUpdate, m.updateDue = m.now, time.Time{}
@@ -149,7 +153,7 @@ func (m *Machine) fullMap(raw *wire.Map) {
 		m.violation(fmt.Errorf("%w: a map that was not asked for", wire.ErrMalformed))
 		return
 	}
-	member, err := admitMap(m.authority, raw, m.member, m.now)
+	member, err := m.admit(func(now time.Time) (*membership, error) { return admitMap(m.authority, raw, m.member, now) })
 	if err != nil {
 		m.selfRefused(err)
 		return
@@ -166,7 +170,7 @@ func (m *Machine) delta(d *wire.Delta) {
 	case m.resyncing:
 		return // of a time before the full map that is under way
 	}
-	member, err := admitDelta(m.authority, m.member, d, m.now)
+	member, err := m.admit(func(now time.Time) (*membership, error) { return admitDelta(m.authority, m.member, d, now) })
 	switch {
 	case errors.Is(err, wire.ErrGap):
 		m.resync(err)
@@ -208,19 +212,6 @@ func (m *Machine) confirm(member *membership, signed bool) {
 		m.saveDue = m.now.Add(saveDelay)
 	}
 	m.adopt(member)
-}
-
-// attest takes the coordinator's time for certain, as far as the certificate
-// that it gave the device reaches, so that a coordinator's clock that was once
-// far ahead cannot lock its devices out for longer than that.
-func (m *Machine) attest(self *authority.Peer) {
-	at := m.welcomed
-	if self.NotAfter().Before(at) {
-		at = self.NotAfter()
-	}
-	if m.attested.Before(at) {
-		m.attested = at.Round(0).UTC()
-	}
 }
 
 // resync asks once for a full map, and gives up the connection where one was

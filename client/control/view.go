@@ -33,6 +33,9 @@ type View struct {
 	// signed.
 	Settings   wire.Settings
 	RelayToken []byte
+	// Lead is how far the device's clock is ahead of the network's time, by
+	// which all of this holds; negative where it is behind.
+	Lead time.Duration
 	// Sequence is that of the map; zero for none.
 	Sequence uint64
 	// Cached says that the view is from disk and that the coordinator has not

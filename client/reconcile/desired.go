@@ -58,7 +58,7 @@ func Desired(view *control.View, key ident.NodePrivate, login string, preference
 		return nil, nil
 	}
 	c := &config.Config{
-		PrivateKey: key, Self: view.Self, Rules: view.Rules, Candidate: view.Candidate, RelayToken: view.RelayToken,
+		PrivateKey: key, Lead: view.Lead, Self: view.Self, Rules: view.Rules, Candidate: view.Candidate, RelayToken: view.RelayToken,
 		ShieldsUp: preferences.ShieldsUp, Peers: make([]config.Peer, 0, len(view.Peers)), Overlay: view.Overlay,
 		PortMapping: preferences.PortMapping && !view.Settings.IsOff(wire.FeaturePortMapping), Endpoints: preferences.Endpoints,
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -15,6 +16,9 @@ type Config struct {
 	// PrivateKey is this device's WireGuard key. It must be the private half of
 	// Self's key.
 	PrivateKey ident.NodePrivate
+	// Lead is how far this device's clock is ahead of the network's time, by
+	// which certificates and rules are judged; negative where it is behind.
+	Lead time.Duration
 	// Self is this device's own verified certificate.
 	Self *authority.Peer
 	// Rules are what is allowed; nil denies everything.

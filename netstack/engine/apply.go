@@ -23,7 +23,7 @@ import (
 // before anything else, and whatever fails later.
 func (c *control) apply(cfg *config.Config) error {
 	now := c.now()
-	if cfg != nil && !now.Before(cfg.Self.NotAfter()) {
+	if cfg != nil && !now.Before(cfg.Self.NotAfter().Add(cfg.Lead)) {
 		c.e.log.Warn("this device's certificate has ended: no peers")
 		cfg = nil
 	}
@@ -136,7 +136,7 @@ func (c *control) wanted(cfg *config.Config, now time.Time) (map[ident.NodeKey]c
 		}
 	}
 	for _, p := range inOrder {
-		if !now.Before(p.Member.NotAfter()) {
+		if !now.Before(p.Member.NotAfter().Add(cfg.Lead)) {
 			c.e.log.Warn("peer's certificate has ended", "peer", p.Member.Name())
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -160,6 +161,17 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 
 func (c *control) now() time.Time { return c.e.cfg.Now() }
 
+// lead is how far the engine's clock is ahead of the network's time.
+func (c *control) lead() time.Duration {
+	if c.cfg == nil {
+		return 0
+	}
+	return c.cfg.Lead
+}
+
+// endOf returns when a member's certificate ends, by the engine's clock.
+func (c *control) endOf(member *authority.Peer) time.Time { return member.NotAfter().Add(c.lead()) }
+
 // end cuts all peers before the engine stops.
 func (c *control) end() {
 	c.endMapping()
@@ -183,14 +195,14 @@ func (c *control) nextTimeout() time.Time {
 		next = earlier(next, c.deadlines[0].deadline)
 	}
 	if c.cfg != nil {
-		next = earlier(next, c.cfg.Self.NotAfter())
+		next = earlier(next, c.endOf(c.cfg.Self))
 	}
 	return next
 }
 
 func (c *control) handleTimeout() {
 	now := c.now()
-	if c.cfg != nil && !now.Before(c.cfg.Self.NotAfter()) {
+	if c.cfg != nil && !now.Before(c.endOf(c.cfg.Self)) {
 		c.e.log.Warn("this device's certificate has ended: no peers any longer")
 		if err := c.apply(nil); err != nil {
 			c.e.log.Warn("removing all peers", "error", err)
@@ -213,7 +225,7 @@ func (c *control) handleTimeout() {
 	c.mapping.mapper.HandleTimeout(now)
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
-		if !now.Before(p.member.NotAfter()) {
+		if !now.Before(c.endOf(p.member)) {
 			c.expire(p)
 			continue
 		}
@@ -233,7 +245,7 @@ func (c *control) handleTimeout() {
 
 // schedule sets the time at which p is looked at again.
 func (c *control) schedule(p *peer) {
-	next := earlier(p.member.NotAfter(), earlier(p.rearm, earlier(p.sweep, p.collect)))
+	next := earlier(c.endOf(p.member), earlier(p.rearm, earlier(p.sweep, p.collect)))
 	if t, ok := p.agent.NextTimeout(); ok {
 		next = earlier(next, t)
 	}

@@ -39,7 +39,7 @@ func (c *control) newFilterDevice() *filter.Device {
 	}
 	return filter.NewDevice(filter.Config{
 		Seed: c.seed, Quota: c.quota, Started: c.began, MTU: uint16(mtu),
-		Overlay: c.overlay(), Protected: c.protected(), Connected: c.connected, ControlProtocol: inbandProtocol, Events: true,
+		Lead: c.lead(), Overlay: c.overlay(), Protected: c.protected(), Connected: c.connected, ControlProtocol: inbandProtocol, Events: true,
 	})
 }
 

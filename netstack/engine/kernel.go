@@ -116,7 +116,7 @@ func (c *control) protected() []netip.Prefix {
 // sameFilterDevice reports whether the filters of both configurations share
 // what all peers share.
 func sameFilterDevice(a, b *config.Config) bool {
-	return slices.Equal(a.Overlay, b.Overlay) && slices.Equal(a.Forward, b.Forward) && sameMember(a.Self, b.Self)
+	return a.Lead == b.Lead && slices.Equal(a.Overlay, b.Overlay) && slices.Equal(a.Forward, b.Forward) && sameMember(a.Self, b.Self)
 }
 
 func sameMember(a, b *authority.Peer) bool {

@@ -128,17 +128,29 @@ func TestRelayTakesOverAndGivesBack(t *testing.T) {
 	})
 }
 
-func TestCertificateEndsWithoutAWord(t *testing.T) {
-	run(t, 5, func(s *sim) {
+// skews are how far clocks are ahead, which changes nothing where the data plane is
+// told so (F11).
+var skews = []time.Duration{0, -time.Hour, -10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour}
+
+// TestClockFoundWrong: a node whose clock is a year ahead knows nobody until it is
+// told so, and then the certificates hold as long as others' clocks say.
+func TestClockFoundWrong(t *testing.T) {
+	run(t, 9, func(s *sim) {
 		end := time.Now().Add(10 * time.Minute).Truncate(time.Second).UTC()
+		s.skew = 365 * 24 * time.Hour
 		a := s.start("a", s.public("a", 1), nil)
+		s.skew = 0
 		b := s.start("b", s.public("b", 2), func(c *authority.Certificate) { c.NotAfter = end })
+		a.skew = 0 // is what a is told
 		s.know(a, b)
-		if !a.passes(b, time.Second) {
-			s.Fatal("nothing passes")
+		if a.engine.Status().Configured {
+			s.Fatal("certificates hold a year after their end")
 		}
+		a.skew = 365 * 24 * time.Hour
+		a.apply(a.rules)
+		a.until(b, 15*time.Second, "a packet", func() bool { return a.passes(b, 200*time.Millisecond) })
 		time.Sleep(time.Until(end) - time.Millisecond)
-		if len(a.engine.Status().Peers) != 1 || !b.engine.Status().Configured {
+		if len(a.engine.Status().Peers) != 1 {
 			s.Fatal("the peer went before its certificate has ended")
 		}
 		time.Sleep(time.Until(end))
@@ -146,13 +158,37 @@ func TestCertificateEndsWithoutAWord(t *testing.T) {
 		if peers := a.engine.Status().Peers; len(peers) != 0 {
 			s.Fatalf("peers %+v after the certificate has ended", peers)
 		}
-		if b.engine.Status().Configured {
-			s.Fatal("b goes on after its own certificate has ended")
-		}
-		if a.passes(b, time.Minute) || b.passes(a, time.Minute) {
-			s.Fatal("a packet passed after the certificate has ended")
-		}
 	})
+}
+
+func TestCertificateEndsWithoutAWord(t *testing.T) {
+	for _, skew := range skews {
+		run(t, 5, func(s *sim) {
+			s.skew = skew
+			end := time.Now().Add(10 * time.Minute).Truncate(time.Second).UTC()
+			a := s.start("a", s.public("a", 1), nil)
+			b := s.start("b", s.public("b", 2), func(c *authority.Certificate) { c.NotAfter = end })
+			s.know(a, b)
+			if !a.passes(b, time.Second) {
+				s.Fatal("nothing passes")
+			}
+			time.Sleep(time.Until(end) - time.Millisecond)
+			if len(a.engine.Status().Peers) != 1 || !b.engine.Status().Configured {
+				s.Fatal("the peer went before its certificate has ended")
+			}
+			time.Sleep(time.Until(end))
+			synctest.Wait()
+			if peers := a.engine.Status().Peers; len(peers) != 0 {
+				s.Fatalf("peers %+v after the certificate has ended", peers)
+			}
+			if b.engine.Status().Configured {
+				s.Fatal("b goes on after its own certificate has ended")
+			}
+			if a.passes(b, time.Minute) || b.passes(a, time.Minute) {
+				s.Fatal("a packet passed after the certificate has ended")
+			}
+		})
+	}
 }
 
 func TestRemovalCutsAtOnce(t *testing.T) {
@@ -177,38 +213,41 @@ func TestRemovalCutsAtOnce(t *testing.T) {
 }
 
 func TestRuleEndsWithoutAWord(t *testing.T) {
-	run(t, 7, func(s *sim) {
-		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-		s.know(a, b)
-		end := time.Now().Add(5 * time.Minute).Truncate(time.Second)
-		rule := enginetest.Allow("until", a.Member, ruleset.AnyProtocol, 0)
-		rule.NotAfter = end
-		b.apply(&ruleset.RuleSet{In: []ruleset.Rule{rule}})
-		ours, theirs := netip.AddrPortFrom(a.Addr4(), 6000), netip.AddrPortFrom(b.Addr4(), 80)
-		a.tun.Send(enginetest.TCP(ours, theirs, packet.SYN, 100, 0, ""))
-		<-b.tun.Received()
-		b.tun.Send(enginetest.TCP(theirs, ours, packet.SYN|packet.ACK, 500, 101, ""))
-		<-a.tun.Received()
-		a.tun.Send(enginetest.TCP(ours, theirs, packet.ACK, 101, 501, "x"))
-		<-b.tun.Received()
-		time.Sleep(time.Until(end) - 2*time.Second)
-		if n := len(b.tun.Received()) + len(a.tun.Received()); n != 0 {
-			s.Fatalf("%d packets before the rule has ended", n)
-		}
-		for _, n := range []*node{b, a} {
-			select {
-			case got := <-n.tun.Received():
-				if info := parsed(s, got); info.Flags&packet.RST == 0 {
-					s.Fatalf("%+v: want a reset", info)
-				}
-			case <-time.After(5 * time.Second):
-				s.Fatalf("%s was not told that the flow has ended", n.Certificate.Name)
+	for _, skew := range skews {
+		run(t, 7, func(s *sim) {
+			s.skew = skew
+			a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+			s.know(a, b)
+			end := time.Now().Add(5 * time.Minute).Truncate(time.Second)
+			rule := enginetest.Allow("until", a.Member, ruleset.AnyProtocol, 0)
+			rule.NotAfter = end
+			b.apply(&ruleset.RuleSet{In: []ruleset.Rule{rule}})
+			ours, theirs := netip.AddrPortFrom(a.Addr4(), 6000), netip.AddrPortFrom(b.Addr4(), 80)
+			a.tun.Send(enginetest.TCP(ours, theirs, packet.SYN, 100, 0, ""))
+			<-b.tun.Received()
+			b.tun.Send(enginetest.TCP(theirs, ours, packet.SYN|packet.ACK, 500, 101, ""))
+			<-a.tun.Received()
+			a.tun.Send(enginetest.TCP(ours, theirs, packet.ACK, 101, 501, "x"))
+			<-b.tun.Received()
+			time.Sleep(time.Until(end) - 2*time.Second)
+			if n := len(b.tun.Received()) + len(a.tun.Received()); n != 0 {
+				s.Fatalf("%d packets before the rule has ended", n)
 			}
-		}
-		if late := time.Since(end); late < 0 || late > 2*time.Second {
-			s.Fatalf("the flow ended %v after its rule", late)
-		}
-	})
+			for _, n := range []*node{b, a} {
+				select {
+				case got := <-n.tun.Received():
+					if info := parsed(s, got); info.Flags&packet.RST == 0 {
+						s.Fatalf("%+v: want a reset", info)
+					}
+				case <-time.After(5 * time.Second):
+					s.Fatalf("%s was not told that the flow has ended", n.Certificate.Name)
+				}
+			}
+			if late := time.Since(end); late < 0 || late > 2*time.Second {
+				s.Fatalf("the flow ended %v after its rule", late)
+			}
+		})
+	}
 }
 
 func TestPingTellsPathAndTime(t *testing.T) {

@@ -55,11 +55,13 @@ const idleTime = 10 * time.Second
 type sim struct {
 	*testing.T
 	*enginetest.Network
-	world   *simnet.World
-	relay   *relayhttp.Server
-	server  *simnet.Host
-	more    []*relaySite // beside it
-	stun    []string     // servers that the nodes are told of
+	world  *simnet.World
+	relay  *relayhttp.Server
+	server *simnet.Host
+	more   []*relaySite // beside it
+	stun   []string     // servers that the nodes are told of
+	// skew is how far the clocks of nodes are ahead that are started from now on.
+	skew    time.Duration
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -75,6 +77,7 @@ type node struct {
 	rules  *ruleset.RuleSet
 	peers  []*node
 	home   string // the relay at which it was said to listen last
+	skew   time.Duration
 }
 
 // run runs a test in a bubble of its own.
@@ -161,7 +164,8 @@ func (s *sim) startSTUN(on *simnet.Host) {
 // start starts an engine on a host.
 func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certificate)) *node {
 	s.Helper()
-	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0)}
+	skew := s.skew
+	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0), skew: skew}
 	client := &http.Client{Transport: &http.Transport{
 		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
@@ -185,6 +189,7 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 			return addrs, nil
 		},
 		DialRelay: relayhttp.Dialer{Client: client}.Dial,
+		Now:       func() time.Time { return time.Now().Round(0).Add(skew) },
 		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
 		Retain:    retain,
 	})
@@ -257,6 +262,7 @@ func (n *node) config(rules *ruleset.RuleSet) *config.Config {
 		members = append(members, p.Member)
 	}
 	c := n.Config(time.Now(), rules, members...)
+	c.Lead = n.skew
 	c.Relays = []config.Relay{{Name: "home", URL: relayURL}}
 	for _, r := range n.sim.more {
 		c.Relays = append(c.Relays, config.Relay{Name: r.name, URL: r.url})
