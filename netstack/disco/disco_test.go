@@ -46,6 +46,9 @@ func samples() []Message {
 		CallMe{[]netip.AddrPort{}},
 		CallMe{[]netip.AddrPort{v4, v6}},
 		CallMe{full},
+		Mapping{Public: v4},
+		Mapping{Public: v6, Varies: true},
+		Mapping{v4, true, MaxPorts, 1 << 63},
 	}
 }
 
@@ -179,6 +182,11 @@ func TestSealRefuses(t *testing.T) {
 		Pong{Observed: netip.MustParseAddrPort("224.0.0.1:1")},
 		CallMe{make([]netip.AddrPort, MaxEndpoints+1)},
 		CallMe{make([]netip.AddrPort, 1)},
+		Mapping{Varies: true},
+		Mapping{Public: netip.MustParseAddrPort("1.2.3.4:5"), Varies: true, Ports: MaxPorts + 1, Attempt: 1},
+		Mapping{Public: netip.MustParseAddrPort("1.2.3.4:5"), Ports: 1, Attempt: 1},
+		Mapping{Public: netip.MustParseAddrPort("1.2.3.4:5"), Varies: true, Ports: 1},
+		Mapping{Public: netip.MustParseAddrPort("1.2.3.4:5"), Varies: true, Attempt: 1},
 	} {
 		if _, err := sealer.Seal(nil, m, rng); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%#v: %v", m, err)

@@ -1,5 +1,5 @@
 // Package disco holds the sealed messages by which two nodes find and prove
-// paths to each other: Ping, Pong and CallMe.
+// paths to each other: Ping, Pong, CallMe and Mapping.
 //
 // # Keys
 //

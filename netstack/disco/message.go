@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Message is a Ping, a Pong or a CallMe.
+// Message is a Ping, a Pong, a CallMe or a Mapping.
 type Message interface {
 	// appendTo appends the plain form of the message.
 	appendTo(dst []byte) ([]byte, error)
@@ -17,6 +17,7 @@ var (
 	_ Message = Ping{}
 	_ Message = Pong{}
 	_ Message = CallMe{}
+	_ Message = Mapping{}
 )
 
 // TxID is the random challenge of a Ping, which the Pong repeats.
@@ -56,18 +57,46 @@ type CallMe struct {
 // candidate list long.
 const MaxEndpoints = 16
 
+// Mapping says what the sender knows of the NAT in front of it, so that the two
+// can tell whether ports are to be guessed. It travels over the relay, beside a
+// CallMe. It is what the peer says, and proves nothing. Nodes of versions before
+// it do not know it, and drop it.
+type Mapping struct {
+	// Public is where a server saw the sender's own port. It must be valid.
+	Public netip.AddrPort
+	// Varies means that every destination sees the sender at another port, so
+	// that Public's is none that the receiver can send to.
+	Varies bool
+	// Ports is how many further sockets of the sender's send to the receiver now:
+	// as many ports of Public's address let in what comes from the receiver. It is
+	// at most MaxPorts, and 0 unless Varies.
+	Ports uint16
+	// Attempt tells the attempts of one sender apart. It is 0 where Ports is 0,
+	// and drawn at random otherwise.
+	Attempt uint64
+}
+
+// MaxPorts is the largest number of ports that one Mapping may offer: as many
+// sockets as a node opens (package path), each of which is a line in its NAT's
+// table.
+const MaxPorts = 256
+
 // ErrMalformed is wrapped by errors about contents that no sender of ours
 // writes.
 var ErrMalformed = errors.New("disco: malformed message")
 
 const (
-	kindPing   = 1
-	kindPong   = 2
-	kindCallMe = 3
+	kindPing    = 1
+	kindPong    = 2
+	kindCallMe  = 3
+	kindMapping = 4
 
 	addrPortSize = 18
 	// plainSize is the length of a Ping and of a Pong, padded with zeros.
 	plainSize = 1 + len(TxID{}) + addrPortSize + 1
+	// mappingSize is the length of a Mapping: kind, whether it varies, address,
+	// ports and attempt.
+	mappingSize = 1 + 1 + addrPortSize + 2 + 8
 )
 
 // MaxPadding makes a ping that fills a jumbo Ethernet frame of 9000 bytes over
@@ -112,6 +141,43 @@ func (m CallMe) appendTo(dst []byte) ([]byte, error) {
 		}
 	}
 	return dst, nil
+}
+
+func (m Mapping) appendTo(dst []byte) ([]byte, error) {
+	if !m.possible() {
+		return nil, fmt.Errorf("%w: mapping with %d ports, varying %v, attempt %d", ErrMalformed, m.Ports, m.Varies, m.Attempt)
+	}
+	varies := byte(0)
+	if m.Varies {
+		varies = 1
+	}
+	dst, err := appendAddrPort(append(dst, kindMapping, varies), m.Public)
+	if err != nil {
+		return nil, err
+	}
+	dst = binary.BigEndian.AppendUint16(dst, m.Ports)
+	return binary.BigEndian.AppendUint64(dst, m.Attempt), nil
+}
+
+// possible reports whether the parts of m go together.
+func (m Mapping) possible() bool {
+	return m.Ports <= MaxPorts && (m.Varies || m.Ports == 0) && (m.Ports == 0) == (m.Attempt == 0)
+}
+
+func parseMapping(b []byte) (Message, error) {
+	if len(b) != mappingSize || b[1] > 1 {
+		return nil, fmt.Errorf("%w: mapping", ErrMalformed)
+	}
+	public, err := parseAddrPort(b[2 : 2+addrPortSize])
+	if err != nil {
+		return nil, err
+	}
+	rest := b[2+addrPortSize:]
+	m := Mapping{Public: public, Varies: b[1] == 1, Ports: binary.BigEndian.Uint16(rest), Attempt: binary.BigEndian.Uint64(rest[2:])}
+	if !m.possible() {
+		return nil, fmt.Errorf("%w: mapping with %d ports", ErrMalformed, m.Ports)
+	}
+	return m, nil
 }
 
 func pad(dst []byte, start int) []byte {
@@ -178,6 +244,8 @@ func parseMessage(b []byte) (Message, error) {
 		return Pong{TxID: TxID(b[1:13]), Observed: observed}, nil
 	case kindCallMe:
 		return parseCallMe(b[1:])
+	case kindMapping:
+		return parseMapping(b)
 	default:
 		return nil, fmt.Errorf("%w: kind %d", ErrMalformed, b[0])
 	}
