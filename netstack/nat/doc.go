@@ -16,12 +16,9 @@
 // between than are predicted: the answers of the servers, whose mappings are kept
 // alive, do not show that.
 //
-// Ports that are drawn at random are not guessed. It takes the birthday method:
-// with 256 sockets on the hard side that all send to the easy side, which probes
-// ports at random, n probes succeed with probability 1-(1-256/64512)^n, 50 % after
-// 174 and 98 % after a thousand, 10 s at a hundred a second. That is a table of 256
-// mappings in a router that may hold a thousand for the whole house, and a port
-// scan in the eyes of a firewall; the relay carries instead.
+// Ports that are drawn at random are not predicted. Two agents find one of many by
+// the birthday method where one of the two NATs is easy; package path, DESIGN.md,
+// has the arithmetic. MappingVaries without Predicted says that it is needed.
 //
 // # Trust
 //

@@ -30,11 +30,15 @@ type Config struct {
 	// RelayMTU is the MTU inside the tunnel over the relay; zero means that the
 	// relay carries whatever MTU makes.
 	RelayMTU int
+	// Birthday, where not nil, lets ports be guessed within a budget that all
+	// agents of the node share; see SetLocalMapping. The driver must then open
+	// the sockets that Sockets lists.
+	Birthday *BirthdayBudget
 }
 
 // Transmit is a message to seal for the peer and to send.
 type Transmit struct {
-	// To is Direct, or Relay for a CallMe.
+	// To is Direct, or Relay for a CallMe and a Mapping.
 	To      Path
 	Message disco.Message
 }
@@ -106,6 +110,9 @@ var (
 	ErrBudget = errors.New("path: over the budget")
 	// ErrAddress means that an address can not be the peer's.
 	ErrAddress = errors.New("path: address can not be used")
+	// ErrSocket means that a ping came to a further socket that is not in use any
+	// more, or while another one has the say.
+	ErrSocket = errors.New("path: ping to a socket that is not listened to")
 )
 
 // Stats counts what happened in an Agent.
@@ -130,6 +137,15 @@ type Stats struct {
 	RandFailed        uint64 // probes not sent because Rand gave an error
 	SizesSent         uint64 // padded pings; PingsSent does not count them
 	BlackHoles        uint64 // paths that stopped carrying long packets only
+
+	MappingsSent       uint64
+	MappingsOverBudget uint64 // what the peer said of its mapping, unheard for lack of budget
+	BirthdaysBegun     uint64 // attempts to guess a port, in either role
+	BirthdaysWon       uint64
+	BirthdaysFailed    uint64 // attempts that were used up; others ended otherwise
+	OpeningsSent       uint64 // probes from further sockets; PingsSent does not count them
+	GuessesSent        uint64 // probes to ports at random; PingsSent does not count them
+	SocketsIgnored     uint64 // pings to further sockets that were not listened to
 }
 
 // Agent chooses the path to one peer.
@@ -179,6 +195,9 @@ type Agent struct {
 	liveAnswers budget
 	sizeProbes  budget // padded pings of ours
 
+	birthday birthday
+	sockets  uint32 // numbers of further sockets that were used
+
 	out    []Transmit
 	events []Event
 	stats  Stats
@@ -205,6 +224,10 @@ func New(cfg Config, now time.Time) (*Agent, error) {
 		liveAnswers: newBudget(answerBurst, answerInterval, now),
 		calls:       newBudget(callBurst, callInterval, now),
 		sizeProbes:  newBudget(sizeBurst, sizeInterval, now),
+		birthday: birthday{
+			attempts: newBudget(attemptBurst, attemptInterval, now),
+			heard:    newBudget(mappingBurst, mappingInterval, now),
+		},
 	}, nil
 }
 
@@ -249,14 +272,14 @@ func (a *Agent) HandleNetworkChange(now time.Time) {
 	for _, c := range a.candidates {
 		c.samples, c.outstanding = nil, nil
 		c.barred, c.bars = time.Time{}, 0
-		if a.active && DirectTo(c.addr) == a.primary && c.sizes.proved > 0 {
+		if a.active && c.path() == a.primary && c.sizes.proved > 0 {
 			// Most changes leave the path as it was.
 			c.sizes.asked, c.sizes.outstanding, c.sizes.confirmed = nil, nil, time.Time{}
 			a.reconfirm(c)
 		} else {
 			c.sizes = sizes{}
 		}
-		if !a.active || DirectTo(c.addr) != a.primary {
+		if !a.active || c.path() != a.primary {
 			c.proved = time.Time{}
 			c.sources &^= SourceProved
 			if c.sources == 0 {
@@ -264,6 +287,10 @@ func (a *Agent) HandleNetworkChange(now time.Time) {
 			}
 		}
 	}
+	a.endBirthday()
+	a.birthday.renew()
+	a.birthday.needed = time.Time{}
+	a.forgetStep()
 	a.choose(ReasonNetwork)
 	if a.active {
 		a.check()
@@ -277,11 +304,21 @@ func (a *Agent) HandleNetworkChange(now time.Time) {
 // answered there, once; an address that is not proved gets a challenge. The
 // error is ErrAddress, ErrReplay or ErrBudget.
 func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) error {
+	return a.HandleSocketPing(0, from, m, now)
+}
+
+// HandleSocketPing is HandlePing for a ping that came to a further socket. The
+// error may be ErrSocket, too.
+func (a *Agent) HandleSocketPing(socket uint32, addr netip.AddrPort, m disco.Ping, now time.Time) error {
 	a.advance(now)
 	defer a.flush()
-	from = unmap(from)
-	if !a.usable(from) {
+	from := DirectFrom(socket, addr)
+	if !a.usable(from.Addr) {
 		return ErrAddress
+	}
+	if socket != 0 && !a.listens(socket) {
+		a.stats.SocketsIgnored++
+		return ErrSocket
 	}
 	known := a.find(from)
 	works := known != nil && a.alive(known)
@@ -302,8 +339,8 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	}
 	answers.take(a.now)
 	a.stats.PongsSent++
-	a.transmit(Transmit{DirectTo(from), disco.Pong{TxID: m.TxID, Observed: from}})
-	c := a.observe(from)
+	a.transmit(Transmit{from, disco.Pong{TxID: m.TxID, Observed: from.Addr}})
+	c := a.meet(from)
 	switch {
 	case works, a.now.Before(c.barred):
 	case !a.active:
@@ -318,7 +355,7 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 	}
 	a.notePing(c)
 	c.heard = a.now
-	if p := a.find(a.primary.Addr); a.primary.Kind == Direct && p != c {
+	if p := a.find(a.primary); a.primary.Kind == Direct && p != c {
 		// The peer may have moved: ask the primary now, not at the next beat.
 		a.checkIfQuiet(p)
 	}
@@ -331,7 +368,7 @@ func (a *Agent) HandlePing(from netip.AddrPort, m disco.Ping, now time.Time) err
 func (a *Agent) notePing(c *candidate) {
 	again := a.now.Sub(c.pinged) < maxSpacing && a.now.Sub(c.proved) >= quiet
 	c.pinged = a.now
-	if again && a.active && DirectTo(c.addr) == a.primary {
+	if again && a.active && c.path() == a.primary {
 		a.check()
 		a.unheard = true
 	}
@@ -340,15 +377,20 @@ func (a *Agent) notePing(c *candidate) {
 // HandlePong takes an authentic pong that came from the given address. The
 // error is ErrUnsolicited.
 func (a *Agent) HandlePong(from netip.AddrPort, m disco.Pong, now time.Time) error {
+	return a.HandleSocketPong(0, from, m, now)
+}
+
+// HandleSocketPong is HandlePong for a pong that came to a further socket.
+func (a *Agent) HandleSocketPong(socket uint32, from netip.AddrPort, m disco.Pong, now time.Time) error {
 	a.advance(now)
 	defer a.flush()
-	c := a.find(unmap(from))
+	c := a.find(DirectFrom(socket, from))
 	if c == nil || !c.answer(m.TxID, a.now) && !a.answerSize(c, m.TxID) {
 		a.stats.PongsUnsolicited++
 		return ErrUnsolicited
 	}
 	a.stats.PongsAccepted++
-	if DirectTo(c.addr) == a.primary {
+	if c.path() == a.primary {
 		a.checking, a.unheard = time.Time{}, false
 	}
 	a.choose(ReasonProved)
@@ -389,10 +431,10 @@ func (a *Agent) HandleInbound(p Path, t Traffic, at, now time.Time) {
 	at = earliest(at, a.now)
 	switch {
 	case p.Kind == Direct:
-		a.hear(unmap(p.Addr), t, at)
+		a.hear(DirectFrom(p.Socket, p.Addr), t, at)
 	case p.Kind == Relay && a.primary.Kind == Direct && t == Data:
 		// The peer has a reason not to take the direct way.
-		if a.now.Sub(a.find(a.primary.Addr).proved) >= quiet {
+		if a.now.Sub(a.find(a.primary).proved) >= quiet {
 			a.check()
 		}
 	}
@@ -412,9 +454,9 @@ func earliest(a, b time.Time) time.Time {
 // hear notes that an authenticated packet came from an address. One that is not
 // the primary's is asked for a proof: the peer may have moved, and its NAT lets
 // us in there now if ever.
-func (a *Agent) hear(from netip.AddrPort, t Traffic, at time.Time) {
+func (a *Agent) hear(from Path, t Traffic, at time.Time) {
 	c := a.find(from)
-	if c == nil && t == Data && a.usable(from) {
+	if c == nil && t == Data && from.Socket == 0 && a.usable(from.Addr) {
 		c = a.observe(from)
 	}
 	if c != nil {
@@ -426,7 +468,7 @@ func (a *Agent) hear(from netip.AddrPort, t Traffic, at time.Time) {
 			a.unbar(c)
 		}
 	}
-	primary := a.find(a.primary.Addr)
+	primary := a.find(a.primary)
 	if a.primary.Kind != Direct || primary == c || !a.active {
 		return
 	}
@@ -442,7 +484,7 @@ func (a *Agent) HandleOutboundUse(now time.Time) {
 	a.advance(now)
 	a.use()
 	if a.primary.Kind == Direct {
-		a.checkIfQuiet(a.find(a.primary.Addr))
+		a.checkIfQuiet(a.find(a.primary))
 	}
 	a.flush()
 }
@@ -498,7 +540,7 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	a.primary, a.checking, a.distress, a.both, a.unheard = p, time.Time{}, distress{}, false, false
 	a.why, a.since = why, a.now
 	if p.Kind == Direct {
-		a.reconfirm(a.find(p.Addr))
+		a.reconfirm(a.find(p))
 	}
 	a.stats.PrimaryChanges++
 	a.emit()

@@ -361,7 +361,7 @@ func randomInputs(rng *rand.Rand) []input {
 			// agents: one that was sent at this moment.
 			do = func(a *Agent, now time.Time) {
 				a.HandleOutboundUse(now)
-				c := a.find(addr)
+				c := a.find(DirectTo(addr))
 				if c == nil {
 					return
 				}
@@ -497,7 +497,7 @@ func TestRandFails(t *testing.T) {
 func TestUseAllocatesNothing(t *testing.T) {
 	a := direct(t, 9)
 	pings(a)
-	a.find(home).heard = epoch.Add(time.Hour)
+	a.find(DirectTo(home)).heard = epoch.Add(time.Hour)
 	now := epoch.Add(100 * time.Millisecond)
 	if n := testing.AllocsPerRun(100, func() {
 		a.HandleOutboundUse(now)
@@ -560,7 +560,7 @@ func FuzzAgent(f *testing.F) {
 			if shown != proved {
 				t.Fatalf("primary %v, events say %v", proved, shown)
 			}
-			if proved.Kind == Direct && a.find(proved.Addr) == nil {
+			if proved.Kind == Direct && a.find(DirectTo(proved.Addr)) == nil {
 				t.Fatalf("primary %v is no candidate", proved)
 			}
 			if proved.Kind == Relay && !a.relay {

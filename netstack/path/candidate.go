@@ -21,6 +21,9 @@ const (
 	// SourceProved is a path that works: it outlives those who named it, so that
 	// a list that changes does not cut it.
 	SourceProved
+	// SourceGuessed is where a guess was right: the two found each other by the
+	// birthday method, whichever of them this one is.
+	SourceGuessed
 )
 
 const (
@@ -49,6 +52,7 @@ type challenge struct {
 // candidate is one address of the peer.
 type candidate struct {
 	addr    netip.AddrPort
+	socket  uint32 // that it is reached from, 0 for the node's own port
 	sources Source
 
 	proved  time.Time // last answer, zero for never or since the network changed
@@ -59,6 +63,7 @@ type candidate struct {
 	heard   time.Time // last ping, pong or data from there
 	carried time.Time // last data from there
 	pinged  time.Time // last ping from there
+	guessed time.Time // when it was found by a guess, zero for never
 	samples []time.Duration
 
 	outstanding []challenge // oldest first
@@ -69,6 +74,9 @@ type candidate struct {
 	next time.Time // when to probe; zero for not scheduled
 	due  time.Time // when a probe fell due that was not sent yet; zero for none
 }
+
+// path is the path there.
+func (c *candidate) path() Path { return Path{Direct, c.addr, c.socket} }
 
 func (c *candidate) rtt() time.Duration {
 	if len(c.samples) == 0 {
@@ -114,21 +122,21 @@ func (c *candidate) prove(now time.Time) {
 	c.sources |= SourceProved
 }
 
-// find returns the candidate with an address, nil for none.
-func (a *Agent) find(addr netip.AddrPort) *candidate {
+// find returns the candidate that a direct path goes to, nil for none.
+func (a *Agent) find(p Path) *candidate {
 	for _, c := range a.candidates {
-		if c.addr == addr {
+		if c.path() == p {
 			return c
 		}
 	}
 	return nil
 }
 
-// add returns the candidate with an address after adding a source to it.
-func (a *Agent) add(addr netip.AddrPort, source Source) *candidate {
-	c := a.find(addr)
+// add returns the candidate of a direct path after adding a source to it.
+func (a *Agent) add(p Path, source Source) *candidate {
+	c := a.find(p)
 	if c == nil {
-		c = &candidate{addr: addr}
+		c = &candidate{addr: p.Addr, socket: p.Socket}
 		a.candidates = append(a.candidates, c)
 	}
 	c.sources |= source
@@ -154,8 +162,8 @@ func (a *Agent) replace(addrs []netip.AddrPort, source Source) (added []*candida
 			continue
 		}
 		kept++
-		known := a.find(addr) != nil
-		if c := a.add(addr, source); !known {
+		known := a.find(DirectTo(addr)) != nil
+		if c := a.add(DirectTo(addr), source); !known {
 			added = append(added, c)
 		}
 	}
@@ -164,14 +172,14 @@ func (a *Agent) replace(addrs []netip.AddrPort, source Source) (added []*candida
 }
 
 // observe adds the source of an authentic ping.
-func (a *Agent) observe(addr netip.AddrPort) *candidate {
-	if c := a.find(addr); c != nil {
+func (a *Agent) observe(p Path) *candidate {
+	if c := a.find(p); c != nil {
 		return c
 	}
 	var oldest *candidate
 	count := 0
 	for _, c := range a.candidates {
-		if c.sources != SourceObserved || DirectTo(c.addr) == a.primary {
+		if c.sources != SourceObserved || c.path() == a.primary {
 			continue
 		}
 		count++
@@ -184,14 +192,14 @@ func (a *Agent) observe(addr netip.AddrPort) *candidate {
 		oldest.sources = 0
 		a.prune()
 	}
-	return a.add(addr, SourceObserved)
+	return a.add(p, SourceObserved)
 }
 
 // prune removes candidates that nobody names any more, but never the primary,
 // which is in the list for as long as it is primary.
 func (a *Agent) prune() {
 	a.candidates = slices.DeleteFunc(a.candidates, func(c *candidate) bool {
-		if c.sources == 0 && DirectTo(c.addr) == a.primary {
+		if c.sources == 0 && c.path() == a.primary {
 			c.sources = SourceObserved
 		}
 		return c.sources == 0

@@ -39,7 +39,7 @@ func (a *Agent) HandleDistress(now time.Time) {
 	a.use()
 	if a.primary.Kind == Direct {
 		a.distress.note(a.now)
-		if c := a.find(a.primary.Addr); a.carriesNothing(c) {
+		if c := a.find(a.primary); a.carriesNothing(c) {
 			a.bar(c)
 		} else {
 			a.check()
@@ -93,7 +93,7 @@ func (a *Agent) unbar(c *candidate) {
 	if barred && a.active {
 		a.schedule([]*candidate{c})
 	}
-	if DirectTo(c.addr) == a.primary {
+	if c.path() == a.primary {
 		a.distress = distress{}
 	}
 }

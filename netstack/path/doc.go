@@ -20,6 +20,12 @@
 // 45 seconds after the last use it falls silent, and once the proof is too old
 // to trust, goes back to the relay.
 //
+// # Ports that are guessed
+//
+// Where one side's NAT draws ports at random and the other's lets in only whom it
+// sent to, both may guess by the birthday method: the one opens many sockets, the
+// other tries ports. See DESIGN.md and BirthdayBudget.
+//
 // # What it carries
 //
 // How long packets may be is found out for each direct path with padded pings,

@@ -43,7 +43,7 @@ type lab struct {
 type call struct {
 	at time.Time
 	to *node
-	m  disco.CallMe
+	m  disco.Message // CallMe or Mapping
 }
 
 type node struct {
@@ -58,6 +58,36 @@ type node struct {
 	changes int
 	lost    int    // uses without a way while the relay was up
 	flight  []sent // pings and pongs by content, in place of seals
+	// mostSockets is how many further sockets were open at one time.
+	mostSockets uint32
+}
+
+// furtherPorts is where the ports of further sockets begin.
+const furtherPorts = 42000
+
+// portOf returns the port of a further socket, the node's own for 0.
+func (n *node) portOf(socket uint32) uint16 {
+	if socket == 0 {
+		return n.port
+	}
+	return furtherPorts + uint16(socket%20000)
+}
+
+// socketOf returns the socket that is open at a port.
+func (n *node) socketOf(port uint16) (socket uint32, ok bool) {
+	if port == n.port {
+		return 0, true
+	}
+	kept, first, count := n.agent.Sockets()
+	if kept != 0 && n.portOf(kept) == port {
+		return kept, true
+	}
+	for socket := first; socket < first+count; socket++ {
+		if n.portOf(socket) == port {
+			return socket, true
+		}
+	}
+	return 0, false
 }
 
 // sent is what the simulated payload stands for: messages travel as an index,
@@ -77,7 +107,7 @@ func newLab(t *testing.T, seed uint64, p simnet.Path) *lab {
 
 func (l *lab) join(i int, h *simnet.Host, seed uint64) *node {
 	rng := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(i)})
-	a, err := path.New(path.Config{Rand: rng, MTU: l.mtu}, l.now)
+	a, err := path.New(path.Config{Rand: rng, MTU: l.mtu, Birthday: path.NewBirthdayBudget(l.now)}, l.now)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -128,6 +158,11 @@ func (l *lab) drain() {
 			}
 			if r, ok := n.nat.NextEvent(); ok {
 				n.agent.SetLocalCandidates(append(r.Endpoints, r.Predicted...), l.now)
+				public := r.Public4
+				if r.MappingVaries == nat.Unknown || len(r.Predicted) > 0 {
+					public = netip.AddrPort{}
+				}
+				n.agent.SetLocalMapping(public, r.MappingVaries == nat.Yes, l.now)
 				// The coordinator tells the peer.
 				l.peer(n).agent.SetRemoteCandidates(r.Endpoints, l.now)
 				again = true
@@ -162,7 +197,14 @@ func (l *lab) invariant(n *node) {
 	if s.Primary != n.primary {
 		l.t.Fatalf("%s: primary %v, but events said %v", n.name, s.Primary, n.primary)
 	}
-	if len(s.Candidates) > 2*disco.MaxEndpoints+9 {
+	kept, _, count := n.agent.Sockets()
+	if count > disco.MaxPorts || count > 0 && s.Birthday.Role != path.BirthdayOpener {
+		l.t.Fatalf("%s: %d sockets, %v", n.name, count, s.Birthday)
+	}
+	if n.mostSockets = max(n.mostSockets, count); s.Primary.Socket != kept && s.Primary.Socket != 0 {
+		l.t.Fatalf("%s: primary %v, but socket %d is kept", n.name, s.Primary, kept)
+	}
+	if len(s.Candidates) > 2*disco.MaxEndpoints+11 {
 		l.t.Fatalf("%s: %d candidates", n.name, len(s.Candidates))
 	}
 	if s.Primary.Kind == path.Direct && !slices.ContainsFunc(s.Candidates, func(c path.CandidateState) bool {
@@ -176,9 +218,10 @@ func (l *lab) invariant(n *node) {
 }
 
 func (l *lab) transmit(n *node, t path.Transmit) {
-	if m, ok := t.Message.(disco.CallMe); ok {
+	switch m := t.Message.(type) {
+	case disco.CallMe, disco.Mapping:
 		if t.To.Kind != path.Relay {
-			l.t.Fatalf("call to %v", t.To)
+			l.t.Fatalf("%T to %v", m, t.To)
 		}
 		if l.relayUp {
 			l.calls = append(l.calls, call{l.now.Add(l.relayDelay), l.peer(n), m})
@@ -194,7 +237,10 @@ func (l *lab) transmit(n *node, t path.Transmit) {
 	if m, ok := t.Message.(disco.Ping); ok {
 		b = append(b, make([]byte, disco.PingSize+m.Padding-len(b))...)
 	}
-	l.net.Send(n.host, n.port, t.To.Addr, b, l.now)
+	if _, open := n.socketOf(n.portOf(t.To.Socket)); !open {
+		return // it was closed since
+	}
+	l.net.Send(n.host, n.portOf(t.To.Socket), t.To.Addr, b, l.now)
 }
 
 // sealed is the i-th message of n as it travels. A real seal notices every flip
@@ -226,7 +272,8 @@ func (l *lab) receive(d simnet.Delivery) {
 		}
 	}
 	for _, n := range l.nodes {
-		if d.Host != n.host || d.Packet.To.Port() != n.port {
+		socket, open := n.socketOf(d.Packet.To.Port())
+		if d.Host != n.host || !open {
 			continue
 		}
 		if m, err := stun.Parse(d.Packet.Payload); err == nil {
@@ -234,7 +281,7 @@ func (l *lab) receive(d simnet.Delivery) {
 			return
 		}
 		if bytes.Equal(d.Packet.Payload, []byte{'x', l.peer(n).index}) {
-			n.agent.HandleInbound(path.DirectTo(d.Packet.From), path.Data, l.now, l.now)
+			n.agent.HandleInbound(path.DirectFrom(socket, d.Packet.From), path.Data, l.now, l.now)
 		}
 		if m, ok := l.peer(n).opened(d.Packet.Payload); ok {
 			switch m := m.(type) {
@@ -242,9 +289,9 @@ func (l *lab) receive(d simnet.Delivery) {
 				if l.deaf && m.Padding > 0 {
 					return
 				}
-				_ = n.agent.HandlePing(d.Packet.From, m, l.now)
+				_ = n.agent.HandleSocketPing(socket, d.Packet.From, m, l.now)
 			case disco.Pong:
-				_ = n.agent.HandlePong(d.Packet.From, m, l.now)
+				_ = n.agent.HandleSocketPong(socket, d.Packet.From, m, l.now)
 			}
 		}
 	}
@@ -285,7 +332,7 @@ func (l *lab) run(d time.Duration, use ...*node) {
 				// What reaches the peer is use there as well.
 				switch p := n.agent.Primary(); {
 				case p.Kind == path.Direct:
-					l.net.Send(n.host, n.port, p.Addr, []byte{'x', n.index}, l.now)
+					l.net.Send(n.host, n.portOf(p.Socket), p.Addr, []byte{'x', n.index}, l.now)
 					if n.both {
 						l.peer(n).agent.HandleInbound(path.Path{Kind: path.Relay}, path.Data, l.now, l.now)
 					}
@@ -303,7 +350,12 @@ func (l *lab) run(d time.Duration, use ...*node) {
 			if c := l.calls[i]; !c.at.After(l.now) {
 				l.calls = slices.Delete(l.calls, i, i+1)
 				i--
-				_ = c.to.agent.HandleCallMe(c.m, l.now)
+				switch m := c.m.(type) {
+				case disco.CallMe:
+					_ = c.to.agent.HandleCallMe(m, l.now)
+				case disco.Mapping:
+					_ = c.to.agent.HandleMapping(m, l.now)
+				}
 			}
 		}
 		for _, n := range l.nodes {

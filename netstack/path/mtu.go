@@ -112,7 +112,7 @@ func (a *Agent) base() int { return min(BaseMTU, a.most()) }
 func (a *Agent) MTU() int {
 	switch a.primary.Kind {
 	case Direct:
-		if c := a.find(a.primary.Addr); c != nil {
+		if c := a.find(a.primary); c != nil {
 			return a.mtuOf(c)
 		}
 	case Relay:
@@ -145,7 +145,7 @@ func (a *Agent) MaxDatagram() int {
 // It is cheap; once a second is enough.
 func (a *Agent) HandleLarge(now time.Time) {
 	a.advance(now)
-	if c := a.find(a.primary.Addr); a.primary.Kind == Direct && c != nil && c.sizes.proved > 0 {
+	if c := a.find(a.primary); a.primary.Kind == Direct && c != nil && c.sizes.proved > 0 {
 		c.sizes.large = a.now.Add(largeFor)
 		if s := &c.sizes; s.asked == nil && s.confirming.IsZero() {
 			s.next = sooner(s.next, s.confirmed.Add(confirmEvery))
@@ -232,18 +232,18 @@ func (a *Agent) sizeSteps() {
 	}
 	for _, c := range a.candidates {
 		s := &c.sizes
-		if DirectTo(c.addr) == a.primary && !s.settled && s.asked == nil {
+		if c.path() == a.primary && !s.settled && s.asked == nil {
 			a.search(c)
 		}
 		switch {
 		case s.next.IsZero():
-			if DirectTo(c.addr) == a.primary && s.asked == nil && s.proved < a.most() {
+			if c.path() == a.primary && s.asked == nil && s.proved < a.most() {
 				a.raise(c)
 			}
 		case s.next.After(a.now):
 		case s.asked != nil:
 			a.searchStep(c)
-		case DirectTo(c.addr) != a.primary:
+		case c.path() != a.primary:
 			s.next, s.confirming = time.Time{}, time.Time{}
 		case !s.confirming.IsZero():
 			a.confirmStep(c)
@@ -381,7 +381,7 @@ func (a *Agent) ask(c *candidate, size int) bool {
 	s.outstanding = append(s.outstanding, sizeChallenge{challenge{id, a.now}, size})
 	a.seq++
 	a.stats.SizesSent++
-	a.transmit(Transmit{DirectTo(c.addr), disco.Ping{
+	a.transmit(Transmit{c.path(), disco.Ping{
 		TxID: id, Session: a.session, Seq: a.seq, Padding: max(0, a.datagram(size)-disco.PingSize),
 	}})
 	return true

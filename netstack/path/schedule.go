@@ -166,6 +166,8 @@ func (a *Agent) deadline() (time.Time, bool) {
 	consider(a.checkTime())
 	consider(a.staleTime())
 	consider(a.callNext)
+	consider(a.birthday.next)
+	consider(a.forgetTime())
 	for _, c := range a.candidates {
 		consider(c.next)
 	}
@@ -186,7 +188,7 @@ func (a *Agent) checkTime() time.Time {
 	if !a.checking.IsZero() {
 		return a.checkNext
 	}
-	c := a.find(a.primary.Addr)
+	c := a.find(a.primary)
 	if c.proved.IsZero() {
 		return a.now
 	}
@@ -198,7 +200,7 @@ func (a *Agent) staleTime() time.Time {
 	if a.active || a.primary.Kind != Direct || !a.relay {
 		return time.Time{}
 	}
-	if c := a.find(a.primary.Addr); !c.proved.IsZero() {
+	if c := a.find(a.primary); !c.proved.IsZero() {
 		return c.proved.Add(trust)
 	}
 	return a.now
@@ -220,6 +222,12 @@ func (a *Agent) step() {
 	if due(a.callNext) {
 		a.callStepNow()
 	}
+	if due(a.forgetTime()) {
+		a.forgetStep()
+	}
+	if due(a.birthday.next) {
+		a.birthdayStep()
+	}
 	for _, c := range a.candidates {
 		if due(c.next) {
 			a.probeStep(c)
@@ -230,7 +238,7 @@ func (a *Agent) step() {
 
 // setBoth says when packets are to go both ways, and when no more.
 func (a *Agent) setBoth() {
-	if both := a.primary.Kind == Direct && a.relay && a.doubtful(a.find(a.primary.Addr)); both != a.both {
+	if both := a.primary.Kind == Direct && a.relay && a.doubtful(a.find(a.primary)); both != a.both {
 		a.both = both
 		a.emit()
 	}
@@ -368,7 +376,7 @@ func (a *Agent) checkStep() {
 	if a.checking.IsZero() {
 		a.checking, a.checks = a.now, 0
 	}
-	c := a.find(a.primary.Addr)
+	c := a.find(a.primary)
 	carries := !a.both && a.carries(c) && a.now.Sub(a.checking) < checkTries*maxSpacing
 	if a.checks < checkTries || carries {
 		a.checks++
@@ -423,11 +431,11 @@ func (a *Agent) alive(c *candidate) bool {
 		return false
 	}
 	// The primary of an active peer is under watch: the check decides.
-	return a.now.Sub(c.proved) < trust || a.active && DirectTo(c.addr) == a.primary
+	return a.now.Sub(c.proved) < trust || a.active && c.path() == a.primary
 }
 
 func (a *Agent) alivePrimary() bool {
-	c := a.find(a.primary.Addr)
+	c := a.find(a.primary)
 	return c != nil && a.now.Sub(c.proved) < trust && !c.proved.IsZero()
 }
 
@@ -436,7 +444,7 @@ func (a *Agent) choose(why Reason) {
 	var current, best *candidate
 	outlived := false
 	if a.primary.Kind == Direct {
-		current = a.find(a.primary.Addr)
+		current = a.find(a.primary)
 		outlived = current != nil && a.outlived(current)
 		if current != nil && a.alive(current) && !outlived {
 			best = current
@@ -463,7 +471,7 @@ func (a *Agent) choose(why Reason) {
 		if outlived {
 			current.lost = true
 		}
-		a.setPrimary(DirectTo(best.addr), why)
+		a.setPrimary(best.path(), why)
 	case a.relay:
 		a.setPrimary(viaRelay, why)
 	default:
@@ -494,7 +502,7 @@ func (a *Agent) lastResort(current *candidate) Path {
 	if best == nil {
 		return Path{}
 	}
-	return DirectTo(best.addr)
+	return best.path()
 }
 
 // flush sends what fell due: one challenge to each candidate that wants one,
@@ -519,8 +527,11 @@ func (a *Agent) flush() {
 		if a.relay {
 			a.stats.CallsSent++
 			a.transmit(Transmit{viaRelay, disco.CallMe{Endpoints: append(a.local[:0:0], a.local...)}})
+			a.birthday.tell = true
 		}
 	}
+	a.weighBirthday()
+	a.sendBirthday()
 }
 
 func (a *Agent) probe(c *candidate) {
@@ -539,12 +550,12 @@ func (a *Agent) probe(c *candidate) {
 	c.outstanding = append(c.outstanding, challenge{id, a.now})
 	a.seq++
 	a.stats.PingsSent++
-	a.transmit(Transmit{DirectTo(c.addr), disco.Ping{TxID: id, Session: a.session, Seq: a.seq}})
+	a.transmit(Transmit{c.path(), disco.Ping{TxID: id, Session: a.session, Seq: a.seq}})
 }
 
 // afford takes a challenge to c from the budgets that it counts for.
 func (a *Agent) afford(c *candidate) bool {
-	if DirectTo(c.addr) == a.primary {
+	if c.path() == a.primary {
 		return a.watches.take(a.now)
 	}
 	if !a.probes.has(a.now) || c.stray() && !a.strays.take(a.now) {
@@ -571,6 +582,14 @@ func (b *budget) has(now time.Time) bool {
 		b.at = b.at.Add(n * b.interval)
 	}
 	return b.left > 0
+}
+
+// when returns when there is a token.
+func (b *budget) when(now time.Time) time.Time {
+	if b.has(now) {
+		return now
+	}
+	return b.at.Add(b.interval)
 }
 
 func (b *budget) take(now time.Time) bool {

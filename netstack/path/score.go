@@ -37,17 +37,27 @@ type Path struct {
 	// Addr is the peer's address of a Direct path, zero for others. It is never
 	// an IPv4 address mapped into IPv6.
 	Addr netip.AddrPort
+	// Socket is the number of the further socket of this node that a Direct path
+	// leaves by, 0 for the node's own port; see Agent.Sockets.
+	Socket uint32
 }
 
 // viaRelay is the path over the relay.
 var viaRelay = Path{Kind: Relay}
 
-// DirectTo returns the direct path to an address.
-func DirectTo(a netip.AddrPort) Path { return Path{Direct, unmap(a)} }
+// DirectTo returns the direct path to an address from the node's own port.
+func DirectTo(a netip.AddrPort) Path { return DirectFrom(0, a) }
 
-// String returns "none", "relay" or "direct" and the address.
+// DirectFrom returns the direct path to an address from a further socket.
+func DirectFrom(socket uint32, a netip.AddrPort) Path { return Path{Direct, unmap(a), socket} }
+
+// String returns "none", "relay" or "direct", the address, and the socket where
+// that is a further one.
 func (p Path) String() string {
-	if p.Kind == Direct {
+	switch {
+	case p.Kind == Direct && p.Socket != 0:
+		return fmt.Sprintf("direct %v from socket %d", p.Addr, p.Socket)
+	case p.Kind == Direct:
 		return fmt.Sprintf("direct %v", p.Addr)
 	}
 	return p.Kind.String()

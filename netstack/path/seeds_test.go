@@ -28,12 +28,14 @@ func TestSeeds(t *testing.T) {
 	if *seed != 0 {
 		first, last = *seed, *seed
 	}
+	luck := new(luck)
+	t.Cleanup(func() { luck.check(t, 0) })
 	const shards = 8 // run side by side
 	for shard := range uint64(shards) {
 		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
 			t.Parallel()
 			for n := first + shard; n <= last; n += shards {
-				newPair(t, n).live()
+				newPair(t, n).live(luck)
 				if t.Failed() {
 					t.Fatalf("seed %d; to repeat: go test ./netstack/path -run TestSeeds -args -seed=%d", n, n)
 				}
@@ -178,13 +180,13 @@ func (p *pair) block(i int) {
 }
 
 // live lets the pair be used, and things happen to it.
-func (p *pair) live() {
+func (p *pair) live(luck *luck) {
 	p.run(time.Duration(p.rand.IntN(2000)) * time.Millisecond)
 	users := [][]*node{{p.nodes[0]}, {p.nodes[1]}, {p.nodes[0], p.nodes[1]}}[p.rand.IntN(3)]
-	p.settle(users...)
+	p.settle(luck, users...)
 	for range 2 {
 		p.event()
-		p.settled(users)
+		p.settled(luck, users)
 	}
 	// Once nobody uses them any more they fall silent, both.
 	p.run(2 * time.Minute)
@@ -199,7 +201,7 @@ func (p *pair) live() {
 func (p *pair) sent() (n uint64) {
 	for _, node := range p.nodes {
 		s := node.agent.Snapshot().Stats
-		n += s.PingsSent + s.PongsSent + s.CallsSent
+		n += s.PingsSent + s.PongsSent + s.CallsSent + s.MappingsSent + s.OpeningsSent + s.GuessesSent
 	}
 	return n
 }
@@ -207,11 +209,14 @@ func (p *pair) sent() (n uint64) {
 // settled is settle after something happened. What the two know of each other
 // from before may now make possible what the model calls impossible, by good
 // luck; it must be true of both then.
-func (p *pair) settled(users []*node) {
+func (p *pair) settled(luck *luck, users []*node) {
 	p.t.Helper()
 	p.run(10*time.Second, users...)
 	a, b := p.nodes[0], p.nodes[1]
-	if simnet.DirectPossible(a.host, b.host) && (a.primary.Kind != path.Direct || b.primary.Kind != path.Direct) {
+	direct := a.primary.Kind == path.Direct && b.primary.Kind == path.Direct
+	if simnet.GuessNeeded(a.host, b.host) {
+		luck.note(direct)
+	} else if simnet.DirectPossible(a.host, b.host) && !direct {
 		p.fail("%v and %v after 10 s, but a direct path is possible", a.primary, b.primary)
 	}
 	if a.lost > 0 || b.lost > 0 {

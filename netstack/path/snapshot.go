@@ -3,6 +3,8 @@ package path
 import (
 	"net/netip"
 	"time"
+
+	"github.com/warren-overlay/warren/netstack/disco"
 )
 
 // Snapshot is the state of an Agent for people. It shares nothing with the
@@ -20,7 +22,60 @@ type Snapshot struct {
 	// Relay means that the relay can carry packets.
 	Relay      bool
 	Candidates []CandidateState // in order of arrival
+	Birthday   BirthdayState
 	Stats      Stats
+}
+
+// BirthdayState is how far the guessing of ports has come.
+type BirthdayState struct {
+	// Role is what this node does in the attempt that is under way, which began at
+	// Began and has sent Sent probes of at most Most; Most is 0 for the opener,
+	// who goes on until the attempt ends.
+	Role       BirthdayRole
+	Began      time.Time
+	Sent, Most int
+	// Local and Remote say for this node and the peer whether its NAT gives every
+	// destination another port; MappingUnknown where nobody said.
+	Local, Remote MappingKind
+	// Failures is how many attempts in a row came to nothing, and Next when the
+	// next one may begin, zero where none waits.
+	Failures int
+	Next     time.Time
+}
+
+// MappingKind is what is known of how a NAT maps.
+type MappingKind uint8
+
+const (
+	// MappingUnknown means that it is not known.
+	MappingUnknown MappingKind = iota
+	// MappingEasy means that all destinations see one port.
+	MappingEasy
+	// MappingHard means that each destination sees another one.
+	MappingHard
+)
+
+func kindOf(m disco.Mapping) MappingKind {
+	switch {
+	case !m.Public.IsValid():
+		return MappingUnknown
+	case m.Varies:
+		return MappingHard
+	}
+	return MappingEasy
+}
+
+// snapshot returns the state for people.
+func (b *birthday) snapshot() BirthdayState {
+	s := BirthdayState{Role: b.role, Local: kindOf(b.mine), Remote: kindOf(b.theirs), Failures: b.failures}
+	if b.role == BirthdayNone {
+		s.Next = b.next
+		return s
+	}
+	if s.Began, s.Sent = b.began, b.sent; b.role == BirthdayGuesser {
+		s.Most = maxGuesses
+	}
+	return s
 }
 
 // Standing says what an address of the peer is worth at the moment.
@@ -71,7 +126,10 @@ func (s Standing) String() string {
 
 // CandidateState is what is known of one address of the peer.
 type CandidateState struct {
-	Addr     netip.AddrPort
+	Addr netip.AddrPort
+	// Socket is the number of the further socket that it is reached from, 0 for
+	// the node's own port.
+	Socket   uint32
 	Sources  Source
 	Standing Standing
 	Class    Class
@@ -101,11 +159,12 @@ type CandidateState struct {
 func (a *Agent) Snapshot() Snapshot {
 	s := Snapshot{
 		Primary: a.primary, Why: a.why, Since: a.since, MTU: a.MTU(), Active: a.active, Relay: a.relay, Stats: a.stats,
+		Birthday:   a.birthday.snapshot(),
 		Candidates: make([]CandidateState, len(a.candidates)),
 	}
 	for i, c := range a.candidates {
 		s.Candidates[i] = CandidateState{
-			Addr: c.addr, Sources: c.sources, Standing: a.standing(c), Class: ClassOf(c.addr.Addr()),
+			Addr: c.addr, Socket: c.socket, Sources: c.sources, Standing: a.standing(c), Class: ClassOf(c.addr.Addr()),
 			RTT: c.rtt(), Proved: c.proved, Heard: c.heard, Next: c.next, Lost: c.lost, Barred: c.barred,
 			MTU: c.sizes.proved,
 		}
@@ -119,7 +178,7 @@ func (a *Agent) Snapshot() Snapshot {
 // standing returns what c is worth at a.now.
 func (a *Agent) standing(c *candidate) Standing {
 	switch {
-	case DirectTo(c.addr) == a.primary:
+	case c.path() == a.primary:
 		return StandingPrimary
 	case a.now.Before(c.barred):
 		return StandingBarred

@@ -9,9 +9,10 @@ import (
 // DirectPossible reports whether two hosts can prove a direct path to each
 // other, each way, when each is told the other's own addresses and the one that
 // a STUN server on the internet saw (over IPv4), both send to all that they
-// know, and both learn from where packets come. Ports are guessed where that is
-// sure to succeed: of a host behind one NAT that gives them in a row, by another
-// that sends from one port.
+// know, and both learn from where packets come. Ports are guessed by one that sends
+// from one port: of a host behind one NAT that gives them in a row, which is sure
+// to succeed, and by the birthday method of a host that opens many sockets, which
+// is as good as sure where it is tried for long enough (GuessNeeded).
 //
 // It is derived from the topology as it stands and from the kinds of its NATs,
 // in another way than packets are simulated: without time, mappings or numbers.
@@ -20,7 +21,13 @@ import (
 // be done until nothing new comes of it. It holds where mappings last for as
 // long as it takes, and where no two hosts behind one NAT that overloads ports
 // use the same one.
-func DirectPossible(a, b *Host) bool {
+func DirectPossible(a, b *Host) bool { return derive(a, b, true) }
+
+// GuessNeeded reports whether a direct path is possible, but by the birthday
+// method only, so that it takes luck to have one in a given time.
+func GuessNeeded(a, b *Host) bool { return derive(a, b, true) && !derive(a, b, false) }
+
+func derive(a, b *Host, birthday bool) bool {
 	d := derivation{hosts: [2]*Host{a, b}, sent: make(map[*Router][]passage)}
 	for i := range d.hosts {
 		d.tell(i)
@@ -35,6 +42,9 @@ func DirectPossible(a, b *Host) bool {
 		for i := range d.hosts {
 			if sequential(d.hosts[i]) && fixed(d.hosts[1-i]) {
 				d.guess(i)
+			}
+			if birthday && !fixed(d.hosts[i]) && !inRow(d.hosts[i]) && fixed(d.hosts[1-i]) {
+				d.birthday(i)
 			}
 		}
 		// A round more after the last news: who is let in depends on what the
@@ -68,6 +78,7 @@ type passage struct {
 type derivation struct {
 	hosts  [2]*Host
 	known  [2][]place // where the other one may be
+	public [2]place   // as which a STUN server saw each, the zero value where none did
 	proved [2]bool    // has an answer from where it sent to
 	sent   map[*Router][]passage
 	quiet  bool
@@ -95,6 +106,20 @@ func (d *derivation) tell(i int) {
 		d.learn(1-i, place{a, fmt.Sprint("host", i)})
 	}
 	if seen, _, ok := d.send(i, place{observer, "stun"}); ok {
+		d.learn(1-i, seen)
+		d.public[i] = seen
+	}
+}
+
+// birthday tells the other host the port that host i has towards where the STUN
+// server saw the other, if it is one of the address where the server saw i. With
+// many sockets it is one of many, which the other finds by trying; a name does for
+// all of them.
+func (d *derivation) birthday(i int) {
+	if !d.public[0].addr.IsValid() || !d.public[1].addr.IsValid() {
+		return
+	}
+	if seen, _, _ := d.send(i, d.public[1-i]); seen.addr == d.public[i].addr {
 		d.learn(1-i, seen)
 	}
 }
@@ -126,19 +151,21 @@ func fixed(h *Host) bool {
 	return true
 }
 
-// GuessPossible reports whether a port of one of the hosts may be guessed by good
-// luck: one of the NATs that it is behind gives ports in a row. What
-// DirectPossible says is impossible may then be possible.
-func GuessPossible(a, b *Host) bool {
-	for _, h := range []*Host{a, b} {
-		for s := h.segment; s.router != nil; s = s.router.outside {
-			if nat := s.router.nat; nat != nil && nat.kind.Allocation == Sequential {
-				return true
-			}
+// inRow reports whether one of the NATs that a host is behind gives ports in a row.
+// Such ports are predicted, and many sockets would spoil that.
+func inRow(h *Host) bool {
+	for s := h.segment; s.router != nil; s = s.router.outside {
+		if nat := s.router.nat; nat != nil && nat.kind.Allocation == Sequential {
+			return true
 		}
 	}
 	return false
 }
+
+// GuessPossible reports whether a port of one of the hosts may be guessed by good
+// luck: one of the NATs that it is behind gives ports in a row. What
+// DirectPossible says is impossible may then be possible.
+func GuessPossible(a, b *Host) bool { return inRow(a) || inRow(b) }
 
 // probe sends from host i to a place, and an answer back if the probe arrives.
 func (d *derivation) probe(i int, to place) {
