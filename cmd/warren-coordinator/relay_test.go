@@ -93,6 +93,21 @@ func join(t *testing.T, data, url string) *node {
 // the key in with the token, and a function that waits for the end.
 func enter(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token []byte) (admitted bool, ended func()) {
 	t.Helper()
+	s, step := session(t, url, m, key, token)
+	for !s.Ready() && !s.Failed() && step() {
+		continue
+	}
+	return s.Ready(), func() {
+		for !s.Failed() && step() {
+			continue
+		}
+	}
+}
+
+// session begins to connect to the relay that the map names, and returns a
+// function that goes a message further, and reports whether there was one.
+func session(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token []byte) (s *relay.Session, step func() bool) {
+	t.Helper()
 	r := m.Settings.Relays[0]
 	// An empty host stands for the coordinator's address as it was reached.
 	host := strings.TrimPrefix(url, "http://")
@@ -102,11 +117,11 @@ func enter(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token [
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	s, err := relay.NewSession(relay.SessionConfig{Key: key, Relay: r.Name, Token: token}, time.Now())
+	s, err = relay.NewSession(relay.SessionConfig{Key: key, Relay: r.Name, Token: token}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	step := func() bool {
+	return s, func() bool {
 		for out, ok := s.NextTransmit(); ok; out, ok = s.NextTransmit() {
 			if err := conn.WriteMessage(t.Context(), out); err != nil {
 				return false
@@ -117,14 +132,6 @@ func enter(t *testing.T, url string, m *wire.Map, key ident.NodePrivate, token [
 			return false
 		}
 		return s.HandleMessage(in, time.Now()) == nil
-	}
-	for !s.Ready() && !s.Failed() && step() {
-		continue
-	}
-	return s.Ready(), func() {
-		for !s.Failed() && step() {
-			continue
-		}
 	}
 }
 
@@ -163,6 +170,49 @@ func TestRelayList(t *testing.T) {
 		response.Body.Close()
 		if served := response.StatusCode != http.StatusNotFound; served != builtin {
 			t.Errorf("with --builtin-relay=%v the relay answers %s", builtin, response.Status)
+		}
+	}
+}
+
+// TestRelayLeaves: before the coordinator stops, the relay beside it tells its
+// clients, where there is another one to go to, and goes on for a second.
+func TestRelayLeaves(t *testing.T) {
+	for _, another := range []bool{true, false} {
+		data := filepath.Join(t.TempDir(), "data")
+		var args []string
+		if another {
+			args = []string{"--relay", "name=fra-1,url=wss://fra.example.com"}
+		}
+		said, stop := serving(t, data, args...)
+		url := regexp.MustCompile(`http://\S+`).FindString(said)
+		a := join(t, data, url)
+		s, step := session(t, url, a.m, a.key, a.m.RelayToken)
+		for !s.Ready() && step() {
+			continue
+		}
+		for e, ok := s.NextEvent(); ok; e, ok = s.NextEvent() {
+			if e.Kind == relay.EventLeaving {
+				t.Fatal("it leaves before it is told to")
+			}
+		}
+		status := make(chan int, 1)
+		go func() { status <- stop() }()
+		var told time.Time
+		for step() {
+			if e, ok := s.NextEvent(); ok && e.Kind == relay.EventLeaving {
+				told = time.Now()
+			}
+		}
+		if got := <-status; got != exitDone {
+			t.Errorf("it stopped with %d", got)
+		}
+		switch goesOn := time.Since(told); {
+		case !another && !told.IsZero():
+			t.Error("clients that have nowhere to go were told to go")
+		case another && told.IsZero():
+			t.Error("it stopped without a word")
+		case another && goesOn < relayhttp.Drain/2:
+			t.Errorf("it went on for %v", goesOn)
 		}
 	}
 }

@@ -192,7 +192,8 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 		return err
 	}
 
-	ctx, cancel := context.WithCancel(ctx)
+	asked := ctx.Done()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -211,6 +212,16 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	if stun != nil && !o.builtin { // else the relay answers there
 		group.Go(func() { report(log, "STUN server", stunserver.New(stun).Run(ctx)) })
 	}
+	group.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-asked:
+			if relays != nil && len(cfg.Relays) > 1 {
+				relays.Drain() // nodes go to another one first, and are served until then
+			}
+			cancel()
+		}
+	})
 	m.announce(s, o, public.Addr().(*net.TCPAddr).AddrPort())
 	return s.Run(ctx, listeners)
 }

@@ -177,6 +177,13 @@ func (c *Coordinator) Start() {
 // Kill ends the coordinator with SIGKILL.
 func (c *Coordinator) Kill() { c.process.kill() }
 
+// Terminate asks the coordinator to end, as a service manager does, and does not
+// wait.
+func (c *Coordinator) Terminate() { c.process.signal(syscall.SIGTERM) }
+
+// Ended is closed when the coordinator has ended.
+func (c *Coordinator) Ended() <-chan struct{} { return c.process.exited }
+
 // Admin runs an administrator's command and returns its standard output.
 func (c *Coordinator) Admin(args ...string) string {
 	c.t.Helper()

@@ -153,3 +153,52 @@ func TestRelays(t *testing.T) {
 		return nil
 	})
 }
+
+// TestBuiltinRelayRestart has the packets carried by the relay beside the
+// coordinator, and another relay. The coordinator is stopped in order (F07).
+func TestBuiltinRelayRestart(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	host := l.Host("fra-1")
+	coordinator := l.Host("hub").Coordinator(t, "--relay", "name=fra-1,url="+host.RelayURL())
+	other := host.Relay(t, coordinator, "fra-1")
+	other.Kill() // so that the built-in one is everybody's home
+	coordinator.Admin("users", "create", "alice@example.com")
+	coordinator.SetPolicy(policy)
+	metrics := []string{"--metrics-listen", "127.0.0.1:" + metricsPort}
+	laptop, db := l.Host("laptop").Daemon(t, metrics...), l.Host("db").Daemon(t, metrics...)
+	laptop.Host.BlockUDP(db.Host)
+	db.Host.BlockUDP(laptop.Host)
+	laptop.Up(coordinator, coordinator.Key("--user", "alice@example.com"))
+	db.Up(coordinator, coordinator.Key("--tags", "tag:db"))
+	relayed := lab.StartUDP(t, laptop.Host, db.Host, address(db, "-4", 5353))
+	stream := lab.StartTCP(t, laptop.Host, db.Host, address(db, "-6", 5432))
+	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "default"`) {
+		t.Fatalf("with one relay: %q", line)
+	}
+	other.Start()
+	lab.Eventually(t, time.Minute, func() error {
+		for _, n := range []*lab.Node{laptop, db} {
+			if got := metric(t, n, "warren_relay_connected"); got != 2 {
+				return fmt.Errorf("%s is connected to %v relays", n.Host.Name, got)
+			}
+		}
+		return nil
+	})
+	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "default"`) {
+		t.Fatalf("with two relays: %q", line)
+	}
+	relayed.LongestGap()
+	coordinator.Terminate()
+	<-coordinator.Ended()
+	gap := after(relayed, 3*time.Second)
+	t.Logf("the coordinator stopped in order: a gap of %v", gap)
+	if gap > restart {
+		t.Errorf("a gap of %v when the coordinator stopped in order", gap)
+	}
+	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "fra-1"`) {
+		t.Errorf("with the coordinator stopped: %q", line)
+	}
+	coordinator.Start()
+	stream.Alive(t)
+}

@@ -150,6 +150,25 @@ func (s *Server) Leave() {
 	s.commands()
 }
 
+// Drain is how long a relay goes on after it has told its clients that it stops:
+// connecting elsewhere takes some round trips.
+const Drain = time.Second
+
+// drainLook is how often it is looked whether all have gone.
+const drainLook = Drain / 20
+
+// Drain tells the clients to go, and returns when they have gone or Drain is over.
+// Nobody is refused or cut off by it; that is for the end of Run.
+func (s *Server) Drain() {
+	s.Leave()
+	for range Drain / drainLook {
+		if s.Snapshot().Admitted == 0 {
+			return
+		}
+		time.Sleep(drainLook)
+	}
+}
+
 // Snapshot returns the state and the counters of the relay.
 func (s *Server) Snapshot() relay.ServerSnapshot {
 	s.mu.Lock()

@@ -5,7 +5,7 @@
 // # Stopping
 //
 // When Run's context ends, the relay tells its clients to go elsewhere and
-// forwards for Drain longer. Whoever has another relay in the configuration is
+// forwards for relayhttp.Drain longer. Whoever has another relay in the configuration is
 // there by then; whoever has not comes back to this one when it runs again.
 //
 // # Goroutines

@@ -18,10 +18,6 @@ import (
 	"github.com/warren-overlay/warren/netstack/sock"
 )
 
-// Drain is how long a relay goes on after it has told its clients that it stops:
-// connecting elsewhere takes some round trips.
-const Drain = time.Second
-
 // Config is what a Server needs.
 type Config struct {
 	// Name is how the network's configuration calls the relay, Region where it
@@ -89,7 +85,7 @@ func New(cfg Config, l Listeners) (*Server, error) {
 // Snapshot returns the state and the counters of the relay.
 func (s *Server) Snapshot() relay.ServerSnapshot { return s.relay.Snapshot() }
 
-// Run relays until the context ends and Drain is over, and returns nil; or until
+// Run relays until the context ends and relayhttp.Drain is over, and returns nil; or until
 // a listener fails, and returns that.
 func (s *Server) Run(ctx context.Context) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -133,7 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var failed error
 	select {
 	case <-ctx.Done():
-		s.drain()
+		s.relay.Drain()
 	case failed = <-failures:
 	}
 	stop()
@@ -145,20 +141,4 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group.Wait()
 	return failed
-}
-
-// drain tells the clients to go, and waits until they have gone or Drain is over.
-func (s *Server) drain() {
-	s.relay.Leave()
-	deadline := time.NewTimer(Drain)
-	defer deadline.Stop()
-	look := time.NewTicker(Drain / 20)
-	defer look.Stop()
-	for s.relay.Snapshot().Admitted > 0 {
-		select {
-		case <-deadline.C:
-			return
-		case <-look.C:
-		}
-	}
 }
