@@ -7,12 +7,12 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/client/reconcile"
 	"github.com/warren-overlay/warren/client/statefile"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/engine"
 )
 
@@ -34,7 +34,7 @@ type loop struct {
 	// applied says that the data plane was given a configuration that is not
 	// "no network".
 	applied bool
-	timer   *time.Timer
+	timer   *alarm.Alarm
 }
 
 // newLoop reads the state directory.
@@ -107,7 +107,7 @@ func (l *loop) run() {
 			l.connection.close()
 		}
 	}()
-	l.timer = time.NewTimer(0)
+	l.timer = alarm.New(0)
 	defer l.timer.Stop()
 	if l.preferences.LoginServer != "" && !l.preferences.Network.IsZero() {
 		l.startMachine()
@@ -213,7 +213,7 @@ func (l *loop) drain() {
 		l.bump()
 	}
 	if at, ok := l.machine.NextTimeout(); ok {
-		l.timer.Reset(max(0, at.Sub(l.cfg.Now())))
+		l.timer.Set(max(0, at.Sub(l.cfg.Now())))
 	}
 }
 

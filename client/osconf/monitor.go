@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/warren-overlay/warren/netstack/alarm"
 )
 
 const (
@@ -71,9 +73,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}()
 	defer func() { <-done }()
 	known, looked := m.look(), time.Now()
-	timer := time.NewTimer(pollInterval)
+	timer := alarm.New(pollInterval)
 	defer timer.Stop()
-	tick := time.NewTicker(wakeInterval)
+	tick := alarm.New(wakeInterval)
 	defer tick.Stop()
 	var sleeper wake
 	start := time.Now()
@@ -89,17 +91,18 @@ func (m *Monitor) Run(ctx context.Context) error {
 			// The first one counts: others must not put the look off.
 			if !noticed {
 				noticed = true
-				timer.Reset(max(settle, minLook-time.Since(looked)))
+				timer.Set(max(settle, minLook-time.Since(looked)))
 			}
 			continue
 		case <-tick.C:
+			tick.Set(wakeInterval)
 			if slept = asleep(); !slept {
 				continue
 			}
 		case <-timer.C:
 		}
 		noticed = false
-		timer.Reset(pollInterval)
+		timer.Set(pollInterval)
 		now := m.look()
 		looked = time.Now()
 		switch {

@@ -182,10 +182,18 @@ func (s *Server) loop(ctx context.Context) error {
 	background := context.WithoutCancel(ctx)
 	nextUpkeep := s.cfg.Now().Add(upkeep)
 	s.due = nextUpkeep
-	timer := time.NewTimer(0)
+	// Not the timer's own channel: see netstack/alarm. A ring that comes late is
+	// a scan too many.
+	ring := make(chan struct{}, 1)
+	timer := time.AfterFunc(0, func() {
+		select {
+		case ring <- struct{}{}:
+		default:
+		}
+	})
 	defer timer.Stop()
 	var scanned time.Time
-	var giveUp <-chan time.Time
+	giveUp := make(chan struct{})
 	stop := ctx.Done()
 	for s.broken == nil && !(s.ending && len(s.conns) == 0) {
 		now := s.cfg.Now()
@@ -206,7 +214,7 @@ func (s *Server) loop(ctx context.Context) error {
 			case f = <-s.calls:
 			case <-more:
 				f = func() { s.settle(background) }
-			case <-timer.C:
+			case <-ring:
 				f = func() {
 					scanned = s.cfg.Now()
 					if !scanned.Before(nextUpkeep) {
@@ -220,7 +228,7 @@ func (s *Server) loop(ctx context.Context) error {
 				// Nodes are told, so that they come back at once and not all at
 				// the same moment when a ping is missed.
 				stop, s.ending = nil, true
-				giveUp = time.After(stopTimeout)
+				defer time.AfterFunc(stopTimeout, func() { close(giveUp) }).Stop()
 				for c := range s.conns {
 					s.endSession(c, stopping())
 				}

@@ -15,6 +15,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/pcapng"
 )
 
@@ -114,7 +115,7 @@ func (c *Capture) Write(ctx context.Context, w io.Writer) error {
 	}
 	file := pcapng.AppendHeader(nil, "warren", name)
 	written, packets := 0, uint64(0)
-	timer := time.NewTimer(c.cfg.Duration)
+	timer := alarm.New(c.cfg.Duration)
 	defer timer.Stop()
 	for {
 		if _, err := w.Write(file); err != nil {

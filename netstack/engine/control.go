@@ -15,6 +15,7 @@ import (
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/flowlog"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/nat"
@@ -114,7 +115,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 	c.relays.ctx, c.relays.running = ctx, running
 	defer c.end()
 	c.refreshLocal(c.now())
-	timer := time.NewTimer(0)
+	timer := alarm.New(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -154,7 +155,7 @@ func (c *control) run(ctx context.Context, running *sync.WaitGroup) error {
 		if next := c.nextTimeout(); next.IsZero() {
 			timer.Stop()
 		} else {
-			timer.Reset(next.Sub(c.now()))
+			timer.Set(next.Sub(c.now()))
 		}
 	}
 }

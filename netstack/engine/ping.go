@@ -13,6 +13,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/wg"
 )
 
@@ -143,7 +144,7 @@ func (e *Engine) Ping(ctx context.Context, to netip.Addr) (PingReply, error) {
 	defer e.host.pings.remove(key)
 
 	var sent []time.Time // by sequence number
-	again := time.NewTicker(pingInterval)
+	again := alarm.New(pingInterval)
 	defer again.Stop()
 	for {
 		request := packet.AppendEchoRequest(nil, packet.Echo{
@@ -165,6 +166,7 @@ func (e *Engine) Ping(ctx context.Context, to netip.Addr) (PingReply, error) {
 					return PingReply{Peer: p.displayName(), RTT: rtt, Path: e.pathOf(p)}, nil
 				}
 			case <-again.C:
+				again.Set(pingInterval)
 				waiting = false
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/disco"
 	"github.com/warren-overlay/warren/netstack/relay"
@@ -292,7 +293,7 @@ func (s *relaySession) renew(token []byte) {
 
 // watch drives the session's timers until the context ends.
 func (s *relaySession) watch(ctx context.Context) {
-	timer := time.NewTimer(0)
+	timer := alarm.New(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -322,7 +323,7 @@ func (s *relaySession) watch(ctx context.Context) {
 			return
 		}
 		if ok {
-			timer.Reset(next.Sub(now))
+			timer.Set(next.Sub(now))
 		}
 	}
 }

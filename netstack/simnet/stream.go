@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/warren-overlay/warren/netstack/alarm"
 )
 
 // Listen opens a TCP port of a host; port 0 takes a free one.
@@ -75,10 +77,8 @@ func (w *World) Dial(ctx context.Context, h *Host, to netip.AddrPort) (net.Conn,
 	for {
 		l, ends, err := w.connect(h, to)
 		if err == nil {
-			select {
-			case <-time.After(2 * ends[0].latency()):
-			case <-ctx.Done():
-				return nil, ctx.Err()
+			if err := wait(ctx, 2*ends[0].latency()); err != nil {
+				return nil, err
 			}
 			select {
 			case l.backlog <- ends[1]:
@@ -90,11 +90,21 @@ func (w *World) Dial(ctx context.Context, h *Host, to netip.AddrPort) (net.Conn,
 		if !errors.Is(err, errStalled) {
 			return nil, err
 		}
-		select {
-		case <-time.After(synRetry):
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := wait(ctx, synRetry); err != nil {
+			return nil, err
 		}
+	}
+}
+
+// wait lets a time pass, unless the context ends before.
+func wait(ctx context.Context, d time.Duration) error {
+	over := alarm.New(d)
+	defer over.Stop()
+	select {
+	case <-over.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -323,15 +333,23 @@ func (p *pipe) read(b []byte, open func() bool) (int, error) {
 		}
 		changed := p.changed
 		p.mu.Unlock()
-		var arrival <-chan time.Time
-		if wait > 0 {
-			arrival = time.After(wait)
-		}
-		select {
-		case <-changed:
-		case <-arrival:
-		case <-p.readDeadline.wait():
-		}
+		p.await(changed, wait)
+	}
+}
+
+// await waits until something changes, what is on its way arrives (not positive:
+// nothing is), or the time for reading is over.
+func (p *pipe) await(changed <-chan struct{}, arrival time.Duration) {
+	var arrived <-chan struct{}
+	if arrival > 0 {
+		a := alarm.New(arrival)
+		defer a.Stop()
+		arrived = a.C
+	}
+	select {
+	case <-changed:
+	case <-arrived:
+	case <-p.readDeadline.wait():
 	}
 }
 

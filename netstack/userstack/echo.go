@@ -18,6 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/warren-overlay/warren/netstack/alarm"
 )
 
 const (
@@ -150,7 +152,7 @@ func (e *echoes) run(ctx context.Context, k echoKey, f *echoFlow) {
 	replies.Go(func() { e.receive(k, socket) })
 	defer replies.Wait()
 	defer socket.Close()
-	idle := time.NewTimer(echoIdle)
+	idle := alarm.New(echoIdle)
 	defer idle.Stop()
 	for {
 		select {
@@ -162,7 +164,7 @@ func (e *echoes) run(ctx context.Context, k echoKey, f *echoFlow) {
 			if err := socket.send(message); err != nil {
 				return
 			}
-			idle.Reset(echoIdle)
+			idle.Set(echoIdle)
 		}
 	}
 }

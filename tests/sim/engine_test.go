@@ -11,6 +11,7 @@ import (
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
@@ -239,7 +240,7 @@ func TestRuleEndsWithoutAWord(t *testing.T) {
 					if info := parsed(s, got); info.Flags&packet.RST == 0 {
 						s.Fatalf("%+v: want a reset", info)
 					}
-				case <-time.After(5 * time.Second):
+				case <-alarm.New(5 * time.Second).C:
 					s.Fatalf("%s was not told that the flow has ended", n.Certificate.Name)
 				}
 			}

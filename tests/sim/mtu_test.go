@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
@@ -48,7 +49,7 @@ func (n *node) delivered(to *node, b []byte) (there, back []byte) {
 	select {
 	case there = <-to.tun.Received():
 	case back = <-n.tun.Received():
-	case <-time.After(time.Second):
+	case <-alarm.New(time.Second).C:
 	}
 	return there, back
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 )
 
@@ -67,7 +68,7 @@ func (s *sim) startStream(from, to *node) *numbered {
 		}
 	})
 	s.running.Go(func() {
-		tick := time.NewTicker(streamSpacing)
+		tick := alarm.New(streamSpacing)
 		defer tick.Stop()
 		for {
 			select {
@@ -76,6 +77,7 @@ func (s *sim) startStream(from, to *node) *numbered {
 			case b := <-from.tun.Received():
 				st.answered(b)
 			case <-tick.C:
+				tick.Set(streamSpacing)
 				st.tick()
 			}
 		}

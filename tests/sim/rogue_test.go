@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/packet"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
 	"github.com/warren-overlay/warren/netstack/sock"
@@ -52,7 +53,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 			if !bytes.Equal(got, allowed(1000)) {
 				s.Fatalf("got % x", got)
 			}
-		case <-time.After(20 * time.Second):
+		case <-alarm.New(20 * time.Second).C:
 			s.Fatalf("what is allowed does not arrive: %+v", victim.engine.Status())
 		}
 
@@ -92,7 +93,7 @@ func TestRogueMemberGetsNothingThrough(t *testing.T) {
 				if !bytes.Equal(got, marker) {
 					s.Errorf("%s: % x arrived", test.name, got)
 				}
-			case <-time.After(5 * time.Second):
+			case <-alarm.New(5 * time.Second).C:
 				s.Fatalf("%s: nothing arrives any more", test.name)
 			}
 			drops := victim.engine.Status().Drops
@@ -145,7 +146,7 @@ func rogueWith(s *sim) (victim, third *node, r *enginetest.Rogue) {
 	r.TUN.Send(web(r.Member, victim.Member, 1000))
 	select {
 	case <-victim.tun.Received():
-	case <-time.After(20 * time.Second):
+	case <-alarm.New(20 * time.Second).C:
 		s.Fatalf("what is allowed does not arrive: %+v", victim.engine.Status())
 	}
 	return victim, third, r

@@ -19,6 +19,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/enginetest"
@@ -290,14 +291,15 @@ func (n *node) passes(to *node, within time.Duration) bool {
 	n.sim.Helper()
 	b := n.udp(to, fmt.Sprint(time.Now().UnixNano()))
 	n.tun.Send(b)
-	timeout := time.After(within)
+	timeout := alarm.New(within)
+	defer timeout.Stop()
 	for {
 		select {
 		case got := <-to.tun.Received():
 			if bytes.Equal(got, b) {
 				return true
 			}
-		case <-timeout:
+		case <-timeout.C:
 			return false
 		}
 	}

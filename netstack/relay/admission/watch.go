@@ -7,6 +7,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/alarm"
 )
 
 const (
@@ -34,8 +35,8 @@ func (a *Admission) Watch(ctx context.Context, cfg WatchConfig) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	ticker := time.NewTicker(askInterval)
-	defer ticker.Stop()
+	again := alarm.New(askInterval)
+	defer again.Stop()
 	reachable := true // so that the first failure is told
 	for {
 		err := a.ask(ctx, cfg)
@@ -52,7 +53,8 @@ func (a *Admission) Watch(ctx context.Context, cfg WatchConfig) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-again.C:
+			again.Set(askInterval)
 		}
 	}
 }

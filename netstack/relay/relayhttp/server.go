@@ -15,6 +15,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/alarm"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/sock"
 )
@@ -99,7 +100,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) runTimers(ctx context.Context) {
-	timer := time.NewTimer(0)
+	timer := alarm.New(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -116,7 +117,7 @@ func (s *Server) runTimers(ctx context.Context) {
 		next, ok := s.core.NextTimeout()
 		s.mu.Unlock()
 		if ok {
-			timer.Reset(next.Sub(now))
+			timer.Set(next.Sub(now))
 		} else {
 			timer.Stop()
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/netstack/alarm"
 )
 
 const (
@@ -51,8 +52,8 @@ func LoadGenesis(ctx context.Context, dir string, want ident.Fingerprint, fetch 
 	if !errors.Is(err, fs.ErrNotExist) {
 		log.Warn("the genesis record on disk is of no use; asking the coordinator", "error", err)
 	}
-	ticker := time.NewTicker(genesisRetry)
-	defer ticker.Stop()
+	again := alarm.New(genesisRetry)
+	defer again.Stop()
 	for told := false; ; told = true {
 		if g, err = fetch(ctx); err == nil {
 			break
@@ -66,7 +67,8 @@ func LoadGenesis(ctx context.Context, dir string, want ident.Fingerprint, fetch 
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("relayserver: waiting for the coordinator: %w", ctx.Err())
-		case <-ticker.C:
+		case <-again.C:
+			again.Set(genesisRetry)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
