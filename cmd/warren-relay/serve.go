@@ -14,6 +14,7 @@ import (
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/wire/channel"
+	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayserver"
 	"github.com/warren-overlay/warren/netstack/sock"
 )
@@ -64,7 +65,7 @@ cannot be reached, the relay works on; see the administrators' guide.`,
 	f.StringVar(&o.genesis, "genesis", "", "file with the network's genesis record, where the coordinator cannot be reached from here")
 	f.StringVar(&o.data, "data", "/var/lib/warren-relay", "data directory")
 	f.IntVar(&o.maxClients, "max-clients", 10_000, "nodes that may be connected at once")
-	f.Int64Var(&o.rate, "rate", 125_000_000, "bytes a second that one node may send")
+	f.Int64Var(&o.rate, "rate", relay.DefaultRate, "bytes a second that one node may send")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -13,7 +13,7 @@ import (
 
 var relayAddr = netip.MustParseAddrPort("192.0.2.1:3478")
 
-func newDatagramRig(t *testing.T, rate int64) *rig {
+func newDatagramRig(t testing.TB, rate int64) *rig {
 	t.Helper()
 	r := newRig(t, rate)
 	s, err := NewServer(ServerConfig{Name: "relay-1", Admitter: r.admitter, Rand: rand.NewChaCha8([32]byte{98}), Rate: rate, Datagrams: true}, epoch)

@@ -38,7 +38,7 @@ func (a *tokens) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
 
 // rig is a server and its clients, joined by slices.
 type rig struct {
-	t        *testing.T
+	t        testing.TB
 	server   *Server
 	admitter *tokens
 	now      time.Time
@@ -64,7 +64,7 @@ type client struct {
 	raw [][]byte
 }
 
-func newRig(t *testing.T, rate int64) *rig {
+func newRig(t testing.TB, rate int64) *rig {
 	t.Helper()
 	a := new(tokens)
 	s, err := NewServer(ServerConfig{Name: "relay-1", Admitter: a, Rand: rand.NewChaCha8([32]byte{99}), Rate: rate}, epoch)

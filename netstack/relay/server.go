@@ -39,8 +39,7 @@ type ServerConfig struct {
 	// 10,000.
 	MaxConns int
 	// Rate bounds what one key may send, in bytes of payload per second; a burst
-	// of a quarter of a second may pass at once. Zero means 125,000,000, the
-	// Gigabit per second above which a node should have found another way.
+	// of a quarter of a second may pass at once. Zero means DefaultRate.
 	Rate int64
 	// Datagrams says that the shell takes datagrams (HandleDatagram); clients are
 	// then offered to send them.
@@ -96,8 +95,14 @@ const (
 	maxHello = 1024
 
 	defaultMaxConns = 10_000
-	defaultRate     = 125_000_000
 )
+
+// DefaultRate is what one key may send, in bytes of payload per second, where
+// nobody says otherwise: what a line of 2.5 Gbit/s carries. With 1 Gbit/s, the
+// tunnel's own headers would be what a program is cut by that has a Gigabit
+// (1,368 bytes of TCP are 1,452 here), and what is cut is sent again. What keeps
+// one sender from taking others' part is not this, but fairShare.
+const DefaultRate int64 = 312_500_000
 
 // ErrUnknownConn is returned for a connection that is not there (any more).
 var ErrUnknownConn = errors.New("relay: no such connection")
@@ -216,7 +221,7 @@ func NewServer(cfg ServerConfig, now time.Time) (*Server, error) {
 		cfg.MaxConns = defaultMaxConns
 	}
 	if cfg.Rate == 0 {
-		cfg.Rate = defaultRate
+		cfg.Rate = DefaultRate
 	}
 	if cfg.HelloPerSource == 0 {
 		cfg.HelloPerSource = defaultHelloPerSource

@@ -23,7 +23,12 @@ const openPolicy = `{
 // alice's laptop.
 func pair(b *testing.B) (c *lab.Coordinator, db *lab.Node, laptop *lab.Host) {
 	b.Helper()
-	l := lab.New(b)
+	return pairOn(b, lab.New(b))
+}
+
+// pairOn is pair on a LAN that the caller made.
+func pairOn(b *testing.B, l *lab.Lab) (c *lab.Coordinator, db *lab.Node, laptop *lab.Host) {
+	b.Helper()
 	c = l.Host("hub").Coordinator(b)
 	c.Admin("users", "create", "alice@example.com")
 	c.SetPolicy(openPolicy)
@@ -35,15 +40,17 @@ func pair(b *testing.B) (c *lab.Coordinator, db *lab.Node, laptop *lab.Host) {
 // report adds the median, the 95th and the 99th percentile and the maximum of the
 // times as metrics.
 func report(b *testing.B, times []time.Duration) {
-	slices.Sort(times)
-	at := func(q float64) float64 {
-		return float64(times[min(len(times)-1, int(q*float64(len(times))))].Microseconds()) / 1000
-	}
-	b.ReportMetric(at(0.5), "ms/median")
-	b.ReportMetric(at(0.95), "ms/p95")
-	b.ReportMetric(at(0.99), "ms/p99")
-	b.ReportMetric(at(1), "ms/max")
+	b.ReportMetric(at(times, 0.5), "ms/median")
+	b.ReportMetric(at(times, 0.95), "ms/p95")
+	b.ReportMetric(at(times, 0.99), "ms/p99")
+	b.ReportMetric(at(times, 1), "ms/max")
 	b.ReportMetric(0, "ns/op")
+}
+
+// at returns a quantile of the times in milliseconds; it sorts them.
+func at(times []time.Duration, q float64) float64 {
+	slices.Sort(times)
+	return float64(times[min(len(times)-1, int(q*float64(len(times))))].Microseconds()) / 1000
 }
 
 // BenchmarkUpToFirstPing measures from the start of `warren up` to the end of

@@ -9,11 +9,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -564,89 +562,4 @@ func BenchmarkRelayFlood(b *testing.B) {
 	}
 	b.ReportMetric(median(lost), "%lost-to-flood")
 	b.ReportMetric(0, "ns/op")
-}
-
-// BenchmarkRelayed measures one TCP stream between two TUN devices whose hosts
-// may send each other no UDP, through the relay beside the coordinator, and
-// round trips of 64 bytes meanwhile.
-func BenchmarkRelayed(b *testing.B) {
-	c, db, host := pair(b)
-	host.BlockUDP(db.Host)
-	db.Host.BlockUDP(host)
-	laptop := host.Daemon(b)
-	laptop.Up(c, c.Key("--user", "alice@example.com"))
-	laptop.CLI("ping", "db")
-	address, err := netip.ParseAddr(db.IP("-4"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	t := &tunnel{name: "relayed", from: host, to: db.Host, address: address, pids: [2]int{laptop.Pid(), db.Pid()}}
-	t.measure(b) // the numbers of the relay are known after this
-	var rates, costs []float64
-	var trips []time.Duration
-	for b.Loop() {
-		stop := make(chan struct{})
-		done := make(chan []time.Duration)
-		go func() { done <- roundTrips(b, t, stop) }()
-		gigabits, seconds := t.measure(b)
-		close(stop)
-		trips = append(trips, <-done...)
-		rates, costs = append(rates, gigabits), append(costs, seconds)
-		b.Logf("%.2f Gbit/s, %.2f CPU s/GB of both ends", gigabits, seconds)
-	}
-	if len(trips) == 0 {
-		b.Fatal("no round trip under load")
-	}
-	var status struct {
-		Peers []struct{ Path struct{ Kind string } }
-	}
-	if err := json.Unmarshal([]byte(laptop.CLI("status", "--json")), &status); err != nil {
-		b.Fatal(err)
-	}
-	if len(status.Peers) != 1 || status.Peers[0].Path.Kind != "relay" {
-		b.Fatalf("not by the relay: %+v", status)
-	}
-	report(b, trips)
-	b.ReportMetric(median(rates), "Gbit/s")
-	b.ReportMetric(median(costs), "CPU-s/GB")
-}
-
-// roundTrips sends 64 bytes and waits for them, again and again until stop.
-func roundTrips(b *testing.B, t *tunnel, stop <-chan struct{}) (trips []time.Duration) {
-	l := t.to.Listen(b, netip.AddrPortFrom(t.address, 0).String())
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		_, _ = io.Copy(c, c)
-	}()
-	c, err := t.from.Dial(b.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		b.Error(err)
-		return nil
-	}
-	defer c.Close()
-	message := make([]byte, 64)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-stop:
-			return trips
-		case <-tick.C:
-		}
-		began := time.Now()
-		if _, err := c.Write(message); err != nil {
-			b.Error(err)
-			return trips
-		}
-		if _, err := io.ReadFull(c, message); err != nil {
-			b.Error(err)
-			return trips
-		}
-		trips = append(trips, time.Since(began))
-	}
 }

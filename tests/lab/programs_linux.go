@@ -184,6 +184,9 @@ func (c *Coordinator) Terminate() { c.process.signal(syscall.SIGTERM) }
 // Ended is closed when the coordinator has ended.
 func (c *Coordinator) Ended() <-chan struct{} { return c.process.exited }
 
+// Pid returns the process id of the coordinator.
+func (c *Coordinator) Pid() int { return c.process.cmd.Process.Pid }
+
 // Admin runs an administrator's command and returns its standard output.
 func (c *Coordinator) Admin(args ...string) string {
 	c.t.Helper()
