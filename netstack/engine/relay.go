@@ -30,8 +30,6 @@ const (
 	// heldFor is how long such packets are worth sending. WireGuard repeats a
 	// handshake after 5 s.
 	heldFor = 5 * time.Second
-	// maxInitiations is of how many peers the last initiation is remembered.
-	maxInitiations = 256
 	// spareMessages is how many message buffers are kept for their next use.
 	spareMessages = 2
 	// notNeeded is why there is no connection to a relay that works, as far as is
@@ -61,12 +59,9 @@ type relayConn struct {
 	err   string // why there is no connection
 	held  []heldPacket
 	bytes int // of held
-	// initiations are the last handshake initiations to peers: one that went to a
-	// relay that is lost would be repeated only after 5 s.
-	initiations map[ident.NodeKey]heldPacket
 }
 
-// heldPacket is a packet that can not be sent yet, or may be sent again.
+// heldPacket is a packet that can not be sent yet.
 type heldPacket struct {
 	to   ident.NodeKey
 	data []byte
@@ -104,11 +99,6 @@ type relayEvent struct {
 
 // SendPackets implements wg.Relay.
 func (r *relayConn) SendPackets(to ident.NodeKey, packets [][]byte) {
-	for _, p := range packets {
-		if wg.IsInitiation(p) {
-			r.remember(to, p)
-		}
-	}
 	if s := r.session.Load(); s != nil {
 		if rest := s.datagrams.send(to, packets); len(rest) > 0 {
 			s.attempt.out.add(to, rest)
@@ -133,23 +123,14 @@ func (r *relayConn) hold(to ident.NodeKey, packets [][]byte) {
 	}
 }
 
-func (r *relayConn) remember(to ident.NodeKey, initiation []byte) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.initiations == nil || len(r.initiations) >= maxInitiations {
-		r.initiations = make(map[ident.NodeKey]heldPacket)
-	}
-	r.initiations[to] = heldPacket{to, append([]byte(nil), initiation...), r.e.cfg.Now()}
-}
-
 // takeHeld returns what waits to be sent, and is worth it, and nothing waits any
-// more. Where the peer is not zero it is what waits for that one, or went to it
-// and may not have arrived: another relay is to carry it.
+// more. Where the peer is not zero it is what waits for that one: another relay is
+// to carry it.
 func (r *relayConn) takeHeld(to ident.NodeKey) []heldPacket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var taken, left []heldPacket
-	now, waits := r.e.cfg.Now(), false
+	now := r.e.cfg.Now()
 	r.bytes = 0
 	for _, h := range r.held {
 		switch {
@@ -157,17 +138,12 @@ func (r *relayConn) takeHeld(to ident.NodeKey) []heldPacket {
 			r.e.relayDrops.Add(1)
 		case to.IsZero() || h.to == to:
 			taken = append(taken, h)
-			waits = waits || wg.IsInitiation(h.data)
 		default:
 			left = append(left, h)
 			r.bytes += len(h.data)
 		}
 	}
 	r.held = left
-	if h, ok := r.initiations[to]; ok && !waits && now.Sub(h.at) < heldFor {
-		taken = append(taken, h)
-	}
-	delete(r.initiations, to)
 	return taken
 }
 

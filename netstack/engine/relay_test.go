@@ -46,24 +46,6 @@ func TestRelayHoldsPackets(t *testing.T) {
 		t.Errorf("%d packets held, %d dropped", len(got), e.relayDrops.Load())
 	}
 
-	// An initiation that went out is repeated elsewhere, as long as WireGuard does
-	// not do so by itself.
-	attempt := &relayAttempt{conn: r, out: outbox{wake: make(chan struct{}, 1)}}
-	attempt.out.open()
-	r.session.Store(&relaySession{attempt: attempt, datagrams: &relayDatagrams{}})
-	r.SendPackets(alice, [][]byte{initiationOf(8)})
-	if got := r.takeHeld(bob); len(got) != 0 {
-		t.Errorf("another's: %v", got)
-	}
-	if got := r.takeHeld(alice); len(got) != 1 || !bytes.Equal(got[0].data, initiationOf(8)) {
-		t.Errorf("an initiation whose relay is lost: %v", got)
-	}
-	r.SendPackets(alice, [][]byte{initiationOf(9)})
-	now = now.Add(heldFor)
-	if got := r.takeHeld(alice); len(got) != 0 {
-		t.Errorf("an old initiation: %v", got)
-	}
-	r.session.Store(nil)
 	drops := e.relayDrops.Load()
 	r.SendPackets(bob, [][]byte{data})
 	now = now.Add(heldFor)

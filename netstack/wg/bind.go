@@ -75,13 +75,15 @@ func newBind(cfg *Config) *bind {
 	}
 }
 
-// move sets the path of p and notes whose its direct address is.
-func (b *bind) move(p *Peer, path *Path) {
+// move sets the path of p, notes whose its direct address is, and returns the
+// path of before.
+func (b *bind) move(p *Peer, path *Path) (before *Path) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	from, to := p.path.Swap(path).Direct, path.Direct
+	before = p.path.Swap(path)
+	from, to := before.Direct, path.Direct
 	if from == to {
-		return
+		return before
 	}
 	if from.IsValid() {
 		b.leave(p, from)
@@ -89,6 +91,7 @@ func (b *bind) move(p *Peer, path *Path) {
 	if to.IsValid() {
 		b.known[to] = append(b.known[to], p)
 	}
+	return before
 }
 
 // leave takes p from the owners of an address; b.mu is held.
@@ -196,7 +199,9 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 			p.unanswered.Add(1)
 			fallthrough
 		case typeResponse:
-			b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, time.Now())
+			now := time.Now()
+			b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, now)
+			p.sends(packet, now)
 		}
 	}
 	b.send(p, p.path.Load(), bufs)
@@ -223,9 +228,15 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 		path.Relay.SendPackets(p.key, bufs)
 		b.counters.sent[LinkRelay].add(bufs)
 	default:
-		lost := p.keepPending(bufs)
-		b.counters.noPath.Add(uint64(lost))
-		if lost < len(bufs) && b.noPath != nil {
+		waits := false
+		for _, packet := range bufs {
+			if kind := messageType(packet); kind == typeInitiation || kind == typeResponse {
+				waits = true // for SetPath
+			} else {
+				b.counters.noPath.Add(1)
+			}
+		}
+		if waits && b.noPath != nil {
 			b.noPath(p.key)
 		}
 	}
@@ -297,6 +308,10 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
 		case typeInitiation:
 			p = b.identify(packet, func(now time.Time) bool { return b.allowDirect(from[i], now) })
+			if p != nil && !b.takes(p, packet) {
+				sizes[i] = 0
+				continue
+			}
 		default:
 			sizes[i] = 0
 			if key, inner, ok := b.unwrapped(packet, from[i]); !ok {
@@ -319,8 +334,12 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 				p.unanswered.Store(0)
 			}
 		}
-		if kind == typeTransport {
+		switch kind {
+		case typeTransport:
+			p.arrived(lastIndex)
 			arrived.add(p, packet, from[i])
+		case typeResponse:
+			p.arrived(binary.LittleEndian.Uint32(packet[8:]))
 		}
 		eps[i] = p
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
@@ -438,5 +457,21 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 	if p.unanswered.Load() != 0 {
 		p.unanswered.Store(0)
 	}
+	switch kind {
+	case typeInitiation:
+		if !b.takes(p, packet) {
+			return nil
+		}
+	case typeResponse:
+		p.arrived(binary.LittleEndian.Uint32(packet[8:]))
+	case typeTransport:
+		p.arrived(binary.LittleEndian.Uint32(packet[4:]))
+	}
 	return p
+}
+
+// takes is Peer.takes.
+func (b *bind) takes(p *Peer, initiation []byte) bool {
+	id := b.identity.Load()
+	return id == nil || p.takes(initiation, id.public, time.Now())
 }

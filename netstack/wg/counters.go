@@ -68,6 +68,9 @@ type counters struct {
 	// dropped: by IP version for their source, and those of no IP version.
 	spoofed4, spoofed6, notIP atomic.Uint64
 	replayed                  replayed
+	// repeated are handshake messages that were sent once more, yielded initiations
+	// of peers that waited for the answer to ours.
+	repeated, yielded atomic.Uint64
 }
 
 // What WireGuard says when it drops a packet that it has opened. It counts
@@ -106,9 +109,13 @@ type Counters struct {
 	// malformed; UnknownReceivers are packets for an index that this device did
 	// not hand out, or not to their sender.
 	UnknownInitiations, UnknownReceivers uint64
-	// ReplayedInitiations are those of peers whose time stamp is not later than
-	// their last one's.
+	// ReplayedInitiations are those of peers that are their last one again, or whose
+	// time stamp is not later than its.
 	ReplayedInitiations uint64
+	// RepeatedHandshakes are messages of handshakes that were sent again because
+	// they may have been lost, YieldedInitiations those of peers that had to wait
+	// because this device had begun one at the same time.
+	RepeatedHandshakes, YieldedInitiations uint64
 	// Limited are initiations over the rate that strangers, or one peer, may
 	// cause.
 	Limited uint64
@@ -130,7 +137,8 @@ func (c *counters) snapshot() Counters {
 		UnknownReceivers: c.nobody[typeResponse-1].Load() + c.nobody[typeCookie-1].Load() +
 			c.nobody[typeTransport-1].Load(),
 		ReplayedInitiations: c.replayed.count.Load(),
-		Limited:             c.limited.Load(), NoPath: c.noPath.Load(), RelayOverflow: c.relayOverflow.Load(),
+		RepeatedHandshakes:  c.repeated.Load(), YieldedInitiations: c.yielded.Load(),
+		Limited: c.limited.Load(), NoPath: c.noPath.Load(), RelayOverflow: c.relayOverflow.Load(),
 		Spoofed4: c.spoofed4.Load(), Spoofed6: c.spoofed6.Load(), NotIP: c.notIP.Load(),
 		SendErrors: c.sendErrors.Load(), ReceiveErrors: c.receiveErrors.Load(),
 	}

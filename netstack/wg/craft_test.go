@@ -42,6 +42,20 @@ func craftInitiation(t testing.TB, responder, initiator ident.NodePrivate) []byt
 	m = append(m, public...)
 	m = aead.Seal(m, make([]byte, chacha20poly1305.NonceSize), static[:], h[:])
 	m = append(m, make([]byte, 12+chacha20poly1305.Overhead)...) // time stamp
+	return seal(t, id, m)
+}
+
+// renumbered returns an initiation like the given one from another sender index.
+func renumbered(t testing.TB, responder ident.NodePrivate, initiation []byte, index uint32) []byte {
+	t.Helper()
+	m := append([]byte(nil), initiation[:initiationSize-2*blake2s.Size128]...)
+	binary.LittleEndian.PutUint32(m[4:], index)
+	return seal(t, newIdentity(responder), m)
+}
+
+// seal appends the first MAC, and no second one.
+func seal(t testing.TB, id *identity, m []byte) []byte {
+	t.Helper()
 	mac, err := blake2s.New128(id.mac1[:])
 	if err != nil {
 		t.Fatal(err)

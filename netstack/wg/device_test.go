@@ -354,8 +354,8 @@ func TestFloodOfOnePeerLeavesOthersAlone(t *testing.T) {
 
 		b, flooder, honest := newPair()
 		got := 0
-		for range 2 * pathBurst {
-			got += taken(b, flooder, flood)
+		for i := range 2 * pathBurst {
+			got += taken(b, flooder, renumbered(t, fuzzKey(t, 1), flood, uint32(i)))
 		}
 		if got != peerBurst {
 			t.Errorf("%d of the flood were opened, want %d", got, peerBurst)

@@ -15,6 +15,14 @@
 // a handshake initiation (type 1). Packets of nobody are dropped and counted
 // before they reach the device.
 //
+// # Handshakes that get lost
+//
+// The device sends a message of a handshake once. If it is lost, the device makes
+// another after five seconds; so it does where two devices begin at the same time,
+// each of which gives up its own handshake for the other's. Peer therefore sends a
+// message that nothing came for again, and by a new path at once, and of two
+// beginners one waits. What the device is given, and makes, is the protocol's.
+//
 // # Goroutines
 //
 // New starts the device's goroutines (three for each CPU, one that reads the

@@ -68,5 +68,6 @@ func (t *indexTable) forget(p *Peer) {
 			delete(t.peers, own.index)
 		}
 	}
-	p.indexes, p.pending, p.removed = nil, nil, true
+	p.handshake.stop()
+	p.indexes, p.handshake, p.removed = nil, handshake{}, true
 }

@@ -167,7 +167,3 @@ func (l *limiter) allow(now time.Time) bool {
 	l.spent++
 	return true
 }
-
-// IsInitiation reports whether a packet has the form of a handshake's first
-// message.
-func IsInitiation(b []byte) bool { return messageType(b) == typeInitiation }

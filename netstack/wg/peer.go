@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 
@@ -33,10 +32,6 @@ type Path struct {
 	Both  bool
 }
 
-// pendingLife is how long a handshake message waits for a path: until the
-// device sends the next one (RekeyTimeout).
-const pendingLife = 5 * time.Second
-
 // Peer is one peer of a device, and the endpoint by which the device knows it.
 // All methods may be called concurrently.
 type Peer struct {
@@ -45,16 +40,16 @@ type Peer struct {
 
 	path       atomic.Pointer[Path]
 	unanswered atomic.Uint32
+	// awaited is the index of handshake.last plus one, zero for none: what comes for
+	// it was made by who has that message.
+	awaited atomic.Uint64
 	// initiations limits those that are opened of what comes from the peer's
 	// path, or over a relay under its name.
 	initiations limiter
 	arrivals    arrivals
 
-	mu sync.Mutex // protects all below
-	// pending is the last handshake message that had no path, so that the
-	// first handshake needs no repetition when a path is found moments later.
-	pending   []byte
-	pendingAt time.Time
+	mu        sync.Mutex // protects all below
+	handshake handshake
 	indexes   []ownIndex // those that the device gave to this peer, oldest first
 	removed   bool
 }
@@ -73,42 +68,28 @@ func (p *Peer) Key() ident.NodeKey { return p.key }
 // Path returns where packets to the peer go now.
 func (p *Peer) Path() Path { return *p.path.Load() }
 
-// SetPath says where packets to the peer go from now on. A handshake message
-// that had no path until now is sent at once.
+// SetPath says where packets to the peer go from now on. A handshake message that
+// had no path until now, or that went elsewhere and may not have arrived, is sent
+// there at once.
 func (p *Peer) SetPath(path Path) {
-	p.bind.move(p, &path)
-	if !path.Direct.IsValid() && path.Relay == nil {
-		return
+	before := p.bind.move(p, &path)
+	if moved := path.way() != before.way(); moved && (path.Direct.IsValid() || path.Relay != nil) {
+		p.sendAgain(&path)
 	}
-	p.mu.Lock()
-	pending, at := p.pending, p.pendingAt
-	p.pending = nil
-	p.mu.Unlock()
-	if pending != nil && time.Since(at) < pendingLife {
-		p.bind.send(p, &path, [][]byte{pending})
+}
+
+// way is a path without what is of no concern to a short packet.
+func (path *Path) way() Path {
+	if path.Direct.IsValid() && !path.Both {
+		return Path{Direct: path.Direct}
 	}
+	return Path{Direct: path.Direct, Relay: path.Relay, Both: path.Both}
 }
 
 // Unanswered returns how many handshake initiations were sent since the last
 // packet that seemed to come from the peer. It is a hint: nothing about it is
 // authenticated.
 func (p *Peer) Unanswered() int { return int(p.unanswered.Load()) }
-
-// keepPending keeps the last handshake message among bufs for a path to come,
-// and reports how many of bufs are lost.
-func (p *Peer) keepPending(bufs [][]byte) (lost int) {
-	lost = len(bufs)
-	for _, b := range bufs {
-		if kind := messageType(b); kind != typeInitiation && kind != typeResponse {
-			continue
-		}
-		p.mu.Lock()
-		p.pending, p.pendingAt = append([]byte(nil), b...), time.Now()
-		p.mu.Unlock()
-		lost--
-	}
-	return lost
-}
 
 // ClearSrc implements conn.Endpoint: the system chooses source addresses.
 func (p *Peer) ClearSrc() {}

@@ -124,9 +124,8 @@ func (s *sim) secluded(name string, last byte) *node {
 	return s.start(name, h, nil)
 }
 
-// talk is two nodes of which b answers every packet of a's. Only a has to begin
-// handshakes then: two nodes that begin them at the very same simulated moment
-// miss each other again and again, until WireGuard's jitter parts them.
+// talk is two nodes that send to each other, at the very same moments: both begin
+// handshakes then.
 type talk struct {
 	a, b *node
 	// gap is the longest time that one of them heard nothing, lost how many packets
@@ -147,9 +146,6 @@ func (t *talk) take() {
 				if bytes.Contains(p, t.prefix) {
 					t.heard[i] = time.Now()
 					t.lost--
-					if n == t.b {
-						t.b.tun.Send(t.b.udp(t.a, string(t.prefix)+"answer"))
-					}
 				}
 			default:
 				more = false
@@ -159,7 +155,7 @@ func (t *talk) take() {
 	}
 }
 
-// talk has pairs of nodes talk for a while, ten questions a second.
+// talk has pairs of nodes talk for a while, ten packets a second each way.
 func (s *sim) talk(d time.Duration, pairs ...*talk) {
 	for i, t := range pairs {
 		t.gap, t.lost, t.heard = 0, 0, [2]time.Time{time.Now(), time.Now()}
@@ -176,6 +172,7 @@ func (s *sim) talk(d time.Duration, pairs ...*talk) {
 		for _, t := range pairs {
 			text := string(t.prefix) + time.Since(begin).String()
 			t.a.tun.Send(t.a.udp(t.b, text))
+			t.b.tun.Send(t.b.udp(t.a, text))
 			t.lost += 2
 		}
 	}

@@ -1,0 +1,198 @@
+package wg
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+const (
+	// pendingLife is how long a handshake message is worth sending: until the
+	// device sends the next one (RekeyTimeout).
+	pendingLife = 5 * time.Second
+	// yieldTime is how long a device that began a handshake itself lets the peer's
+	// wait: for a round trip over a relay on another continent. Where its own was
+	// lost, that is what is lost with it.
+	yieldTime = 500 * time.Millisecond
+	// replyInterval spaces the repetitions of a response to one initiation: as many
+	// as an initiation is repeated are enough.
+	replyInterval = 100 * time.Millisecond
+)
+
+// repeatDelays are the distances in which an initiation is sent again that nothing
+// came for. The device makes a new one only after 5 s, whatever was lost. The first
+// is well above yieldTime: when the peer's initiation has waited that long the
+// device answers it, and its own, arriving with that answer, would confuse the peer.
+var repeatDelays = [...]time.Duration{800 * time.Millisecond, 1200 * time.Millisecond, 2 * time.Second}
+
+// handshake is what is under way of handshakes with one peer, as far as the bind
+// can see. The device sends each message once, by the path of that moment, and if
+// it is lost, makes another after 5 s; and two devices that begin at the same time
+// give up their own for the other's, so that neither gets an answer and both begin
+// again 5 s later. What is here sends the same messages again, which the receiver
+// knows as such, and lets one of two that begin together wait. Nothing of it is
+// authentic; it is all about messages that the device of one end or the other
+// judges.
+type handshake struct {
+	// last is the last message that this device sent, nil once a packet came that
+	// only its receiver can make, or it is too old.
+	last    []byte
+	at      time.Time // when the device sent it
+	repeats int       // how often it was repeated because nothing came
+	replied time.Time // when a response was sent last
+	timer   *time.Timer
+
+	// heard is the last initiation that seemed to be the peer's: the same again is a
+	// repetition. It is kept whole, because anybody can make others with its first
+	// half.
+	heard [initiationSize]byte
+	// held are initiations of the peer's that wait for the answer to ours.
+	held [][]byte
+}
+
+// maxHeld bounds the initiations of one peer that wait: anybody can make some in
+// its name, which the device refuses, and the peer's own has to be among the first.
+const maxHeld = 4
+
+// isInitiation reports whether a message of a handshake begins it.
+func isInitiation(message []byte) bool { return messageType(message) == typeInitiation }
+
+// sends notes a message of a handshake that the device sends.
+func (p *Peer) sends(message []byte, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed {
+		return
+	}
+	h := &p.handshake
+	h.stop()
+	h.last, h.at, h.repeats, h.replied = bytes.Clone(message), now, 0, now
+	p.awaited.Store(uint64(binary.LittleEndian.Uint32(message[4:])) + 1)
+	if isInitiation(message) {
+		p.repeatLater()
+	}
+}
+
+func (h *handshake) stop() {
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+}
+
+// arrived notes a message for an index that this device gave out: if it is that
+// of the last handshake message, that one has arrived.
+func (p *Peer) arrived(index uint32) {
+	if awaited := p.awaited.Load(); awaited != uint64(index)+1 || !p.awaited.CompareAndSwap(awaited, 0) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.handshake.stop()
+	p.handshake.last, p.handshake.held = nil, nil
+}
+
+// underway returns the last handshake message where it may not have arrived, nil
+// for none. p.mu is held.
+func (p *Peer) underway(now time.Time) []byte {
+	h := &p.handshake
+	if h.last == nil || p.awaited.Load() == 0 || now.Sub(h.at) >= pendingLife {
+		return nil
+	}
+	return h.last
+}
+
+// repeatLater has the initiation sent again after a while. p.mu is held.
+func (p *Peer) repeatLater() {
+	h := &p.handshake
+	if h.repeats == len(repeatDelays) {
+		return
+	}
+	delay, message := repeatDelays[h.repeats], h.last
+	h.repeats++
+	h.timer = time.AfterFunc(delay, func() { p.repeat(message) })
+}
+
+// repeat sends an initiation again where it is still the last message, and goes
+// on with the peer's that waits for it.
+func (p *Peer) repeat(message []byte) {
+	p.mu.Lock()
+	again := p.underway(time.Now())
+	if again == nil || &again[0] != &message[0] {
+		p.mu.Unlock()
+		return
+	}
+	p.repeatLater()
+	p.mu.Unlock()
+	if path := p.path.Load(); path.Direct.IsValid() || path.Relay != nil {
+		p.bind.send(p, path, [][]byte{again})
+		p.bind.counters.repeated.Add(1)
+	}
+}
+
+// takes reports whether the device is to be given an initiation of the peer's now.
+//
+// It is not where it repeats the last one; the answer to that, which may have been
+// lost, is sent again then, by the peer's path. And not where this device began a
+// handshake itself a moment ago and has the lesser key: the peer answers ours, and
+// is answered only if it does not.
+func (p *Peer) takes(initiation []byte, own ident.NodeKey, now time.Time) bool {
+	p.mu.Lock()
+	h := &p.handshake
+	if message := [initiationSize]byte(initiation); message == h.heard {
+		p.bind.counters.replayed.count.Add(1)
+		answer := p.underway(now)
+		if answer == nil || isInitiation(answer) || now.Sub(h.replied) < replyInterval {
+			p.mu.Unlock()
+			return false
+		}
+		h.replied = now
+		p.mu.Unlock()
+		p.bind.send(p, p.path.Load(), [][]byte{answer})
+		p.bind.counters.repeated.Add(1)
+		return false
+	}
+	defer p.mu.Unlock()
+	h.heard = [initiationSize]byte(initiation)
+	if ours := p.underway(now); ours != nil && isInitiation(ours) && bytes.Compare(own[:], p.key[:]) < 0 {
+		if left := yieldTime - now.Sub(h.at); left > 0 && len(h.held) < maxHeld {
+			held := bytes.Clone(initiation)
+			h.held = append(h.held, held)
+			p.bind.counters.yielded.Add(1)
+			time.AfterFunc(left, func() { p.release(held) })
+			return false
+		}
+	}
+	return true
+}
+
+// release gives the device an initiation that has waited in vain.
+func (p *Peer) release(held []byte) {
+	p.mu.Lock()
+	i := slices.IndexFunc(p.handshake.held, func(h []byte) bool { return &h[0] == &held[0] })
+	if i >= 0 {
+		p.handshake.held = slices.Delete(p.handshake.held, i, i+1)
+	}
+	p.mu.Unlock()
+	if i < 0 {
+		return // ours was answered
+	}
+	select {
+	case p.bind.relayed <- relayedPacket{p, held}:
+	default:
+		p.bind.counters.relayOverflow.Add(1)
+	}
+}
+
+// sendAgain sends the last handshake message by a path that it did not go by,
+// where it may not have arrived.
+func (p *Peer) sendAgain(path *Path) {
+	p.mu.Lock()
+	message := p.underway(time.Now())
+	p.mu.Unlock()
+	if message != nil {
+		p.bind.send(p, path, [][]byte{message})
+	}
+}

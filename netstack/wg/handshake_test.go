@@ -1,0 +1,216 @@
+package wg
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/warren-overlay/warren/acl/ident"
+)
+
+// recordingRelay keeps what is sent over it.
+type recordingRelay struct {
+	mu   sync.Mutex // protects sent
+	sent [][]byte
+}
+
+func (r *recordingRelay) SendPackets(_ ident.NodeKey, packets [][]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range packets {
+		r.sent = append(r.sent, slices.Clone(p))
+	}
+}
+
+// kinds returns the types of what was sent, and forgets it.
+func (r *recordingRelay) kinds() (kinds []uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.sent {
+		kinds = append(kinds, messageType(p))
+	}
+	r.sent = nil
+	return kinds
+}
+
+// bound is a bind with one peer, whose messages go over a relay, and what the
+// device would send and be given. Its key is less than the peer's where first.
+type bound struct {
+	*bind
+	t     *testing.T
+	peer  *Peer
+	relay *recordingRelay
+	own   ident.NodePrivate
+	its   ident.NodePrivate
+}
+
+func newBound(t *testing.T, first bool) *bound {
+	own, its := fuzzKey(t, 1), fuzzKey(t, 2)
+	a, b := own.Public(), its.Public()
+	if (slices.Compare(a[:], b[:]) < 0) != first {
+		own, its = its, own
+	}
+	x := &bound{bind: newBind(&Config{}), t: t, relay: &recordingRelay{}, own: own, its: its}
+	x.identity.Store(newIdentity(own))
+	x.peer = newPeer(its.Public(), x.bind)
+	x.peers[x.peer.key] = x.peer
+	x.peer.SetPath(Path{Relay: x.relay})
+	return x
+}
+
+// begin has the device send an initiation from an index, and respond a response.
+func (x *bound) begin(index uint32) {
+	x.sendOwn(renumbered(x.t, x.its, craftInitiation(x.t, x.its, x.own), index))
+}
+
+func (x *bound) respond(index uint32) {
+	m := make([]byte, responseSize)
+	binary.LittleEndian.PutUint32(m, typeResponse)
+	binary.LittleEndian.PutUint32(m[4:], index)
+	x.sendOwn(m)
+}
+
+func (x *bound) sendOwn(m []byte) {
+	x.t.Helper()
+	if err := x.Send([][]byte{m}, x.peer); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// initiation is one of the peer's, numbered.
+func (x *bound) initiation(index uint32) []byte {
+	return renumbered(x.t, x.own, craftInitiation(x.t, x.own, x.its), index)
+}
+
+// answer is a message for an index of this device's.
+func answer(kind, index uint32) []byte {
+	m := make([]byte, responseSize)
+	binary.LittleEndian.PutUint32(m, kind)
+	at := 4
+	if kind == typeResponse {
+		at = 8
+	}
+	binary.LittleEndian.PutUint32(m[at:], index)
+	return m
+}
+
+// given returns the types of the messages that the device was given, and forgets
+// them.
+func (x *bound) given() (kinds []uint32) {
+	for len(x.relayed) > 0 {
+		kinds = append(kinds, messageType((<-x.relayed).data))
+	}
+	return kinds
+}
+
+func (x *bound) want(what string, got, want []uint32) {
+	x.t.Helper()
+	if !slices.Equal(got, want) {
+		x.t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+// TestOneOfTwoBeginnersWaits: of two devices that begin a handshake at the same
+// time, the one with the lesser key lets the other's wait for the answer to its
+// own, and takes it where that stays out.
+func TestOneOfTwoBeginnersWaits(t *testing.T) {
+	for name, test := range map[string]struct {
+		first    bool
+		age      time.Duration // of our own
+		answered bool
+		at, then []uint32 // what the device is given at once, and after yieldTime
+	}{
+		"ours is answered": {first: true, answered: true, at: []uint32{typeResponse}},
+		"ours is lost":     {first: true, then: []uint32{typeInitiation}},
+		"ours is old":      {first: true, age: yieldTime, at: []uint32{typeInitiation}},
+		"theirs goes on":   {first: false, at: []uint32{typeInitiation}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newBound(t, test.first)
+				x.begin(5)
+				time.Sleep(test.age)
+				x.handleRelayed(x.peer.key, x.initiation(1))
+				if test.answered {
+					time.Sleep(100 * time.Millisecond)
+					x.handleRelayed(x.peer.key, answer(typeResponse, 5))
+				}
+				x.want("at once", x.given(), test.at)
+				time.Sleep(2 * yieldTime)
+				synctest.Wait()
+				x.want("later", x.given(), test.then)
+			})
+		})
+	}
+}
+
+// TestWaitingInitiationsAreFew: what waits is bounded, and what does not fit goes
+// to the device, as without waiting.
+func TestWaitingInitiationsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, true)
+		x.begin(5)
+		for i := range uint32(maxHeld + 2) {
+			x.handleRelayed(x.peer.key, x.initiation(i))
+		}
+		x.want("what does not fit", x.given(), []uint32{typeInitiation, typeInitiation})
+		time.Sleep(2 * yieldTime)
+		synctest.Wait()
+		if n := len(x.given()); n != maxHeld {
+			t.Errorf("%d were given to the device later, want %d", n, maxHeld)
+		}
+		if n := x.counters.snapshot().YieldedInitiations; n != maxHeld {
+			t.Errorf("%d are counted, want %d", n, maxHeld)
+		}
+	})
+}
+
+// TestLostHandshakesAreSentAgain: an initiation that nothing comes for is sent
+// again before the device makes another, and the answer to it, where the peer
+// repeats it; and both by another path as soon as there is one. What has arrived
+// is not.
+func TestLostHandshakesAreSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, false)
+		x.begin(5)
+		time.Sleep(pendingLife)
+		synctest.Wait()
+		x.want("an initiation without an answer", x.relay.kinds(), []uint32{1, 1, 1, 1})
+
+		x.begin(6)
+		time.Sleep(200 * time.Millisecond)
+		x.handleRelayed(x.peer.key, answer(typeResponse, 6))
+		other := &recordingRelay{}
+		x.peer.SetPath(Path{Relay: other})
+		time.Sleep(pendingLife)
+		synctest.Wait()
+		x.want("an initiation with an answer", x.relay.kinds(), []uint32{typeInitiation})
+		x.want("the same by another path", other.kinds(), nil)
+		x.given()
+
+		initiation := x.initiation(1)
+		x.handleRelayed(x.peer.key, initiation)
+		x.respond(7)
+		for range 3 {
+			time.Sleep(replyInterval)
+			x.handleRelayed(x.peer.key, initiation)
+			x.handleRelayed(x.peer.key, initiation)
+		}
+		x.want("given to the device", x.given(), []uint32{typeInitiation})
+		x.want("responses", other.kinds(), []uint32{2, 2, 2, 2})
+		x.peer.SetPath(Path{Relay: x.relay})
+		x.want("the response by another path", x.relay.kinds(), []uint32{typeResponse})
+		x.handleRelayed(x.peer.key, answer(typeTransport, 7))
+		time.Sleep(replyInterval)
+		x.handleRelayed(x.peer.key, initiation)
+		x.peer.SetPath(Path{Relay: other})
+		x.want("a response that has arrived", slices.Concat(x.relay.kinds(), other.kinds()), nil)
+		if n := x.counters.snapshot(); n.ReplayedInitiations != 7 || n.RepeatedHandshakes != 6 {
+			t.Errorf("%d repetitions counted, %d sent", n.ReplayedInitiations, n.RepeatedHandshakes)
+		}
+		x.indexes.forget(x.peer)
+	})
+}
