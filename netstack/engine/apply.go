@@ -192,6 +192,7 @@ func (c *control) remove(p *peer) {
 	c.drainCuts(p)
 	c.collect(p, c.now())
 	c.e.host.retire(p)
+	c.retirePaths(p)
 	delete(c.peers, p.key)
 	c.deadlines.set(p, time.Time{})
 	p.rearm, p.sweep, p.collect = time.Time{}, time.Time{}, time.Time{}

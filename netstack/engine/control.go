@@ -73,8 +73,10 @@ type control struct {
 	connected []netip.Prefix
 	unguarded bool // whether it was said that the router cannot guard
 	stats     controlStats
-	events    []filter.Event  // of collect, kept for the next one
-	checks    []chan struct{} // closed when the round of STUN is over
+	// retired is what the agents of removed peers have counted, by pathEvents.
+	retired map[string]uint64
+	events  []filter.Event  // of collect, kept for the next one
+	checks  []chan struct{} // closed when the round of STUN is over
 }
 
 // controlStats counts what the control goroutine dropped.
@@ -91,7 +93,8 @@ func newControl(e *Engine) (*control, error) {
 	e.flows.update(func(*flowlog.Log) { e.flows.log = flowlog.New(binary.NativeEndian.Uint64(raw[16:])) })
 	now := e.cfg.Now()
 	c := &control{
-		e: e, quota: new(quota), began: now,
+		retired: make(map[string]uint64),
+		e:       e, quota: new(quota), began: now,
 		seed:    [2]uint64{binary.NativeEndian.Uint64(raw[:]), binary.NativeEndian.Uint64(raw[8:])},
 		nat:     nat.New(nat.Config{Rand: e.cfg.Rand}, now),
 		peers:   make(map[ident.NodeKey]*peer),

@@ -55,7 +55,10 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- filteredDesc[d]
 		out <- passedDesc[d]
 	}
-	for _, d := range []*prometheus.Desc{lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayEventDesc} {
+	for _, d := range []*prometheus.Desc{
+		lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayEventDesc,
+		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc,
+	} {
 		out <- d
 	}
 }
@@ -111,7 +114,8 @@ func (c *control) metrics() []prometheus.Metric {
 	for kind, n := range paths {
 		out = append(out, gauge(peersDesc, float64(n), string(kind)))
 	}
-	return append(append(out, gauge(flowsDesc, float64(flows))), c.relayMetrics()...)
+	out = append(append(out, gauge(flowsDesc, float64(flows))), c.relayMetrics()...)
+	return append(out, c.eventMetrics()...)
 }
 
 func (c *control) relayMetrics() []prometheus.Metric {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -310,30 +311,53 @@ func TestCollectorIsSound(t *testing.T) {
 	if err := registry.Register(b.engine.Collector()); err != nil {
 		t.Fatal(err)
 	}
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := make(map[string]float64)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, l := range m.GetLabel() {
-				name += fmt.Sprintf(" %s=%s", l.GetName(), l.GetValue())
-			}
-			found[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+	gather := func() map[string]float64 {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
 		}
+		found := make(map[string]float64)
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				name := f.GetName()
+				for _, l := range m.GetLabel() {
+					name += fmt.Sprintf(" %s=%s", l.GetName(), l.GetValue())
+				}
+				found[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+		return found
 	}
+	found := gather()
 	for name, want := range map[string]float64{
 		"warren_inbound_dropped_packets_total family=ipv4 reason=drop_no_rule": 1,
-		"warren_peers path=direct": 1,
+		"warren_peers path=direct":                1,
+		"warren_port_mapping state=off":           1,
+		"warren_port_mapping state=active":        0,
+		"warren_stun_events_total event=response": 0, // it has no servers
 	} {
 		if found[name] != want {
 			t.Errorf("%s is %v, want %v", name, found[name], want)
 		}
 	}
+	for _, name := range []string{"ping_sent", "pong_accepted", "primary_changed"} {
+		if found["warren_path_events_total event="+name] == 0 {
+			t.Errorf("path event %s: none", name)
+		}
+	}
 	if found["warren_inbound_packets_total path=direct_ipv4"] < 2 {
 		t.Errorf("inbound packets: %v", found["warren_inbound_packets_total path=direct_ipv4"])
+	}
+	// What was counted about a peer stays counted when there is none any more.
+	b.apply(t, b.Config(now, nil))
+	without := gather()
+	for name, n := range found {
+		if strings.HasPrefix(name, "warren_path_events_total") && without[name] < n {
+			t.Errorf("%s fell from %v to %v", name, n, without[name])
+		}
+	}
+	if without["warren_peers path=direct"] != 0 {
+		t.Error("the peer is still there")
 	}
 }
 

@@ -155,6 +155,9 @@ type CandidateState struct {
 	MTU int
 }
 
+// Stats returns the counters.
+func (a *Agent) Stats() Stats { return a.stats }
+
 // Snapshot returns the state for people. It costs one allocation for the list.
 func (a *Agent) Snapshot() Snapshot {
 	s := Snapshot{

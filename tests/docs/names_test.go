@@ -54,7 +54,7 @@ var metricName = regexp.MustCompile(`^warren_[a-z_]+`)
 func TestMetricsNamedAreThere(t *testing.T) {
 	var declared strings.Builder
 	for _, name := range []string{
-		"netstack/engine/metrics.go", "netstack/relay/relayserver/metrics.go", "client/agent/metrics.go", "client/agent/userspace.go", "coordinator/server/metrics.go",
+		"netstack/engine/metrics.go", "netstack/engine/events.go", "netstack/relay/relayserver/metrics.go", "client/agent/metrics.go", "client/agent/userspace.go", "coordinator/server/metrics.go",
 	} {
 		source, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
