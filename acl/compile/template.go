@@ -395,13 +395,7 @@ func (b *builder) place(c *compiledRule, g *destinationGroup, sources *sourceSid
 	}
 	base.Capabilities = capabilities(c.rule.App)
 	c.in = b.spread(c, c.in, l.targets, base, from, false)
-	var backward []ruleset.Capability
-	for _, app := range c.rule.App {
-		if name := companion(app.Name); name != "" {
-			backward = append(backward, ruleset.Capability{Name: name})
-		}
-	}
-	if len(backward) > 0 {
+	if backward := companions(c.rule.App); len(backward) > 0 {
 		base.Capabilities = backward
 		for i := range to {
 			if slices.Equal(to[i].Prefixes, everywhere) && to[i].Labels.Len() == 0 {
@@ -449,13 +443,7 @@ func (b *builder) placeSelf(c *compiledRule, base ruleset.Rule, sources []patter
 	}
 	base.Capabilities = capabilities(c.rule.App)
 	c.in = b.spread(c, c.in, l.targets, base, from, true)
-	var backward []ruleset.Capability
-	for _, app := range c.rule.App {
-		if name := companion(app.Name); name != "" {
-			backward = append(backward, ruleset.Capability{Name: name})
-		}
-	}
-	if len(backward) > 0 {
+	if backward := companions(c.rule.App); len(backward) > 0 {
 		base.Capabilities = backward
 		c.in = b.spread(c, c.in, l.sources, base, []ruleset.Selector{{}}, true)
 	}
@@ -494,6 +482,17 @@ func capabilities(apps []policy.App) []ruleset.Capability {
 	out := make([]ruleset.Capability, len(apps))
 	for i, app := range apps {
 		out[i] = ruleset.Capability{Name: app.Name, Values: app.Values}
+	}
+	return out
+}
+
+// companions returns the capabilities that are granted in the opposite direction.
+func companions(apps []policy.App) []ruleset.Capability {
+	var out []ruleset.Capability
+	for _, app := range apps {
+		if name := companion(app.Name); name != "" {
+			out = append(out, ruleset.Capability{Name: name})
+		}
 	}
 	return out
 }

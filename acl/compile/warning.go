@@ -275,14 +275,7 @@ func (c *coverage) coverSources(accept, deny []uint32) extent {
 		all = all && best == wholly
 		some = some || best != apart
 	}
-	switch {
-	case all:
-		return wholly
-	case some:
-		return partly
-	default:
-		return apart
-	}
+	return extentOf(all, some)
 }
 
 // cover says how much of what the first selector picks the second picks too,
@@ -361,6 +354,11 @@ func coverPrefixes(x, y []netip.Prefix) extent {
 		}
 		all = all && covered
 	}
+	return extentOf(all, some)
+}
+
+// extentOf is how far something is covered of which all or some is.
+func extentOf(all, some bool) extent {
 	switch {
 	case all:
 		return wholly
@@ -390,14 +388,7 @@ func coverServices(accept, deny []policy.Service) extent {
 			all = all && covered
 		}
 	}
-	switch {
-	case all:
-		return wholly
-	case some:
-		return partly
-	default:
-		return apart
-	}
+	return extentOf(all, some)
 }
 
 // DescribeLabel says in words what a rule asks for with the label of that
