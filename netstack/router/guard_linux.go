@@ -9,6 +9,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/warren-overlay/warren/netstack/sock"
 )
 
 // guard writes the chains of our table. Base chains of other tables can drop
@@ -276,31 +278,15 @@ func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) 
 // foreign returns the networks of other interfaces that lie in the overlay's
 // ranges, as behind the translation of a provider (RFC 6598).
 func (r *kernelRouter) foreign(overlay []netip.Prefix) ([]netip.Prefix, error) {
-	interfaces, err := net.Interfaces()
+	all, err := sock.InterfacePrefixes(func(ifi net.Interface) bool { return ifi.Name != r.name })
 	if err != nil {
-		return nil, fmt.Errorf("router: listing interfaces: %w", err)
+		return nil, fmt.Errorf("router: %w", err)
 	}
 	var out []netip.Prefix
-	for _, ifi := range interfaces {
-		if ifi.Name == r.name {
-			continue
-		}
-		addrs, err := ifi.Addrs()
-		if err != nil {
-			continue // it vanished meanwhile
-		}
-		for _, a := range addrs {
-			ipNet, ok := a.(*net.IPNet)
-			if !ok {
-				continue
-			}
-			addr, _ := netip.AddrFromSlice(ipNet.IP)
-			ones, _ := ipNet.Mask.Size()
-			addr = addr.Unmap()
-			for _, p := range overlay {
-				if p.Contains(addr) && ones > p.Bits() {
-					out = append(out, netip.PrefixFrom(addr, ones).Masked())
-				}
+	for _, a := range all {
+		for _, p := range overlay {
+			if p.Contains(a.Addr()) && a.Bits() > p.Bits() {
+				out = append(out, a.Masked())
 			}
 		}
 	}

@@ -29,17 +29,35 @@ type LocalConfig struct {
 // that are up, without link-local ones (they mean nothing without a zone), and
 // as cfg says. A host without any yields none.
 func LocalAddrs(cfg LocalConfig) ([]netip.Addr, error) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
-	}
 	var guests map[string]bool
 	if links, err := listLinks(); err == nil && !cfg.Containers {
 		guests = bridges(links)
 	}
+	all, err := InterfacePrefixes(func(ifi net.Interface) bool { return cfg.wantInterface(ifi.Name, ifi.Flags, guests) })
+	if err != nil {
+		return nil, err
+	}
 	var found []netip.Addr
+	for _, p := range all {
+		if cfg.wantAddr(p.Addr()) {
+			found = append(found, p.Addr())
+		}
+	}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return slices.Compact(found), nil
+}
+
+// InterfacePrefixes returns the addresses of those interfaces of this host that
+// are wanted, unmapped and each with the length of its network, in the system's
+// order.
+func InterfacePrefixes(want func(net.Interface) bool) ([]netip.Prefix, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
+	}
+	var all []netip.Prefix
 	for _, ifi := range interfaces {
-		if !cfg.wantInterface(ifi.Name, ifi.Flags, guests) {
+		if !want(ifi) {
 			continue
 		}
 		addrs, err := ifi.Addrs()
@@ -51,13 +69,14 @@ func LocalAddrs(cfg LocalConfig) ([]netip.Addr, error) {
 			if !ok {
 				continue
 			}
-			if addr, ok := netip.AddrFromSlice(ipNet.IP); ok && cfg.wantAddr(addr.Unmap()) {
-				found = append(found, addr.Unmap())
+			addr, ok := netip.AddrFromSlice(ipNet.IP)
+			ones, bits := ipNet.Mask.Size()
+			if addr = addr.Unmap(); ok && bits == addr.BitLen() {
+				all = append(all, netip.PrefixFrom(addr, ones))
 			}
 		}
 	}
-	slices.SortFunc(found, netip.Addr.Compare)
-	return slices.Compact(found), nil
+	return all, nil
 }
 
 // containerInterfaces are the names, up to a number or an identifier, that
@@ -98,32 +117,12 @@ func (cfg LocalConfig) wantAddr(addr netip.Addr) bool {
 // repetition: of interfaces that are up, without loopback and link-local ones,
 // and without those whose address is in own.
 func ConnectedPrefixes(own []netip.Prefix) ([]netip.Prefix, error) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
-	}
 	cfg := LocalConfig{Overlay: own, Containers: true}
-	var found []netip.Prefix
-	for _, ifi := range interfaces {
-		if !cfg.wantInterface(ifi.Name, ifi.Flags, nil) {
-			continue
-		}
-		addrs, err := ifi.Addrs()
-		if err != nil {
-			continue // it vanished meanwhile
-		}
-		for _, a := range addrs {
-			ipNet, ok := a.(*net.IPNet)
-			if !ok {
-				continue
-			}
-			addr, ok := netip.AddrFromSlice(ipNet.IP)
-			ones, bits := ipNet.Mask.Size()
-			if addr = addr.Unmap(); ok && bits == addr.BitLen() && cfg.wantAddr(addr) {
-				found = append(found, netip.PrefixFrom(addr, ones))
-			}
-		}
+	found, err := InterfacePrefixes(func(ifi net.Interface) bool { return cfg.wantInterface(ifi.Name, ifi.Flags, nil) })
+	if err != nil {
+		return nil, err
 	}
+	found = slices.DeleteFunc(found, func(p netip.Prefix) bool { return !cfg.wantAddr(p.Addr()) })
 	slices.SortFunc(found, netip.Prefix.Compare)
 	return slices.Compact(found), nil
 }

@@ -55,7 +55,7 @@ var table = []pkg{
 	{"netstack/route", pure, "overlay address to peer", []string{"acl/ident"}},
 	{"netstack/sock", shell, "UDP sockets, batching, rebind", nil},
 	{"netstack/tun", shell, "the system's TUN device, addresses, routes", nil},
-	{"netstack/router", shell, "the kernel between the overlay and the machine's networks", nil},
+	{"netstack/router", shell, "the kernel between the overlay and the machine's networks", []string{"netstack/sock"}},
 
 	{"netstack/config", pure, "the desired data plane, shared by client and engine", []string{"acl/ident", "acl/ruleset", "acl/authority"}},
 	{"netstack/nat", pure, "a node's own public endpoints", []string{"netstack/stun", "acl/ident"}},
