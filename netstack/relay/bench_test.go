@@ -92,9 +92,10 @@ const (
 func (f *forwarder) forward(now time.Time) {
 	for _, b := range f.burst {
 		copy(b, f.header[:])
-		if to, out := f.server.HandleDatagram(f.from, b, now); to != f.to || len(out) != len(b) {
-			f.tb.Fatalf("%d bytes to %v: %+v", len(out), to, f.server.Snapshot().Stats)
-		}
+	}
+	to, out, handled := f.server.HandleDatagrams(f.from, f.burst[:], now)
+	if to != f.to || len(out) != len(f.burst) || handled != len(f.burst) {
+		f.tb.Fatalf("%d datagrams of %d to %v: %+v", len(out), handled, to, f.server.Snapshot().Stats)
 	}
 	f.server.HandleBacklog(false, now)
 }

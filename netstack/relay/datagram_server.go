@@ -213,32 +213,80 @@ func (s *Server) bindDatagrams(from netip.AddrPort, b []byte) (netip.AddrPort, [
 	return from, writeBinding(b, datagramBound, d.tag, d.number, sequence, nil, d.key)
 }
 
+// HandleDatagrams is HandleDatagram for datagrams that came one behind the other
+// from one address, and looks up but once what they have in common. It handles
+// some from the front, at least one, and returns how many, and what is to be sent
+// for them and where; to is invalid for nothing. out aliases datagrams, whose
+// elements it may replace. A shell goes on with the rest; there must be one.
+func (s *Server) HandleDatagrams(from netip.AddrPort, datagrams [][]byte, now time.Time) (to netip.AddrPort, out [][]byte, handled int) {
+	s.clock(now)
+	if s.datagrams != nil && IsDatagramPacket(datagrams[0]) {
+		if to, out, handled = s.forwardRun(from, datagrams); handled > 0 {
+			return to, out, handled
+		}
+	}
+	to, answer := s.HandleDatagram(from, datagrams[0], now)
+	if !to.IsValid() {
+		return to, nil, 1
+	}
+	datagrams[0] = answer
+	return to, datagrams[:1], 1
+}
+
+// forwardRun is forwardDatagram for the packets in front that have one header and
+// go on as datagrams. It handles none where the first is not such a one.
+func (s *Server) forwardRun(from netip.AddrPort, datagrams [][]byte) (to netip.AddrPort, out [][]byte, handled int) {
+	t, number := readHeader(datagrams[0])
+	c, dst := s.datagramsFrom(from), s.memberOf(number)
+	if c == nil || c.datagrams.tag != t || dst == nil || dst.member.network != c.member.network {
+		return to, nil, 0
+	}
+	if to = dst.datagrams.source; !to.IsValid() || s.silent(dst) {
+		return netip.AddrPort{}, nil, 0
+	}
+	var reply [DatagramHeader]byte
+	putHeader(reply[:], datagramData, dst.datagrams.tag, c.datagrams.number)
+	header, replaced := binary.NativeEndian.Uint64(datagrams[0]), binary.NativeEndian.Uint64(reply[:])
+	limit := DatagramHeader + MaxDatagramPayload(to.Addr())
+	c.rate.refill(s.now)
+	begin, end := 0, 0
+	for handled < len(datagrams) {
+		b := datagrams[handled]
+		if len(b) <= DatagramHeader || len(b) > limit || binary.NativeEndian.Uint64(b) != header {
+			break
+		}
+		handled++
+		if !s.admitPacket(c, len(b)-DatagramHeader) {
+			if begin < end {
+				break
+			}
+			begin, end = handled, handled
+			continue
+		}
+		binary.NativeEndian.PutUint64(b, replaced)
+		end = handled
+	}
+	if begin == end {
+		return netip.AddrPort{}, nil, handled
+	}
+	s.stats.PacketsOut += uint64(end - begin)
+	s.stats.DatagramsForwarded += uint64(end - begin)
+	return to, datagrams[begin:end], handled
+}
+
+// forwardDatagram takes one packet; b has a header.
 func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort, []byte) {
 	t, number := readHeader(b)
-	c := s.datagrams.from
-	if c == nil || c.datagrams.source != from {
-		c = s.datagrams.bySource[from]
-		s.datagrams.from = c
-	}
+	c := s.datagramsFrom(from)
 	payload := b[DatagramHeader:]
 	if c == nil || c.datagrams.tag != t || len(payload) == 0 {
 		return s.answerStale(from, b)
 	}
-	s.stats.PacketsIn++
-	s.stats.BytesIn += uint64(len(payload))
-	if !c.rate.take(int64(len(payload)), s.now) {
-		s.stats.DroppedRate++
+	c.rate.refill(s.now)
+	if !s.admitPacket(c, len(payload)) {
 		return netip.AddrPort{}, nil
 	}
-	if !s.datagrams.share.admit(&c.datagrams.window, len(payload)) {
-		s.stats.DroppedShare++
-		return netip.AddrPort{}, nil
-	}
-	dst := s.datagrams.to
-	if dst == nil || dst.datagrams.number != number {
-		dst = s.datagrams.byNumber[number]
-		s.datagrams.to = dst
-	}
+	dst := s.memberOf(number)
 	if dst == nil {
 		if heir := s.heir(c, number); heir != nil {
 			s.enqueue(heir, c.member.key, payload)
@@ -259,6 +307,42 @@ func (s *Server) forwardDatagram(from netip.AddrPort, b []byte) (netip.AddrPort,
 	s.stats.PacketsOut++
 	s.stats.DatagramsForwarded++
 	return to, b
+}
+
+// datagramsFrom returns the connection that an address is bound to, nil for none.
+func (s *Server) datagramsFrom(from netip.AddrPort) *conn {
+	if c := s.datagrams.from; c != nil && c.datagrams.source == from {
+		return c
+	}
+	c := s.datagrams.bySource[from]
+	s.datagrams.from = c
+	return c
+}
+
+// memberOf returns the connection that has a number, nil for none.
+func (s *Server) memberOf(number uint32) *conn {
+	if c := s.datagrams.to; c != nil && c.datagrams.number == number {
+		return c
+	}
+	c := s.datagrams.byNumber[number]
+	s.datagrams.to = c
+	return c
+}
+
+// admitPacket counts a packet of a connection, whose rate was refilled, and
+// reports whether it may pass.
+func (s *Server) admitPacket(c *conn, size int) bool {
+	s.stats.PacketsIn++
+	s.stats.BytesIn += uint64(size)
+	if !c.rate.spend(int64(size)) {
+		s.stats.DroppedRate++
+		return false
+	}
+	if !s.datagrams.share.admit(&c.datagrams.window, size) {
+		s.stats.DroppedShare++
+		return false
+	}
+	return true
 }
 
 // heir returns the connection of the member that had a number before its last
@@ -331,12 +415,16 @@ func (s *Server) datagramsTo(c *conn, size int) netip.AddrPort {
 	if d == nil || !d.source.IsValid() || size > MaxDatagramPayload(d.source.Addr()) {
 		return netip.AddrPort{}
 	}
-	if s.now.Sub(d.heard) >= datagramWait {
+	if s.silent(c) {
 		s.unbind(c)
 		return netip.AddrPort{}
 	}
 	return d.source
 }
+
+// silent reports whether a connection with datagrams has not bound its address
+// for too long.
+func (s *Server) silent(c *conn) bool { return s.now.Sub(c.datagrams.heard) >= datagramWait }
 
 // HandleBacklog tells whether datagrams wait faster than they are taken, after
 // each batch. While they do, who sends most is cut back to what others may have

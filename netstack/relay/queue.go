@@ -203,17 +203,26 @@ func newBucketOf(rate, burst int64, now time.Time) bucket {
 
 // take takes n of it, if they are there.
 func (b *bucket) take(n int64, now time.Time) bool {
-	full := b.burst
-	if b.level < full {
-		if elapsed := min(now.Sub(b.at), time.Minute); elapsed > 0 {
-			if gained := int64(float64(b.rate) * elapsed.Seconds()); gained > 0 {
-				b.level = min(b.level+gained, full)
-				b.at = now
-			}
-		}
-	} else {
+	b.refill(now)
+	return b.spend(n)
+}
+
+// refill adds what was gained until now.
+func (b *bucket) refill(now time.Time) {
+	if b.level >= b.burst {
 		b.at = now
+		return
 	}
+	if elapsed := min(now.Sub(b.at), time.Minute); elapsed > 0 {
+		if gained := int64(float64(b.rate) * elapsed.Seconds()); gained > 0 {
+			b.level = min(b.level+gained, b.burst)
+			b.at = now
+		}
+	}
+}
+
+// spend takes n of what is there.
+func (b *bucket) spend(n int64) bool {
 	if b.level < n {
 		return false
 	}

@@ -78,13 +78,22 @@ func (s *Server) forward(r sock.Reader) {
 		}
 		s.mu.Lock()
 		now := s.now()
-		for i, b := range datagrams {
-			if stun.Is(b) {
+		for i := 0; i < len(datagrams); {
+			if stun.Is(datagrams[i]) {
 				out.questions = append(out.questions, i)
+				i++
 				continue
 			}
-			if to, answer := s.core.HandleDatagram(from[i], b, now); to.IsValid() {
-				out.add(to, answer)
+			end := i + 1
+			for end < len(datagrams) && from[end] == from[i] && !stun.Is(datagrams[end]) {
+				end++
+			}
+			for source := from[i]; i < end; {
+				to, packets, handled := s.core.HandleDatagrams(source, datagrams[i:end], now)
+				if to.IsValid() {
+					out.add(to, packets)
+				}
+				i += handled
 			}
 		}
 		s.core.HandleBacklog(full, now)
@@ -93,7 +102,7 @@ func (s *Server) forward(r sock.Reader) {
 		for _, i := range out.questions {
 			s.questions.Add(1)
 			if answer, ok := stun.Respond(nil, datagrams[i], from[i]); ok {
-				out.add(from[i], answer)
+				out.add(from[i], [][]byte{answer})
 			}
 		}
 		for i := range out.runs[:out.used] {
@@ -118,14 +127,14 @@ type run struct {
 	packets [][]byte
 }
 
-// add appends a datagram to the run of its destination, so that the order
+// add appends datagrams to the run of their destination, so that the order
 // towards each stays.
-func (b *batch) add(to netip.AddrPort, packet []byte) {
+func (b *batch) add(to netip.AddrPort, packets [][]byte) {
 	if b.last >= b.used || b.runs[b.last].to != to {
 		b.last = b.find(to)
 	}
 	r := &b.runs[b.last]
-	r.packets = append(r.packets, packet)
+	r.packets = append(r.packets, packets...)
 }
 
 func (b *batch) find(to netip.AddrPort) int {
