@@ -227,6 +227,9 @@ func (s *Stream) CutAfter(t testing.TB, begin time.Time) time.Duration {
 	return max(0, time.Unix(0, s.last.Load()).Sub(begin))
 }
 
+// Last returns when the last line arrived.
+func (s *Stream) Last() time.Time { return time.Unix(0, s.last.Load()) }
+
 // Lines returns how many lines have arrived.
 func (s *Stream) Lines() int64 { return s.lines.Load() }
 

@@ -32,6 +32,7 @@ type Host struct {
 	// host.
 	Env []string
 
+	clock string // the file of OwnClock, empty for the machine's clock
 	t     testing.TB
 	space netns.NsHandle
 	calls chan func()

@@ -21,8 +21,6 @@ import (
 
 // build makes the programs once for each test binary.
 var build = sync.OnceValues(func() (string, error) {
-	_, file, _, _ := runtime.Caller(0)
-	root := filepath.Dir(filepath.Dir(filepath.Dir(file)))
 	// The directory belongs to the whole run of the test binary; the system's
 	// temporary directory is where such things are left.
 	removeStale(os.TempDir())
@@ -30,15 +28,22 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return dir, compile(dir)
+})
+
+// compile makes the programs in dir, with further flags of go build.
+func compile(dir string, flags ...string) error {
+	_, file, _, _ := runtime.Caller(0)
+	root := filepath.Dir(filepath.Dir(filepath.Dir(file)))
 	for _, program := range []string{"warren", "warren-coordinator", "warren-relay"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, program), "./cmd/"+program)
+		cmd := exec.Command("go", append(append([]string{"build", "-trimpath"}, flags...), "-o", filepath.Join(dir, program), "./cmd/"+program)...)
 		cmd.Dir = root
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
+			return fmt.Errorf("building %s: %w\n%s", program, err, out)
 		}
 	}
-	return dir, nil
-})
+	return nil
+}
 
 // directoryPrefix begins the name of a directory of programs; the process id of
 // the test binary follows.
@@ -167,7 +172,7 @@ func (c *Coordinator) urlFor(h *Host) string {
 func (c *Coordinator) Start() {
 	c.t.Helper()
 	args := append([]string{"serve", "--data", c.Dir, "--listen", ":8080", "--log-level", "debug"}, c.flags...)
-	c.process = c.Host.launch(c.t, Program(c.t, "warren-coordinator"), args...)
+	c.process = c.Host.launch(c.t, c.Host.program(c.t, "warren-coordinator"), args...)
 	Eventually(c.t, 20*time.Second, func() error {
 		_, err := c.Try("users", "list")
 		return err
@@ -199,7 +204,7 @@ func (c *Coordinator) Admin(args ...string) string {
 
 // Try is Admin for commands that may be refused.
 func (c *Coordinator) Try(args ...string) (string, error) {
-	return run(c.Host, Program(c.t, "warren-coordinator"), append([]string{"--data", c.Dir}, args...)...)
+	return run(c.Host, c.Host.program(c.t, "warren-coordinator"), append([]string{"--data", c.Dir}, args...)...)
 }
 
 // Fingerprint returns the fingerprint of the coordinator's network.
@@ -258,7 +263,7 @@ func (n *Node) Start() {
 	args := append([]string{
 		"daemon", "--state", n.State(), "--socket", n.socket(), "--log-level", "debug",
 	}, n.flags...)
-	n.process = n.Host.launch(n.t, Program(n.t, "warren"), args...)
+	n.process = n.Host.launch(n.t, n.Host.program(n.t, "warren"), args...)
 	Eventually(n.t, 20*time.Second, func() error {
 		_, err := os.Stat(n.socket())
 		return err
@@ -315,12 +320,12 @@ func (n *Node) CLI(args ...string) string {
 
 // Try is CLI for commands that may be refused.
 func (n *Node) Try(args ...string) (string, error) {
-	return run(n.Host, Program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
+	return run(n.Host, n.Host.program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
 }
 
 // Command returns a user's command that the caller starts with Host.Start.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, Program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
+	return exec.CommandContext(ctx, n.Host.program(n.t, "warren"), append([]string{"--socket", n.socket()}, args...)...)
 }
 
 // Up joins the coordinator's network by a key.

@@ -15,6 +15,7 @@ type Relay struct {
 	Name string
 
 	t       testing.TB
+	port    uint16
 	args    []string
 	process *process
 }
@@ -31,8 +32,13 @@ func (h *Host) RelayURL() string {
 // it by the name and by Host.RelayURL.
 func (h *Host) Relay(t testing.TB, c *Coordinator, name string) *Relay {
 	t.Helper()
-	r := &Relay{Host: h, Name: name, t: t, args: []string{
-		"serve", "--name", name, "--listen", netip.AddrPortFrom(h.V4, relayPort).String(), "--udp-listen", "off", "--metrics-listen", "off",
+	return h.relayAt(t, c, name, relayPort)
+}
+
+func (h *Host) relayAt(t testing.TB, c *Coordinator, name string, port uint16) *Relay {
+	t.Helper()
+	r := &Relay{Host: h, Name: name, t: t, port: port, args: []string{
+		"serve", "--name", name, "--listen", netip.AddrPortFrom(h.V4, port).String(), "--udp-listen", "off", "--metrics-listen", "off",
 		"--data", filepath.Join(t.TempDir(), name), "--coordinator", c.urlFor(h), "--fingerprint", c.Fingerprint(), "--log-level", "debug",
 	}}
 	r.Start()
@@ -42,10 +48,10 @@ func (h *Host) Relay(t testing.TB, c *Coordinator, name string) *Relay {
 // Start starts the relay again after Kill or Stop and waits until it serves.
 func (r *Relay) Start() {
 	r.t.Helper()
-	r.process = r.Host.launch(r.t, Program(r.t, "warren-relay"), r.args...)
+	r.process = r.Host.launch(r.t, r.Host.program(r.t, "warren-relay"), r.args...)
 	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DialContext: r.Host.Dial, DisableKeepAlives: true}}
 	Eventually(r.t, 20*time.Second, func() error {
-		response, err := client.Get("http://" + netip.AddrPortFrom(r.Host.V4, relayPort).String() + "/")
+		response, err := client.Get("http://" + netip.AddrPortFrom(r.Host.V4, r.port).String() + "/")
 		if err == nil {
 			response.Body.Close()
 		}
