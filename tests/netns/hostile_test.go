@@ -1,0 +1,116 @@
+//go:build linux
+
+package netns
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-overlay/warren/tests/lab"
+)
+
+// hostilePolicy lets everybody reach the database, and the web server.
+const hostilePolicy = `{
+	"tagOwners": {"tag:db": ["alice@example.com"], "tag:web": ["alice@example.com"]},
+	"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}],
+}`
+
+// TestHostileRelay is fault F20: one of two relays, which the coordinator's
+// configuration names and which admits nodes as it should, does to packets what its
+// operator likes. Nothing that nobody sent, or that was delivered before, is
+// delivered, connections carry what was sent, and where the relay does not carry
+// packets any more the nodes are at the other within 5 s.
+func TestHostileRelay(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	evilHost, goodHost := l.Host("evil"), l.Host("good")
+	coordinator := l.Host("hub").Coordinator(t, "--builtin-relay=false",
+		"--relay", "name=evil,url="+evilHost.RelayURL(), "--relay", "name=good,url="+goodHost.RelayURL())
+	evil := evilHost.HostileRelay(t, coordinator, "evil")
+	good := goodHost.Relay(t, coordinator, "good")
+	coordinator.Admin("users", "create", "alice@example.com")
+	coordinator.SetPolicy(hostilePolicy)
+	var nodes []*lab.Node
+	for _, name := range []string{"laptop", "db", "web"} {
+		n := l.Host(name).Daemon(t, "--metrics-listen", "127.0.0.1:"+metricsPort)
+		for _, other := range nodes {
+			n.Host.BlockUDP(other.Host)
+			other.Host.BlockUDP(n.Host)
+		}
+		n.Up(coordinator, coordinator.Key("--user", "alice@example.com"))
+		nodes = append(nodes, n)
+	}
+	laptop, db, web := nodes[0], nodes[1], nodes[2]
+	up := lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7002))
+	down := lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7003))
+	// The web server has traffic with both, so that all three are at one relay.
+	other := lab.StartPulse(t, laptop.Host, web.Host, address(web, "-4", 7004))
+	stream := lab.StartTransfer(t, laptop.Host, db.Host, address(db, "-4", 7000))
+	foreign := lab.StartPulse(t, web.Host, db.Host, address(db, "-4", 7005))
+
+	on := func(name string) func() error {
+		return func() error {
+			for _, pair := range [][2]*lab.Node{{laptop, db}, {db, laptop}, {laptop, web}, {web, db}} {
+				if line := path(t, pair[0], pair[1].Host.Name); !strings.Contains(line, fmt.Sprintf("relay %q", name)) {
+					return fmt.Errorf("%s: %q", pair[0].Host.Name, line)
+				}
+			}
+			return nil
+		}
+	}
+	for _, mischief := range []lab.Mischief{
+		lab.Reorder, lab.Duplicate, lab.Replay, lab.SwapSource, lab.WrongPeer, lab.Corrupt, lab.Drop,
+	} {
+		evil.Do(lab.Honest)
+		good.Kill()
+		lab.Eventually(t, 30*time.Second, on("evil"))
+		good.Start()
+		lab.Eventually(t, 60*time.Second, func() error {
+			for _, n := range nodes {
+				if got := metric(t, n, "warren_relay_connected"); got != 2 {
+					return fmt.Errorf("%s is connected to %v relays", n.Host.Name, got)
+				}
+			}
+			return nil
+		})
+		for _, p := range []*lab.Pulse{up, down, other, foreign} {
+			p.Steady(t, 30*time.Second)
+		}
+		received := metric(t, db, "warren_inbound_packets_total", `path="relay"`)
+
+		begin := time.Now()
+		evil.Do(mischief)
+		mean := time.NewTimer(8 * time.Second)
+		<-mean.C
+		done := evil.Done.Load()
+		for _, p := range []*lab.Pulse{up, down, other, foreign} {
+			p.Steady(t, 30*time.Second)
+		}
+		gap := max(up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin))
+		t.Logf("%-12v %5d packets; gaps of %v out, %v back, %v and %v of others, %v of TCP; now %s", mischief, done,
+			up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin), stream.Gap(begin), strings.Join(strings.Fields(path(t, laptop, "db"))[1:], " "))
+		if gap > failover {
+			t.Errorf("%v: a gap of %v", mischief, gap)
+		}
+		if done < 20 {
+			t.Errorf("%v: done to %d packets only", mischief, done)
+		}
+		if got := metric(t, db, "warren_inbound_packets_total", `path="relay"`); got <= received {
+			t.Errorf("%v: no packets came over relays", mischief)
+		}
+		for name, p := range map[string]*lab.Pulse{"laptop to db": up, "db to laptop": down, "laptop to web": other, "web to db": foreign} {
+			if repeated, wrong := p.Faults(); repeated != 0 || wrong != 0 {
+				t.Errorf("%v: %s: %d datagrams were delivered twice, and %d that nobody sent", mischief, name, repeated, wrong)
+			}
+		}
+		switch mischief {
+		case lab.WrongPeer, lab.Corrupt, lab.DropData, lab.Drop:
+			if err := on("good")(); err != nil {
+				t.Errorf("%v: the relay is not left: %v", mischief, err)
+			}
+		}
+	}
+	t.Logf("%d bytes arrived as they were sent", stream.Finish(t))
+}
