@@ -51,16 +51,30 @@ const (
 	signInterval = time.Second
 )
 
-func newMembers(g *authority.Genesis, state *registry.State) *Members {
+// newMembers begins with what relays were told before the coordinator started, as
+// far as it is on record: devices that were revoked lately, and those of suspended
+// users, whenever that was. A relay that starts after the coordinator knows of
+// nothing else. Keys that were rotated or logged out are not on record: whoever
+// holds one gave it up, and a token for it ends within RelayTokenValidity.
+func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Members {
 	m := &Members{
 		genesis: g, network: g.Fingerprint().String(),
 		keyOf: make(map[ident.NodeID]ident.NodeKey), byKey: make(map[ident.NodeKey]ident.NodeID),
 	}
 	for _, d := range state.Devices() {
-		if !state.Suspended(d.Owner) {
-			m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
+		if state.Suspended(d.Owner) {
+			m.gone = append(m.gone, goneKey{d.NodeKey, now})
+			continue
+		}
+		m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
+	}
+	for _, r := range state.Revocations() {
+		if _, member := m.byKey[r.NodeKey]; !member && now.Sub(r.Revoked) < goneLife {
+			m.gone = append(m.gone, goneKey{r.NodeKey, r.Revoked})
 		}
 	}
+	slices.SortStableFunc(m.gone, func(a, b goneKey) int { return a.at.Compare(b.at) })
+	m.forgetLocked(now) // nobody else has m yet
 	return m
 }
 
