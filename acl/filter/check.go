@@ -69,7 +69,7 @@ func (p *Peer) count(d Direction, version uint8, r Reason) {
 // Drop. The order of its questions is part of what it does: who sent the packet
 // and to whom comes before everything that is remembered of earlier ones.
 func (p *Peer) check(i *packet.Info, d Direction, now time.Time, decision *Decision) {
-	if p.removed {
+	if p.removed || p.ends != never && p.clock(now) >= p.ends {
 		decision.Reason = DropRemoved
 		return
 	}

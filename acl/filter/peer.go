@@ -58,6 +58,7 @@ type Peer struct {
 	sweeping  bool
 	cursor    int
 
+	ends       int64 // the tick from which on no packet passes
 	fragments  []fragmentRecord
 	icmpErrors [2]bucket // by Direction
 	rejects    []destinationBucket
@@ -71,11 +72,21 @@ type Peer struct {
 // never is a tick that is not reached.
 const never = math.MaxInt64
 
+// SetEnd says when the peer stops being one: from then on no packet passes, also
+// before the owner has called Remove. What a suspended machine slept through counts
+// as in the times that rules speak of. The zero time is never, which it is at first.
+func (p *Peer) SetEnd(end, now time.Time) {
+	p.ends = never
+	if !end.IsZero() {
+		p.ends = after(p.clock(now), end.Sub(p.base.Round(0).Add(time.Duration(p.clock(now)))))
+	}
+}
+
 // NewPeer returns the state for one peer: no flows, shields down. self and peer
 // are what the two certificates vouch for, rules the rule set narrowed to the
 // two; nil rules deny everything. The identities are not kept.
 func NewPeer(device *Device, self, peer *ident.Identity, rules *ruleset.PeerRules, now time.Time) *Peer {
-	p := &Peer{shared: device, rules: rules, base: now, flows: newTable(), due: never, lastSweep: math.MinInt64}
+	p := &Peer{shared: device, rules: rules, base: now, flows: newTable(), ends: never, due: never, lastSweep: math.MinInt64}
 	p.self, p.peer = newSides(self, peer)
 	if device.Events {
 		p.events = &eventLog{}

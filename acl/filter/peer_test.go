@@ -199,6 +199,42 @@ func TestClocksThatJumpDoNotProlongARule(t *testing.T) {
 	}
 }
 
+// TestNothingPassesAfterTheEnd: to the nanosecond, both ways, for packets of flows
+// that there are and for new ones, and by whichever clock has come further.
+func TestNothingPassesAfterTheEnd(t *testing.T) {
+	set := &ruleset.RuleSet{In: []ruleset.Rule{ruleFor("all", packet.TCP, 0, 65535)}}
+	end := benchStart.Round(0).Add(time.Minute)
+	for name, test := range map[string]struct {
+		now    time.Time
+		passes bool
+	}{
+		"before":                      {benchStart.Add(time.Minute - 1), true},
+		"at the end":                  {benchStart.Add(time.Minute), false},
+		"suspended":                   {end, false},
+		"suspended, a moment before":  {end.Add(-1), true},
+		"the wall clock was set back": {benchStart.Add(time.Hour), false},
+	} {
+		p := rig(set)
+		p.SetEnd(end, benchStart)
+		var i packet.Info
+		if !p.Receive(segment(4, 1, 80, byte(packet.SYN)), &i, benchStart).NewFlow {
+			t.Fatal("no flow")
+		}
+		for kind, packets := range map[string]Decision{
+			"a flow that there is": p.Receive(segment(4, 1, 80, byte(packet.SYN)), &i, test.now),
+			"a new one":            p.Receive(segment(4, 2, 80, byte(packet.SYN)), &i, test.now),
+		} {
+			if (packets.Verdict == Pass) != test.passes || !test.passes && packets.Reason != DropRemoved {
+				t.Errorf("%s, %s: %+v", name, kind, packets)
+			}
+		}
+		p.SetEnd(time.Time{}, benchStart)
+		if d := p.Receive(segment(4, 3, 80, byte(packet.SYN)), &i, test.now); d.Verdict != Pass {
+			t.Errorf("%s, without an end: %+v", name, d)
+		}
+	}
+}
+
 // quota is a device's table with so much room.
 type quota struct{ flows, fragments int }
 

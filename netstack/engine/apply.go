@@ -231,6 +231,7 @@ func (c *control) refilter(p *peer, member *authority.Peer, self *ident.Identity
 	p.name = member.Name()
 	p.filter.SetRules(self, identity, narrowed, now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	c.setEnd(p, now)
 	p.mu.Unlock()
 	c.setCandidate(p)
 	c.sweep(p, now)
@@ -266,6 +267,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	}
 	p.filter = filter.NewPeer(c.filter, self, identity, rules.ForPeer(self, identity), now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
+	c.setEnd(p, now)
 	c.setCandidate(p)
 	c.takeOver(p, now)
 	c.peers[p.key] = p

@@ -173,6 +173,15 @@ func (c *control) lead() time.Duration {
 	return c.cfg.Lead
 }
 
+// setEnd has p's filter pass no packet once p's certificate or this device's own has
+// ended: a machine that wakes up may get packets before the control goroutine has
+// removed p (F12). p.mu must be held, or p in no table yet.
+func (c *control) setEnd(p *peer, now time.Time) {
+	if c.cfg != nil {
+		p.filter.SetEnd(earlier(c.endOf(p.member), c.endOf(c.cfg.Self)), now)
+	}
+}
+
 // endOf returns when a member's certificate ends, by the engine's clock.
 func (c *control) endOf(member *authority.Peer) time.Time { return member.NotAfter().Add(c.lead()) }
 

@@ -49,6 +49,7 @@ func (c *control) setFilterDevice(now time.Time) {
 	for _, p := range c.peers {
 		p.mu.Lock()
 		p.filter.SetDevice(c.filter, now)
+		c.setEnd(p, now)
 		p.mu.Unlock()
 		c.sweep(p, now)
 		c.schedule(p)

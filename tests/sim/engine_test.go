@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,6 +188,56 @@ func TestCertificateEndsWithoutAWord(t *testing.T) {
 			}
 			if a.passes(b, time.Minute) || b.passes(a, time.Minute) {
 				s.Fatal("a packet passed after the certificate has ended")
+			}
+		})
+	}
+}
+
+// TestSleptThroughTheEnd is F12 with a clock that timers do not see: a machine is
+// suspended, and a certificate or a rule ends meanwhile. What comes as soon as it is
+// awake, before any timer, is not let through, not one packet of it.
+func TestSleptThroughTheEnd(t *testing.T) {
+	for _, what := range []string{"certificate", "own certificate", "rule"} {
+		run(t, 10, func(s *sim) {
+			end := time.Now().Add(100 * time.Second).Truncate(time.Second).UTC()
+			until := func(whose string) func(*authority.Certificate) {
+				return func(c *authority.Certificate) {
+					if what == whose {
+						c.NotAfter = end
+					}
+				}
+			}
+			a, b := s.start("a", s.public("a", 1), until("certificate")), s.start("b", s.public("b", 2), until("own certificate"))
+			s.know(a, b)
+			rule := enginetest.Allow("until", a.Member, ruleset.AnyProtocol, 0)
+			if what == "rule" {
+				rule.NotAfter = end
+			}
+			b.apply(&ruleset.RuleSet{In: []ruleset.Rule{rule}})
+			a.until(b, 15*time.Second, "a packet", func() bool { return a.passes(b, 200*time.Millisecond) })
+			for range 10 {
+				if !a.passes(b, time.Second) {
+					s.Fatal("nothing passes")
+				}
+			}
+			dropped := b.engine.Status().Drops
+			b.slept.Store(int64(200 * time.Second))
+			for range 20 {
+				if a.passes(b, 100*time.Millisecond) {
+					s.Fatalf("a packet passed after the %s has ended", what)
+				}
+			}
+			now := b.engine.Status().Drops
+			count := func(drops map[string]uint64) (n uint64) {
+				for reason, d := range drops {
+					if strings.Contains(reason, "removed") || strings.Contains(reason, "rule") || strings.Contains(reason, "unknown_") {
+						n += d
+					}
+				}
+				return n
+			}
+			if count(now) == count(dropped) {
+				s.Errorf("after the %s has ended: no drop was counted: %v, before %v", what, now, dropped)
 			}
 		})
 	}

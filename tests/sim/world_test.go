@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,6 +80,9 @@ type node struct {
 	peers  []*node
 	home   string // the relay at which it was said to listen last
 	skew   time.Duration
+	// slept is for how long, in nanoseconds, the machine was suspended: its timers
+	// stood still, and its clock has gone on.
+	slept *atomic.Int64
 }
 
 // run runs a test in a bubble of its own.
@@ -165,8 +169,8 @@ func (s *sim) startSTUN(on *simnet.Host) {
 // start starts an engine on a host.
 func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certificate)) *node {
 	s.Helper()
-	skew := s.skew
-	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0), skew: skew}
+	skew, slept := s.skew, new(atomic.Int64)
+	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0), skew: skew, slept: slept}
 	client := &http.Client{Transport: &http.Transport{
 		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
@@ -190,7 +194,7 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 			return addrs, nil
 		},
 		DialRelay: relayhttp.Dialer{Client: client}.Dial,
-		Now:       func() time.Time { return time.Now().Round(0).Add(skew) },
+		Now:       func() time.Time { return time.Now().Round(0).Add(skew + time.Duration(slept.Load())) },
 		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
 		Retain:    retain,
 	})
