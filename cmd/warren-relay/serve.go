@@ -33,6 +33,7 @@ type options struct {
 	maxClients               int
 	rate                     int64
 	logFormat, logLevel      string
+	config                   string
 }
 
 func (m *Main) serve() *cobra.Command {
@@ -68,7 +69,11 @@ cannot be reached, the relay works on; see the administrators' guide.`,
 	f.Int64Var(&o.rate, "rate", relay.DefaultRate, "bytes a second that one node may send")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.config, "config", configFile, "YAML file with any of these settings, named as here without the dashes; the command line goes before it")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := applyFile(c, o.config, c.Flags().Changed("config")); err != nil {
+			return &usageError{c, err}
+		}
 		log, err := m.logger(o)
 		if err != nil {
 			return &usageError{c, err}

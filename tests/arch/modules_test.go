@@ -75,6 +75,10 @@ var dependencies = []dependency{
 		path: "github.com/vishvananda/netns", why: "network namespaces for tests with real sockets",
 	},
 	{
+		path: "go.yaml.in/yaml/v3", why: "configuration files as administrators write them, with the line of what is wrong",
+		importers: []string{"cmd/warren-relay"},
+	},
+	{
 		path: "golang.org/x/crypto", why: "ChaCha20-Poly1305 and BLAKE2, which the standard library lacks",
 		importers: []string{"netstack/disco", "netstack/wg"},
 	},

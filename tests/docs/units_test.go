@@ -44,7 +44,7 @@ func TestServiceFiles(t *testing.T) {
 		if !strings.HasPrefix(unit["ExecStart"], "/usr/local/bin/"+name+" ") {
 			t.Errorf("%s: ExecStart %q; make install replaces /usr/local by its PREFIX", name, unit["ExecStart"])
 		}
-		if want := "/var/lib/" + unit["StateDirectory"] + " "; !strings.Contains(unit["ExecStart"], want) {
+		if want := "/var/lib/" + unit["StateDirectory"] + " "; !strings.Contains(unit["ExecStart"]+" ", want) {
 			t.Errorf("%s: ExecStart does not use the state directory %s", name, want)
 		}
 		for _, key := range []string{
