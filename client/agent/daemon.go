@@ -127,7 +127,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.engine, err = engine.New(engine.Config{
 		TUN: d.device, ManageDevice: true, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
 		Inherited: inherited, HandOver: d.handOver(), PortMapper: d.portMapper(),
-		Router: d.router, Listen: d.openPort, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
+		Router: d.router, Listen: d.openPort, ListenFurther: d.openFurther, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return underlay().Resolver.LookupNetIP(ctx, "ip", host)
 		},
@@ -168,6 +168,15 @@ func (d *Daemon) openPort(port uint16) (sock.Conn, error) {
 		d.log.Warn("the port cannot be marked, so an exit node would take it in", "error", err)
 	}
 	return conn, nil
+}
+
+// openFurther opens another port past the overlay, to guess a peer's with.
+func (d *Daemon) openFurther() (sock.Conn, error) {
+	conn, err := engine.ListenFurther()
+	if err == nil && d.options.Device != Userspace {
+		_ = conn.SetMark(router.Mark) // openPort says why it cannot be
+	}
+	return conn, err
 }
 
 // openDevice opens the TUN device or the userspace stack.

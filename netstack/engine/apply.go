@@ -193,6 +193,7 @@ func (c *control) remove(p *peer) {
 	c.collect(p, c.now())
 	c.e.host.retire(p)
 	c.retirePaths(p)
+	p.endSockets()
 	delete(c.peers, p.key)
 	c.deadlines.set(p, time.Time{})
 	p.rearm, p.sweep, p.collect = time.Time{}, time.Time{}, time.Time{}
@@ -255,7 +256,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 	if err != nil {
 		return err
 	}
-	agent, err := path.New(path.Config{Rand: c.e.cfg.Rand, Loopback: c.loopback, Refuse: c.refuses, MTU: c.tunnelMTU(), RelayMTU: relayMTU}, now)
+	agent, err := path.New(path.Config{Rand: c.e.cfg.Rand, Loopback: c.loopback, Refuse: c.refuses, MTU: c.tunnelMTU(), RelayMTU: relayMTU, Birthday: c.birthday}, now)
 	if err != nil {
 		return err
 	}
@@ -356,9 +357,11 @@ func (c *control) setTunnels() error {
 
 // bringUp tells new agents what the others know.
 func (c *control) bringUp(now time.Time) {
-	endpoints := candidates(c.nat.Report())
+	report := c.nat.Report()
+	endpoints := candidates(report)
 	for _, p := range c.peers {
 		p.agent.SetLocalCandidates(endpoints, now)
+		p.setMapping(c, report)
 		p.agent.HandleRelayState(c.relayed, now)
 		p.agent.SetRemoteCandidates(p.endpoints, now)
 		if p.heir {

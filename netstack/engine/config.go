@@ -31,6 +31,10 @@ type Config struct {
 	// sock.Listen on all addresses, and any port where the wanted one is taken:
 	// peers learn the port with the endpoints, so none is worth failing for.
 	Listen func(port uint16) (sock.Conn, error)
+	// ListenFurther opens another UDP port, any that is free, as sockets to guess a
+	// peer's port with: 256 at a time, of which one is kept. Nil means Listen of
+	// port 0, or the function ListenFurther where Listen is nil, too.
+	ListenFurther func() (sock.Conn, error)
 	// Port is the UDP port that is asked for first; zero means any.
 	Port uint16
 	// DialRelay connects to the relay with the URL. Nil means relayhttp.Dial.
@@ -83,6 +87,11 @@ var ErrConfig = errors.New("engine: unusable configuration")
 func (c Config) withDefaults() (Config, error) {
 	if c.TUN == nil || c.Logger == nil {
 		return c, fmt.Errorf("%w: a TUN device and a logger are needed", ErrConfig)
+	}
+	if listen := c.Listen; c.ListenFurther == nil && listen != nil {
+		c.ListenFurther = func() (sock.Conn, error) { return listen(0) }
+	} else if c.ListenFurther == nil {
+		c.ListenFurther = ListenFurther
 	}
 	if c.Listen == nil {
 		log := c.Logger

@@ -61,6 +61,7 @@ type control struct {
 	loopback  bool // whether peers may be probed on the loopback interface
 	relayed   bool // whether there is a relay
 	relays    relays
+	birthday  *path.BirthdayBudget
 	local     []netip.AddrPort
 	nextLocal time.Time
 	mapping   mapping
@@ -83,6 +84,7 @@ type control struct {
 type controlStats struct {
 	forgedProbes uint64
 	sendErrors   uint64
+	socketErrors uint64 // further sockets that could not be opened
 }
 
 func newControl(e *Engine) (*control, error) {
@@ -95,10 +97,12 @@ func newControl(e *Engine) (*control, error) {
 	c := &control{
 		retired: make(map[string]uint64),
 		e:       e, quota: new(quota), began: now,
-		seed:    [2]uint64{binary.NativeEndian.Uint64(raw[:]), binary.NativeEndian.Uint64(raw[8:])},
-		nat:     nat.New(nat.Config{Rand: e.cfg.Rand}, now),
-		peers:   make(map[ident.NodeKey]*peer),
-		resolve: newResolver(e), underlay: newResolver(e),
+		seed: [2]uint64{binary.NativeEndian.Uint64(raw[:]), binary.NativeEndian.Uint64(raw[8:])},
+		nat:  nat.New(nat.Config{Rand: e.cfg.Rand}, now),
+
+		birthday: path.NewBirthdayBudget(now),
+		peers:    make(map[ident.NodeKey]*peer),
+		resolve:  newResolver(e), underlay: newResolver(e),
 		inherited: newInheritance(e.cfg.Inherited),
 		mapping:   mapping{asks: e.cfg.PortMapper, answers: make(chan mapped)},
 	}
@@ -327,6 +331,7 @@ func (c *control) drain(p *peer) {
 		}
 		c.e.log.Debug("path changed", "peer", p.member.Name(), "path", event.Primary, "why", event.Why)
 	}
+	c.closeSockets(p)
 	c.setMTU(p)
 	c.schedule(p)
 }
@@ -336,9 +341,9 @@ func (c *control) tunnelPath(p *peer, on path.Path) wg.Path {
 	switch on.Kind {
 	case path.Direct:
 		if p.both && p.relay != nil {
-			return wg.Path{Direct: on.Addr, Relay: p.relay, Both: true}
+			return wg.Path{Direct: on.Addr, Socket: p.sockets[on.Socket], Relay: p.relay, Both: true}
 		}
-		return wg.Path{Direct: on.Addr}
+		return wg.Path{Direct: on.Addr, Socket: p.sockets[on.Socket]}
 	case path.Relay:
 		if p.relay != nil {
 			return wg.Path{Relay: p.relay}
@@ -357,7 +362,11 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 	}
 	switch t.To.Kind {
 	case path.Direct:
-		c.send(sealed, t.To.Addr)
+		if t.To.Socket == 0 {
+			c.send(sealed, t.To.Addr)
+		} else if s := c.socket(p, t.To.Socket); s != nil {
+			c.noteSent(s.Send(sealed, t.To.Addr))
+		}
 	case path.Relay:
 		if p.relay != nil {
 			p.relay.SendPackets(p.key, [][]byte{sealed})
@@ -368,8 +377,12 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 }
 
 func (c *control) send(packet []byte, to netip.AddrPort) {
+	c.noteSent(c.device.SendControl(packet, to))
+}
+
+func (c *control) noteSent(err error) {
 	// That a padded ping is too long for the interface is an answer, too.
-	if err := c.device.SendControl(packet, to); err != nil && !errors.Is(err, sock.ErrTooLong) {
+	if err != nil && !errors.Is(err, sock.ErrTooLong) {
 		c.stats.sendErrors++
 	}
 }
@@ -432,12 +445,16 @@ func (c *control) handleProbe(d datagram, packet []byte) {
 	}
 	switch m := message.(type) {
 	case disco.Ping:
-		err = p.agent.HandlePing(d.from, m, now)
+		err = p.agent.HandleSocketPing(d.socket, d.from, m, now)
 	case disco.Pong:
-		err = p.agent.HandlePong(d.from, m, now)
+		err = p.agent.HandleSocketPong(d.socket, d.from, m, now)
 	case disco.CallMe:
 		if !d.relayed.IsZero() {
 			err = p.agent.HandleCallMe(m, now)
+		}
+	case disco.Mapping:
+		if !d.relayed.IsZero() {
+			err = p.agent.HandleMapping(m, now)
 		}
 	}
 	if err != nil {
@@ -540,6 +557,7 @@ func (c *control) drainNAT() {
 	}
 	for _, p := range c.peers {
 		p.agent.SetLocalCandidates(candidates(report), now)
+		p.setMapping(c, report)
 		c.drain(p)
 	}
 	c.publish()

@@ -46,5 +46,7 @@
 // Engine.Run starts: the control goroutine; one that reads the TUN device; three
 // for each relay that it is connected to (session, reader, writer); one for
 // wg(8) where the device has an interface name; one for each lookup of a STUN
-// server's name; and WireGuard's own. All have ended when it returns.
+// server's name; one for each further socket, of which there are 256 while a
+// peer's port is guessed and one for each path that was found so; and WireGuard's
+// own. All have ended when it returns.
 package engine

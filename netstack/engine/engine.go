@@ -108,7 +108,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	running.Go(func() { e.host.reader.run() })
 	c.device, err = wg.New(wg.Config{
-		TUN: e.host, Listen: e.cfg.Listen, Port: e.cfg.Port,
+		TUN: e.host, Listen: e.cfg.Listen, ListenFurther: e.cfg.ListenFurther, Port: e.cfg.Port,
 		Control: e.handleDatagram, NoPath: e.handleNoPath, Unwrap: e.relayLinks.unwrap, Logger: e.log, Retain: e.cfg.Retain,
 	})
 	if err != nil {

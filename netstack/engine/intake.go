@@ -54,7 +54,10 @@ type datagram struct {
 	// relayed is the peer's key where the packet came over the relay.
 	relayed ident.NodeKey
 	relay   string // which one
-	data    *[]byte
+	// socket is the number of the peer's further socket that it came to, 0 for
+	// the device's own port.
+	socket uint32
+	data   *[]byte
 	// peer is whose probe it seems to be, nil for a STUN answer.
 	peer *peer
 	// share counts what waits with this datagram.
@@ -95,7 +98,7 @@ func (e *Engine) post(d datagram, packet []byte) {
 		if which == laneStray {
 			queue = in.strays
 		}
-	case stun.Is(packet) && d.relayed.IsZero() && len(packet) <= maxDatagram:
+	case stun.Is(packet) && d.relayed.IsZero() && d.socket == 0 && len(packet) <= maxDatagram:
 		servers := in.servers.Load()
 		if servers == nil || !slices.Contains(*servers, netip.AddrPortFrom(d.from.Addr().Unmap(), d.from.Port())) {
 			in.answers.Add(1)

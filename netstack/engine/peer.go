@@ -65,8 +65,10 @@ type peer struct {
 	sealer    *disco.Sealer
 	opener    *disco.Opener
 	relay     *relayConn // that packets to the peer go over; nil for none
-	retreated bool       // whether its session was ended to take a prefix away
-	heir      bool       // whether it has just got flows of the last run
+	// sockets are further ones that its agent sends by, by number.
+	sockets   map[uint32]*wg.Socket
+	retreated bool // whether its session was ended to take a prefix away
+	heir      bool // whether it has just got flows of the last run
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not
@@ -91,13 +93,13 @@ func (d *hostDevice) arrives(p *peer, buf []byte, offset int, now time.Time) {
 	if device == nil {
 		return
 	}
-	from, ok := device.Source(buf, offset)
+	from, socket, ok := device.Source(buf, offset)
 	if !ok {
 		return
 	}
 	by := path.Path{Kind: path.Relay}
 	if from.IsValid() {
-		by = path.DirectTo(from)
+		by = path.DirectFrom(socket, from)
 	}
 	p.arrived.Store(&arrival{by, now})
 }

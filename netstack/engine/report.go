@@ -101,6 +101,7 @@ func (c *control) losses() map[string]uint64 {
 		"forged_probe":       c.stats.forgedProbes,
 		"unknown_stun":       c.e.intake.answers.Load(),
 		"unknown_protocol":   c.e.intake.others.Load(),
+		"socket_error":       c.stats.socketErrors,
 		"send_error":         tunnel.SendErrors + c.stats.sendErrors,
 		"receive_error":      tunnel.ReceiveErrors,
 	}

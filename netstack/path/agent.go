@@ -196,7 +196,6 @@ type Agent struct {
 	sizeProbes  budget // padded pings of ours
 
 	birthday birthday
-	sockets  uint32 // numbers of further sockets that were used
 
 	out    []Transmit
 	events []Event

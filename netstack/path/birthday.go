@@ -84,6 +84,7 @@ const (
 type BirthdayBudget struct {
 	opener, guesser turn
 	opens, guesses  budget
+	sockets         uint32 // numbers that were used
 }
 
 // NewBirthdayBudget returns a budget of which nothing is used.
@@ -152,7 +153,8 @@ type birthday struct {
 	attempt uint64 // of the opener, and the session of what is sent
 	seq     uint64
 
-	// The opener's. Sockets are numbered from 1, and no number is used again.
+	// The opener's. Sockets are numbered from 1, and no number is used again, for
+	// no peer of the node.
 	first  uint32 // of the attempt
 	winner uint32 // by which the hit came
 	kept   uint32 // that a path uses, from an attempt before; 0 for none
@@ -386,8 +388,8 @@ func (a *Agent) beginBirthday() {
 	}
 	shared.opens.take(a.now)
 	b.role, b.tell = BirthdayOpener, true
-	a.sockets += birthdaySockets
-	b.first = a.sockets - birthdaySockets + 1
+	b.first = shared.sockets + 1
+	shared.sockets += birthdaySockets
 }
 
 // sendBirthday sends what is due of an attempt.

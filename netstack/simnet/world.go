@@ -136,6 +136,13 @@ func (w *World) ListenUDP(h *Host, port uint16) (sock.Conn, error) {
 	return c, nil
 }
 
+// OpenPorts returns how many UDP ports of a host are open.
+func (w *World) OpenPorts(h *Host) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(h.ports().sockets)
+}
+
 func (c *conn) Readers() []sock.Reader {
 	return []sock.Reader{c.readers[0], c.readers[1]}
 }

@@ -16,11 +16,18 @@ const (
 	arrivalSlack = 1 << 14
 )
 
+// source is from where a packet came: from an address to one of our ports, or
+// over a relay, which is the zero value.
+type source struct {
+	addr   netip.AddrPort
+	socket uint32 // the number of the further socket, 0 for the device's own port
+}
+
 // arrivalRun is what transport messages that came in a row have in common.
 type arrivalRun struct {
 	index       uint32 // their receiver
 	first, last uint64 // the least and the greatest of their counters
-	from        netip.AddrPort
+	from        source
 	noted       bool // false for an empty place
 }
 
@@ -48,11 +55,10 @@ func (a *arrivals) note(r arrivalRun) {
 	a.next = (a.next + 1) % arrivalRuns
 }
 
-// source returns from where the message with a receiver and counter came; a
-// zero address is a relay. It reports false where that is not known, and where
+// source returns from where the message with a receiver and counter came. It reports false where that is not known, and where
 // copies of it came from several places: which of them was opened is not known
 // then.
-func (a *arrivals) source(index uint32, counter uint64) (from netip.AddrPort, ok bool) {
+func (a *arrivals) source(index uint32, counter uint64) (from source, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.recent {
@@ -60,7 +66,7 @@ func (a *arrivals) source(index uint32, counter uint64) (from netip.AddrPort, ok
 			continue
 		}
 		if ok && r.from != from {
-			return netip.AddrPort{}, false
+			return source{}, false
 		}
 		from, ok = r.from, true
 	}
@@ -74,7 +80,7 @@ type arrivalBatch struct {
 }
 
 // add adds a transport message of p.
-func (b *arrivalBatch) add(p *Peer, packet []byte, from netip.AddrPort) {
+func (b *arrivalBatch) add(p *Peer, packet []byte, from source) {
 	index, counter := binary.LittleEndian.Uint32(packet[4:]), binary.LittleEndian.Uint64(packet[8:])
 	if b.p != p || b.run.index != index || b.run.from != from {
 		b.end()
@@ -93,19 +99,21 @@ func (b *arrivalBatch) end() {
 }
 
 // Source returns from where buf came, a packet as Config.TUN's Write is given
-// it, with its payload at offset: the peer's address, or the zero value for a
-// relay. WireGuard has opened the packet, so the peer did send it, and it is
+// it, with its payload at offset: the peer's address and the number of the further
+// socket that it came to, 0 for the device's own port; or no address for a relay.
+// WireGuard has opened the packet, so the peer did send it, and it is
 // what came from there that was opened. It reports false where that is not known
 // any more, or where copies came from several places.
-func (d *Device) Source(buf []byte, offset int) (from netip.AddrPort, ok bool) {
+func (d *Device) Source(buf []byte, offset int) (from netip.AddrPort, socket uint32, ok bool) {
 	if offset < sessionHeader || len(buf) < offset {
-		return from, false
+		return from, 0, false
 	}
 	header := buf[offset-sessionHeader:]
 	index := binary.LittleEndian.Uint32(header[4:])
 	p := d.bind.indexes.lookup(index)
 	if p == nil {
-		return from, false
+		return from, 0, false
 	}
-	return p.arrivals.source(index, binary.LittleEndian.Uint64(header[8:]))
+	at, ok := p.arrivals.source(index, binary.LittleEndian.Uint64(header[8:]))
+	return at.addr, at.socket, ok
 }

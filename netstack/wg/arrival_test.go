@@ -17,7 +17,7 @@ func TestSourceOfOpenedPackets(t *testing.T) {
 	written := func(buf []byte, offset int) {
 		mu.Lock()
 		defer mu.Unlock()
-		if from, ok := b.device.Source(buf, offset); ok {
+		if from, _, ok := b.device.Source(buf, offset); ok {
 			sources[buf[len(buf)-1]] = from
 		}
 	}
@@ -66,7 +66,7 @@ func TestSourceOfOpenedPackets(t *testing.T) {
 // path's packets are one run however many there are, and a forged counter does
 // not claim all that is to come.
 func TestArrivals(t *testing.T) {
-	x, y := netip.MustParseAddrPort("1.1.1.1:1"), netip.MustParseAddrPort("2.2.2.2:2")
+	x, y := source{addr: netip.MustParseAddrPort("1.1.1.1:1")}, source{addr: netip.MustParseAddrPort("2.2.2.2:2")}
 	var a arrivals
 	if _, ok := a.source(0, 0); ok {
 		t.Error("an empty memory knows something")

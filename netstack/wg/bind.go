@@ -34,8 +34,12 @@ type bind struct {
 	identity atomic.Pointer[identity]
 	indexes  indexTable
 	counters counters
-	relayed  chan relayedPacket
-	current  atomic.Pointer[opened]
+	relayed  chan queued
+	// furtherIn are packets that came to further sockets.
+	furtherIn     chan queued
+	listenFurther func() (sock.Conn, error)
+	reading       sync.WaitGroup // by the readers of further sockets
+	current       atomic.Pointer[opened]
 
 	// strangers and paths limit the initiations that are opened.
 	strangers, paths limiter
@@ -43,6 +47,9 @@ type bind struct {
 	mu    sync.RWMutex // protects all below
 	peers map[ident.NodeKey]*Peer
 	known map[netip.AddrPort][]*Peer // whose direct path an address is
+
+	further map[*Socket]bool // that are open
+	ended   bool             // no more of them are opened
 }
 
 // opened is what one Open made and the next Close ends.
@@ -52,13 +59,6 @@ type opened struct {
 	once   sync.Once
 }
 
-// relayedPacket is a packet that came over a relay. The relay vouches for who
-// sent it, so it needs no mapping.
-type relayedPacket struct {
-	from *Peer
-	data []byte
-}
-
 var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
@@ -66,7 +66,10 @@ func newBind(cfg *Config) *bind {
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		unwrap:  cfg.Unwrap,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
-		relayed: make(chan relayedPacket, relayQueue),
+		relayed: make(chan queued, relayQueue),
+
+		furtherIn: make(chan queued, furtherQueue), listenFurther: cfg.ListenFurther,
+		further: make(map[*Socket]bool),
 		peers:   make(map[ident.NodeKey]*Peer),
 		known:   make(map[netip.AddrPort][]*Peer),
 
@@ -144,7 +147,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	}
 	o := &opened{conn: c, closed: make(chan struct{})}
 	b.current.Store(o)
-	fns := []conn.ReceiveFunc{b.receiveRelayed(o)}
+	fns := []conn.ReceiveFunc{b.receiveQueued(o)}
 	for _, r := range c.Readers() {
 		fns = append(fns, b.receiveDirect(r))
 	}
@@ -215,11 +218,15 @@ func (b *bind) send(p *Peer, path *Path, bufs [][]byte) {
 	}
 	switch {
 	case path.Direct.IsValid():
-		o := b.current.Load()
-		if o == nil {
+		var c sock.Conn
+		if path.Socket != nil {
+			c = path.Socket.conn
+		} else if o := b.current.Load(); o != nil {
+			c = o.conn
+		} else {
 			return
 		}
-		if err := path.write(o.conn, p.key, bufs); err != nil {
+		if err := path.write(c, p.key, bufs); err != nil {
 			b.counters.sendErrors.Add(1)
 			return
 		}
@@ -318,7 +325,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 				b.control(packet, from[i])
 			} else if p := b.mapRelayed(key, inner); p != nil {
 				if messageType(inner) == typeTransport {
-					arrived.add(p, inner, netip.AddrPort{})
+					arrived.add(p, inner, source{})
 				}
 				sizes[i], eps[i] = copy(buf, inner), p
 			}
@@ -337,7 +344,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		switch kind {
 		case typeTransport:
 			p.arrived(lastIndex)
-			arrived.add(p, packet, from[i])
+			arrived.add(p, packet, source{addr: from[i]})
 		case typeResponse:
 			p.arrived(binary.LittleEndian.Uint32(packet[8:]))
 		}
@@ -384,32 +391,36 @@ func (b *bind) identify(packet []byte, allowed func(now time.Time) bool) *Peer {
 	return b.peer(key)
 }
 
-// receiveRelayed returns the function that hands relayed packets to the device.
-func (b *bind) receiveRelayed(o *opened) conn.ReceiveFunc {
+// receiveQueued returns the function that hands packets to the device that came
+// over a relay, whose word says who sent them, or to further sockets.
+func (b *bind) receiveQueued(o *opened) conn.ReceiveFunc {
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		var packet queued
 		select {
 		case <-o.closed:
 			return 0, net.ErrClosed
-		case packet := <-b.relayed:
-			n := 0
-			var arrived arrivalBatch
-			defer arrived.end()
-			for {
-				if size := copy(bufs[n], packet.data); size == len(packet.data) {
-					if messageType(packet.data) == typeTransport {
-						arrived.add(packet.from, packet.data, netip.AddrPort{})
-					}
-					sizes[n], eps[n] = size, packet.from
-					n++
+		case packet = <-b.relayed:
+		case packet = <-b.furtherIn:
+		}
+		n := 0
+		var arrived arrivalBatch
+		defer arrived.end()
+		for {
+			if size := copy(bufs[n], packet.data); size == len(packet.data) {
+				if messageType(packet.data) == typeTransport {
+					arrived.add(packet.of, packet.data, packet.from)
 				}
-				if n == len(bufs) {
-					return n, nil
-				}
-				select {
-				case packet = <-b.relayed:
-				default:
-					return n, nil
-				}
+				sizes[n], eps[n] = size, packet.of
+				n++
+			}
+			if n == len(bufs) {
+				return n, nil
+			}
+			select {
+			case packet = <-b.relayed:
+			case packet = <-b.furtherIn:
+			default:
+				return n, nil
 			}
 		}
 	}
@@ -425,7 +436,7 @@ func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
 		return true
 	}
 	select {
-	case b.relayed <- relayedPacket{p, append([]byte(nil), packet...)}:
+	case b.relayed <- queued{p, append([]byte(nil), packet...), source{}}:
 		b.counters.received[LinkRelay].addOne(len(packet))
 	default:
 		b.counters.relayOverflow.Add(1)
@@ -440,15 +451,8 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 	// may relay another's packet to us under its own name.
 	kind := messageType(packet)
 	var p *Peer
-	switch kind {
-	case typeInitiation:
-		if claimed := b.peer(from); claimed != nil {
-			p = b.identify(packet, func(now time.Time) bool { return b.allowRelayed(claimed, now) })
-		}
-	case typeResponse:
-		p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
-	default:
-		p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[4:]))
+	if claimed := b.peer(from); claimed != nil || kind != typeInitiation {
+		p = b.owner(packet, func(now time.Time) bool { return b.allowRelayed(claimed, now) })
 	}
 	if p == nil || p.key != from {
 		b.counters.nobody[kind-1].Add(1)
@@ -457,17 +461,24 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 	if p.unanswered.Load() != 0 {
 		p.unanswered.Store(0)
 	}
-	switch kind {
+	if !b.notes(p, packet) {
+		return nil
+	}
+	return p
+}
+
+// notes notes what a packet of p's says of handshakes, and reports whether it is
+// for the device.
+func (b *bind) notes(p *Peer, packet []byte) bool {
+	switch messageType(packet) {
 	case typeInitiation:
-		if !b.takes(p, packet) {
-			return nil
-		}
+		return b.takes(p, packet)
 	case typeResponse:
 		p.arrived(binary.LittleEndian.Uint32(packet[8:]))
 	case typeTransport:
 		p.arrived(binary.LittleEndian.Uint32(packet[4:]))
 	}
-	return p
+	return true
 }
 
 // takes is Peer.takes.

@@ -37,6 +37,9 @@ type Config struct {
 	// Listen opens the UDP port; zero lets the system choose. It is called by
 	// New and by Rebind.
 	Listen func(port uint16) (sock.Conn, error)
+	// ListenFurther opens another UDP port, any that is free, for OpenSocket; nil
+	// for none. It is called for hundreds of ports at a time, which must be light.
+	ListenFurther func() (sock.Conn, error)
 	// Port is what Listen is asked for first.
 	Port uint16
 	// Control takes every received packet that is not WireGuard's. It is called
@@ -139,6 +142,7 @@ func (d *Device) Close() {
 	for key := range d.peers {
 		d.drop(key)
 	}
+	d.bind.endFurther()
 	d.device.Close()
 }
 

@@ -114,6 +114,9 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 			}
 			return tapConn{c, s.tap}, nil
 		},
+		ListenFurther: func() (sock.Conn, error) {
+			return sock.Listen(sock.Config{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, DisableOffload: true})
+		},
 		Control: func(packet []byte, _ netip.AddrPort) {
 			select {
 			case s.control <- bytes.Clone(packet):

@@ -27,7 +27,8 @@
 //
 // New starts the device's goroutines (three for each CPU, one that reads the
 // TUN device, one for its events) and one for each socket and for relayed
-// packets; a peer has two more. Close ends them all and returns when they have
+// packets; a peer has two more, and a further socket (Socket) one for each family.
+// Close ends them all and returns when they have
 // ended. ServeUAPI serves one connection of wg(8) at a time, in the caller's
 // goroutine.
 //

@@ -180,7 +180,7 @@ func (p *Peer) release(held []byte) {
 		return // ours was answered
 	}
 	select {
-	case p.bind.relayed <- relayedPacket{p, held}:
+	case p.bind.relayed <- queued{of: p, data: held}:
 	default:
 		p.bind.counters.relayOverflow.Add(1)
 	}

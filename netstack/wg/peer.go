@@ -22,6 +22,9 @@ type Relay interface {
 type Path struct {
 	// Direct is the peer's address, where it is valid.
 	Direct netip.AddrPort
+	// Socket is the further socket that packets to Direct leave by, nil for the
+	// device's own port.
+	Socket *Socket
 	// Whole is the length of the longest datagram that the way to Direct carries
 	// in one piece; longer ones go over Relay where it is not nil, else so that
 	// they may be fragmented. Zero means that all are sent whole.
@@ -72,6 +75,9 @@ func (p *Peer) Path() Path { return *p.path.Load() }
 // had no path until now, or that went elsewhere and may not have arrived, is sent
 // there at once.
 func (p *Peer) SetPath(path Path) {
+	if path.Socket != nil {
+		path.Socket.used.Store(true)
+	}
 	before := p.bind.move(p, &path)
 	if moved := path.way() != before.way(); moved && (path.Direct.IsValid() || path.Relay != nil) {
 		p.sendAgain(&path)
@@ -81,9 +87,9 @@ func (p *Peer) SetPath(path Path) {
 // way is a path without what is of no concern to a short packet.
 func (path *Path) way() Path {
 	if path.Direct.IsValid() && !path.Both {
-		return Path{Direct: path.Direct}
+		return Path{Direct: path.Direct, Socket: path.Socket}
 	}
-	return Path{Direct: path.Direct, Relay: path.Relay, Both: path.Both}
+	return Path{Direct: path.Direct, Socket: path.Socket, Relay: path.Relay, Both: path.Both}
 }
 
 // Unanswered returns how many handshake initiations were sent since the last

@@ -274,11 +274,7 @@ func TestPortsInARowAreGuessed(t *testing.T) {
 		hard := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent, Allocation: simnet.Sequential}
 		hostA, _ := s.behind("a", hard, 11)
 		hostB, _ := s.behind("b", simnet.PortRestricted, 12)
-		// A second server shows how the ports differ.
-		var second *simnet.Host
-		s.world.Do(func(n *simnet.Network) { second = n.Internet().NewHost("stun", serverAddr.Next()) })
-		s.startSTUN(second)
-		s.stun = append(s.stun, netip.AddrPortFrom(serverAddr.Next(), 3478).String())
+		s.twoServers()
 		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
 		s.know(a, b)
 		a.connected()
