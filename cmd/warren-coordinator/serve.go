@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -20,7 +19,6 @@ import (
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
-	"github.com/warren-overlay/warren/netstack/sock"
 	"github.com/warren-overlay/warren/netstack/stun/stunserver"
 )
 
@@ -34,7 +32,7 @@ const relayName = "default"
 type serveOptions struct {
 	listen, stun, metrics string
 	publicURL             string
-	relays                []string
+	relays, servers       []string
 	builtin               bool
 	builtinRegion         string
 	validity              time.Duration
@@ -60,6 +58,7 @@ in their join key. Behind a proxy that terminates TLS, give --public-url.`,
 	f.BoolVar(&o.builtin, "builtin-relay", true, "relay packets of devices that find no direct path, here; devices know this relay as \""+relayName+"\"")
 	f.StringVar(&o.builtinRegion, "builtin-relay-region", "", "where this relay stands, shown to people, such as eu-central")
 	f.StringArrayVar(&o.relays, "relay", nil, "another relay, as name=NAME,url=wss://HOST[,region=REGION][,udp=HOST:PORT][,stun=HOST:PORT]; may be repeated")
+	f.StringArrayVar(&o.servers, "stun", nil, "another STUN server for devices to ask, as HOST:PORT; may be repeated. With two a device learns whether its NAT gives every destination another port")
 	f.DurationVar(&o.validity, "certificate-validity", 7*24*time.Hour, "life of a device's certificate; renewed at half of it")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -72,6 +71,9 @@ in their join key. Behind a proxy that terminates TLS, give --public-url.`,
 			return &usageError{c, err}
 		}
 		if _, err := o.relayList(1, ""); err != nil {
+			return &usageError{c, err}
+		}
+		if err := o.checkServers(); err != nil {
 			return &usageError{c, err}
 		}
 		return m.runServe(c.Context(), o, c.Flags().Changed("metrics-listen"), log)
@@ -169,6 +171,7 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	if cfg.Relays, err = o.relayList(port, strings.Join(cfg.STUN, "")); err != nil {
 		return err
 	}
+	cfg.STUN = append(cfg.STUN, o.servers...)
 	var relays *relayhttp.Server
 	var members *server.Members
 	if o.builtin {
@@ -230,40 +233,6 @@ func report(log *slog.Logger, what string, err error) {
 	if err != nil {
 		log.Error("it ended; devices do without it until the next start", "what", what, "error", err)
 	}
-}
-
-// listenSTUN opens the STUN server's port, nil where there is to be none. A
-// default port that is taken is only worth a warning: devices behind no NAT do
-// without.
-func listenSTUN(o serveOptions, log *slog.Logger) (sock.Conn, error) {
-	if o.stun == off {
-		return nil, nil
-	}
-	address := o.stun
-	if address == "" {
-		host, _, err := net.SplitHostPort(o.listen)
-		if err != nil {
-			return nil, fmt.Errorf("--listen: %w", err)
-		}
-		address = net.JoinHostPort(host, "3478")
-	}
-	udp, err := net.ResolveUDPAddr("udp", address)
-	if err != nil {
-		return nil, fmt.Errorf("--stun-listen: %w", err)
-	}
-	cfg := sock.Config{Port: uint16(udp.Port), Fragment: true} // the relay's, too
-	if ip, ok := netip.AddrFromSlice(udp.IP); ok && !ip.Unmap().IsUnspecified() {
-		cfg.Addresses = []netip.Addr{ip.Unmap()}
-	}
-	conn, err := sock.Listen(cfg)
-	if err != nil && o.stun == "" && errors.Is(err, sock.ErrPortInUse) {
-		log.Warn("no STUN server: its port is in use; name another with --stun-listen", "port", udp.Port)
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("--stun-listen %s: %w", address, err)
-	}
-	return conn, nil
 }
 
 // listenMetrics opens the port for metrics. A default port that is taken is

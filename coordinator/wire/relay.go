@@ -113,6 +113,18 @@ func validLabel(s string) bool {
 	return true
 }
 
+// ErrServer is wrapped by errors about the address of a server.
+var ErrServer = errors.New("wire: unusable server")
+
+// CheckServer reports what is wrong with the HOST:PORT of a STUN server that is
+// not beside the coordinator, nil for nothing. The error wraps ErrServer.
+func CheckServer(s string) error {
+	if !validHostPort(s) || strings.HasPrefix(s, ":") {
+		return fmt.Errorf("%w: %q is not HOST:PORT", ErrServer, s)
+	}
+	return nil
+}
+
 // validHostPort takes an empty host for one that is left out.
 func validHostPort(s string) bool {
 	u, err := url.Parse("udp://" + s)

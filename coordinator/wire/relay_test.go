@@ -144,3 +144,18 @@ func TestVersion3(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckServer: a STUN server that is not beside the coordinator has a host and a
+// port.
+func TestCheckServer(t *testing.T) {
+	for _, good := range []string{"stun.example.com:3478", "192.0.2.1:1", "[2001:db8::1]:65535"} {
+		if err := CheckServer(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", ":3478", "stun.example.com", "stun.example.com:", "stun.example.com:0", "h:65536", "[2001:db8::g]:1", "h:1/x", "u@h:1"} {
+		if err := CheckServer(bad); !errors.Is(err, ErrServer) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
