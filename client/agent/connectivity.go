@@ -206,6 +206,7 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 	}
 	if p.Path.Kind != engine.PathDirect {
 		r.NotDirect = whyNotDirect(p, e.NAT)
+		r.Guessing = guessing(p)
 	}
 	return r
 }
@@ -221,6 +222,7 @@ func sourceNames(s path.Source) []string {
 		{path.SourceCalled, "peer"},
 		{path.SourceObserved, "observed"},
 		{path.SourceProved, "proved"},
+		{path.SourceGuessed, "guessed"},
 	} {
 		if s&n.source != 0 {
 			out = append(out, n.name)
@@ -310,8 +312,36 @@ func whyNotDirect(p engine.PeerPaths, own nat.Report) string {
 	switch {
 	case !own.UDP:
 		why += "; no STUN server answers this device either, so UDP seems to be blocked here"
+	case p.Paths.Birthday.Local == path.MappingHard && p.Paths.Birthday.Remote == path.MappingHard:
+		why += fmt.Sprintf("; the NATs of this device and of %s take another port for each destination, so that neither can guess the other's", p.Name)
+	case p.Paths.Birthday.Local == path.MappingHard && p.Paths.Birthday.Remote == path.MappingEasy:
+		why += fmt.Sprintf("; this device's NAT takes another port for each destination, which %s has to guess", p.Name)
+	case p.Paths.Birthday.Local == path.MappingEasy && p.Paths.Birthday.Remote == path.MappingHard:
+		why += fmt.Sprintf("; the NAT of %s takes another port for each destination, which this device has to guess", p.Name)
 	case own.MappingVaries == nat.Yes:
 		why += "; this device's NAT takes another port for each destination, so that a peer behind such a NAT, or behind a strict firewall, cannot be reached directly"
 	}
 	return strings.TrimSpace(why)
+}
+
+// guessing says how far the guessing of a port has come, empty where it is not
+// called for.
+func guessing(p engine.PeerPaths) string {
+	b := p.Paths.Birthday
+	round := func(d time.Duration) time.Duration { return d.Round(100 * time.Millisecond) }
+	switch b.Role {
+	case path.BirthdayOpener:
+		return fmt.Sprintf("for %v this device has been sending from many sockets, for %s to find a port of one", round(p.Now.Sub(b.Began)), p.Name)
+	case path.BirthdayGuesser:
+		return fmt.Sprintf("for %v this device has been trying ports of %s, %d of at most %d", round(p.Now.Sub(b.Began)), p.Name, b.Sent, b.Most)
+	case path.BirthdayNone:
+	}
+	var text []string
+	if b.Failures > 0 {
+		text = append(text, fmt.Sprintf("came to nothing, attempts: %d", b.Failures))
+	}
+	if b.Next.After(p.Now) {
+		text = append(text, fmt.Sprintf("next in %v", round(b.Next.Sub(p.Now))))
+	}
+	return strings.Join(text, "; ")
 }

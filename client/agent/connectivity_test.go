@@ -55,6 +55,38 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestDescribeGuessing: it is said which side has to guess, how far that has come,
+// and that two hard NATs leave nothing to guess.
+func TestDescribeGuessing(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	began := now.Add(-2500 * time.Millisecond)
+	const easy, hard = path.MappingEasy, path.MappingHard
+	for _, c := range []struct {
+		state               path.BirthdayState
+		guessing, notDirect string
+	}{
+		{path.BirthdayState{}, "", "none of the 1 addresses of db answers"},
+		{path.BirthdayState{Local: hard, Remote: hard}, "", "neither can guess the other's"},
+		{path.BirthdayState{Local: hard, Remote: easy, Role: path.BirthdayOpener, Began: began, Sent: 300}, "for 2.5s this device has been sending from many sockets", "which db has to guess"},
+		{path.BirthdayState{Local: easy, Remote: hard, Role: path.BirthdayGuesser, Began: began, Sent: 300, Most: 2000}, "trying ports of db, 300 of at most 2000", "which this device has to guess"},
+		{path.BirthdayState{Local: easy, Remote: hard, Failures: 2}, "attempts: 2", "which this device has to guess"},
+		{path.BirthdayState{Local: hard, Remote: easy, Failures: 1, Next: now.Add(5 * time.Minute)}, "attempts: 1; next in 5m0s", "which db has to guess"},
+	} {
+		p := engine.PeerPaths{
+			Name: "db", Path: engine.Path{Kind: engine.PathRelay}, Now: now,
+			Paths: path.Snapshot{Active: true, Candidates: []path.CandidateState{{Standing: path.StandingSilent, Sources: path.SourceGuessed}}, Birthday: c.state},
+		}
+		r := describePaths(p, engine.Status{NAT: nat.Report{UDP: true}})
+		if (c.guessing == "") != (r.Guessing == "") || !strings.Contains(r.Guessing, c.guessing) || !strings.Contains(r.NotDirect, c.notDirect) || r.Candidates[0].Sources[0] != "guessed" {
+			t.Errorf("%+v: %q, %q", c.state, r.Guessing, r.NotDirect)
+		}
+		p.Path.Kind = engine.PathDirect
+		if r := describePaths(p, engine.Status{}); r.Guessing != "" {
+			t.Errorf("direct: %q", r.Guessing)
+		}
+	}
+}
+
 // TestDescribePaths: every standing of an address has its own explanation, and
 // so has every reason why there is no direct path.
 func TestDescribePaths(t *testing.T) {

@@ -85,6 +85,9 @@ type PathsReply struct {
 	// NotDirect says why there is no direct path, for people; empty where there
 	// is one.
 	NotDirect string `json:"not_direct,omitempty"`
+	// Guessing says how far the guessing of a port by the birthday method has come,
+	// for people; empty where it is not called for.
+	Guessing string `json:"guessing,omitempty"`
 	// Active says that packets were exchanged lately, so that paths are looked
 	// for.
 	Active bool `json:"active"`
@@ -108,7 +111,7 @@ type PathsReply struct {
 type PathCandidate struct {
 	Addr netip.AddrPort `json:"addr"`
 	// Sources say who named it: "coordinator", "peer" (over the relay),
-	// "observed" (an authentic probe came from there), "proved".
+	// "observed" (an authentic probe came from there), "proved", "guessed".
 	Sources []string `json:"sources"`
 	// State is "primary", "works", "probing", "silent", "stale", "lost",
 	// "barred" or "idle".

@@ -166,6 +166,9 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	if r.NotDirect != "" {
 		fmt.Fprintf(m.Stdout, "why not direct: %s\n", r.NotDirect)
 	}
+	if r.Guessing != "" {
+		fmt.Fprintf(m.Stdout, "guessing a port: %s\n", r.Guessing)
+	}
 	fmt.Fprintf(m.Stdout, "last handshake: %s", ago(r.LastHandshake))
 	if r.UnansweredHandshakes > 0 {
 		fmt.Fprintf(m.Stdout, ", %d unanswered since", r.UnansweredHandshakes)
