@@ -101,7 +101,7 @@ var table = []pkg{
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
 	{"tests/netns", support, "ring 3: the programs and the filter on a real kernel", []string{"tests/lab", "client/localapi", "acl/...", "netstack/..."}},
-	{"tests/lab", support, "network namespaces, links, NATs and enemies for ring 3", []string{"client/localapi", "acl/ident", "netstack/relay"}},
+	{"tests/lab", support, "network namespaces, links, NATs and enemies for ring 3", []string{"client/localapi", "acl/ident", "netstack/relay", "netstack/stun"}},
 	{"tests/sim", support, "ring 2: whole nodes over a simulated internet", []string{"acl/...", "client/...", "coordinator/...", "netstack/..."}},
 	{"tests/cli", support, "the programs driven by script", nil},
 	{"tests/soak", support, "make soak: a busy network for a long time, and what grows", nil},

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/warren-overlay/warren/netstack/stun"
 )
 
 // ServeTCP echoes every byte on the host's address until the test ends and
@@ -51,6 +54,26 @@ func ServeUDP(t testing.TB, h *Host, address string) *atomic.Int64 {
 		}
 	}()
 	return datagrams
+}
+
+// ServeSTUN answers STUN requests on the host's IPv4 address until the test ends, and
+// returns that address.
+func ServeSTUN(t testing.TB, h *Host) string {
+	address := netip.AddrPortFrom(h.V4, 3478).String()
+	s := h.ListenPacket(t, address)
+	go func() {
+		buffer := make([]byte, 2048)
+		for {
+			n, from, err := s.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			if answer, ok := stun.Respond(nil, buffer[:n], from.(*net.UDPAddr).AddrPort()); ok {
+				s.WriteTo(answer, from)
+			}
+		}
+	}()
+	return address
 }
 
 // EchoTCP sends a megabyte to an echo server and compares what comes back.
