@@ -119,6 +119,16 @@ func newConn(ws *websocket.Conn) *conn {
 
 // ReadMessage implements Conn.
 func (c *conn) ReadMessage(ctx context.Context, buf []byte) ([]byte, error) {
+	r, err := c.next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return readMessage(r, buf)
+}
+
+// next waits until a message begins to come, and returns what readMessage reads
+// it from. The errors are ReadMessage's.
+func (c *conn) next(ctx context.Context) (io.Reader, error) {
 	kind, r, err := c.ws.Reader(ctx)
 	if err != nil {
 		return nil, readError(err)
@@ -126,6 +136,11 @@ func (c *conn) ReadMessage(ctx context.Context, buf []byte) ([]byte, error) {
 	if kind != websocket.MessageBinary {
 		return nil, ErrMessage
 	}
+	return r, nil
+}
+
+// readMessage reads the rest of a message, into buf where it fits.
+func readMessage(r io.Reader, buf []byte) ([]byte, error) {
 	buf = buf[:0]
 	for {
 		if len(buf) == cap(buf) {

@@ -11,8 +11,8 @@
 //
 // # Goroutines
 //
-// Dial starts none of its own. A Server has, for each connection, the goroutine
-// of the HTTP server, which reads, and one that writes; Server.Run has one for
-// the timers and one for each socket of the UDP port. A connection ends when either of its goroutines does, and
-// ServeHTTP returns when both have.
+// Dial starts none of its own. A Server has, for each connection, one that reads
+// and one that writes, which end together; Server.Run has one for the timers and
+// one for each socket of the UDP port, and waits for all of them. ServeHTTP
+// returns as soon as there is a connection.
 package relayhttp

@@ -1,11 +1,14 @@
 package relayhttp
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -24,6 +27,10 @@ import (
 // for the client meanwhile is bounded by package relay and dropped over that;
 // a client that takes nothing for so long is gone.
 const writeTimeout = 15 * time.Second
+
+// closeWait bounds how long clients may take to read why their connections end,
+// when the server stops: some round trips, and little against a restart.
+const closeWait = 500 * time.Millisecond
 
 // ServerConfig is what a Server needs.
 type ServerConfig struct {
@@ -47,6 +54,9 @@ type Server struct {
 	port      sock.Conn // nil for none
 
 	receiveErrors, sendErrors, questions atomic.Uint64
+	// serving are the connections' goroutines. It is added to under mu, while the
+	// server is not closed.
+	serving sync.WaitGroup
 
 	mu     sync.Mutex // protects all below
 	core   *relay.Server
@@ -57,6 +67,8 @@ type Server struct {
 
 // serverConn is one connection of a Server.
 type serverConn struct {
+	// below is the TCP connection.
+	below net.Conn
 	// wake tells the writer that NextMessage may have something.
 	wake chan struct{}
 	// ending is closed when the core gave the connection up: the writer sends
@@ -84,9 +96,10 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 }
 
 // Run ends connections whose time is over and forwards datagrams, until the
-// context ends. Then it ends all connections and refuses new ones, and returns
-// the error of closing the UDP port.
+// context ends. Then it ends all connections and refuses new ones, waits for their
+// goroutines, and returns the error of closing the UDP port.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.finish()
 	if s.port == nil {
 		s.runTimers(ctx)
 		return nil
@@ -122,6 +135,20 @@ func (s *Server) runTimers(ctx context.Context) {
 			timer.Stop()
 		}
 	}
+}
+
+// finish waits until all connections have ended: those that do not within
+// closeWait are cut.
+func (s *Server) finish() {
+	cut := time.AfterFunc(closeWait, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range s.conns {
+			c.below.Close()
+		}
+	})
+	defer cut.Stop()
+	s.serving.Wait()
 }
 
 func (s *Server) closeAll() {
@@ -177,23 +204,62 @@ func (s *Server) Snapshot() relay.ServerSnapshot {
 	return s.core.Snapshot()
 }
 
-// ServeHTTP implements http.Handler: one connection, until it ends.
+// ServeHTTP implements http.Handler: it makes one connection, and returns when
+// the connection has its own goroutines. What the HTTP server keeps for a request
+// is 20 KB, much for somebody who is silent most of the time.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+	h := &hijacker{ResponseWriter: w}
+	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		Subprotocols:    []string{subprotocol},
 		CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
 		return // Accept has answered
 	}
-	defer ws.CloseNow()
 	if ws.Subprotocol() != subprotocol {
 		ws.Close(websocket.StatusPolicyViolation, "not the relay protocol")
 		return
 	}
-	if err := s.serve(r.Context(), newConn(ws), sourceOf(r), bindingOf(r.TLS)); err != nil {
-		s.log.Debug("relay connection ended", "remote", r.RemoteAddr, "error", err)
+	c, remote := newConn(ws), r.RemoteAddr
+	id, sc, err := s.connect(h.conn, sourceOf(r), bindingOf(r.TLS))
+	if err != nil {
+		ws.CloseNow()
+		s.log.Debug("relay connection refused", "remote", remote, "error", err)
+		return
 	}
+	go func() {
+		defer s.serving.Done()
+		if err := s.serve(id, sc, c); err != nil {
+			s.log.Debug("relay connection ended", "remote", remote, "error", err)
+		}
+	}()
+}
+
+// What is buffered of a WebSocket: frames' headers and short messages. Longer
+// ones pass the buffers by. The HTTP server has 4 KiB both ways.
+const (
+	readBuffer  = 512
+	writeBuffer = 2048 // a packet over Ethernet and its header, in one write
+)
+
+// hijacker gives a WebSocket smaller buffers than the HTTP server has, and keeps
+// the connection below it.
+type hijacker struct {
+	http.ResponseWriter
+	conn net.Conn
+}
+
+// Hijack implements http.Hijacker.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, b, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	h.conn = c
+	if secure, ok := c.(*tls.Conn); ok {
+		h.conn = secure.NetConn()
+	}
+	if err != nil || b.Reader.Buffered() > 0 {
+		return c, b, err
+	}
+	return c, bufio.NewReadWriter(bufio.NewReaderSize(c, readBuffer), bufio.NewWriterSize(c, writeBuffer)), nil
 }
 
 // sourceOf returns the address that a request came from, zero where it has none.
@@ -205,18 +271,16 @@ func sourceOf(r *http.Request) netip.Addr {
 	return from.Addr()
 }
 
-func (s *Server) serve(ctx context.Context, c *conn, source netip.Addr, binding []byte) error {
-	id, sc, err := s.connect(source, binding)
-	if err != nil {
-		return err
-	}
+// serve is the goroutine of one connection that reads; it starts the other one.
+func (s *Server) serve(id relay.ConnID, sc *serverConn, c *conn) error {
+	defer c.ws.CloseNow()
 	var writer sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.Background())
 	writer.Go(func() {
 		defer cancel() // unblocks the reader
 		s.write(ctx, id, sc, c)
 	})
-	err = s.read(ctx, id, c)
+	err := s.read(ctx, id, c)
 	s.mu.Lock()
 	sc.end()
 	s.mu.Unlock()
@@ -232,7 +296,8 @@ func (s *Server) serve(ctx context.Context, c *conn, source netip.Addr, binding 
 
 var errClosed = errors.New("relayhttp: server is closed")
 
-func (s *Server) connect(source netip.Addr, binding []byte) (relay.ConnID, *serverConn, error) {
+// connect makes a connection, whose goroutine is to tell s.serving that it ended.
+func (s *Server) connect(below net.Conn, source netip.Addr, binding []byte) (relay.ConnID, *serverConn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -240,12 +305,13 @@ func (s *Server) connect(source netip.Addr, binding []byte) (relay.ConnID, *serv
 	}
 	s.last++
 	id := s.last
-	c := &serverConn{wake: make(chan struct{}, 1), ending: make(chan struct{})}
+	c := &serverConn{below: below, wake: make(chan struct{}, 1), ending: make(chan struct{})}
 	s.conns[id] = c
 	if err := s.core.HandleConnect(id, source, binding, s.now()); err != nil {
 		delete(s.conns, id)
 		return 0, nil, err
 	}
+	s.serving.Add(1)
 	s.commands()
 	select {
 	case s.wakeTimer <- struct{}{}:
@@ -254,48 +320,54 @@ func (s *Server) connect(source netip.Addr, binding []byte) (relay.ConnID, *serv
 	return id, c, nil
 }
 
+// messages are buffers for whole messages. An idle connection has none.
+var messages = sync.Pool{New: func() any {
+	b := make([]byte, 0, 4<<10)
+	return &b
+}}
+
 // read hands what the client sends to the core until the connection ends.
 func (s *Server) read(ctx context.Context, id relay.ConnID, c *conn) error {
-	buf := make([]byte, 0, 4<<10)
 	for {
-		message, err := c.ReadMessage(ctx, buf)
-		if errors.Is(err, io.EOF) {
+		r, err := c.next(ctx)
+		if err == nil {
+			err = s.handle(id, r)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return err
-		}
-		s.mu.Lock()
-		err = s.core.HandleMessage(id, message, s.now())
-		s.commands()
-		s.mu.Unlock()
-		if err != nil {
-			return fmt.Errorf("relayhttp: connection %d: %w", id, err)
-		}
-		if cap(message) > cap(buf) {
-			buf = message
 		}
 	}
 }
 
+// handle hands one message to the core.
+func (s *Server) handle(id relay.ConnID, r io.Reader) error {
+	buf := messages.Get().(*[]byte)
+	defer messages.Put(buf)
+	message, err := readMessage(r, *buf)
+	if err != nil {
+		return err
+	}
+	*buf = message[:0]
+	s.mu.Lock()
+	err = s.core.HandleMessage(id, message, s.now())
+	s.commands()
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("relayhttp: connection %d: %w", id, err)
+	}
+	return nil
+}
+
 // write sends what the core has for the client until the connection ends.
 func (s *Server) write(ctx context.Context, id relay.ConnID, sc *serverConn, c *conn) {
-	buf := make([]byte, 0, 4<<10)
 	for ending := false; ; {
-		s.mu.Lock()
-		message, ok := s.core.NextMessage(id, buf[:0])
-		s.mu.Unlock()
-		switch {
-		case ok:
-			deadline, cancel := context.WithTimeout(ctx, writeTimeout)
-			err := c.WriteMessage(deadline, message)
-			cancel()
-			if err != nil {
-				return
-			}
-			buf = message
-			continue
-		case ending:
+		if err := s.flush(ctx, id, c); err != nil {
+			return
+		}
+		if ending {
 			// The client reads the reason before it sees the end.
 			c.ws.Close(websocket.StatusNormalClosure, "")
 			return
@@ -306,6 +378,27 @@ func (s *Server) write(ctx context.Context, id relay.ConnID, sc *serverConn, c *
 		case <-sc.ending:
 			ending = true
 		case <-sc.wake:
+		}
+	}
+}
+
+// flush sends all that the core has for the client now.
+func (s *Server) flush(ctx context.Context, id relay.ConnID, c *conn) error {
+	buf := messages.Get().(*[]byte)
+	defer messages.Put(buf)
+	for {
+		s.mu.Lock()
+		message, ok := s.core.NextMessage(id, (*buf)[:0])
+		s.mu.Unlock()
+		if !ok {
+			return nil
+		}
+		*buf = message[:0]
+		deadline, cancel := context.WithTimeout(ctx, writeTimeout)
+		err := c.WriteMessage(deadline, message)
+		cancel()
+		if err != nil {
+			return err
 		}
 	}
 }

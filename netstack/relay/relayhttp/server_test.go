@@ -226,6 +226,41 @@ func TestMessagesOverTheLimitEndTheConnection(t *testing.T) {
 	}
 }
 
+// TestEndOfRunCutsWhoReadsNothing stops a server with a client that does not answer
+// that its connection is being closed, for which a WebSocket waits 5 s. The best
+// of some tries counts: a busy machine proves nothing.
+func TestEndOfRunCutsWhoReadsNothing(t *testing.T) {
+	var took time.Duration
+	for range 3 {
+		s, err := NewServer(ServerConfig{
+			ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
+			Logger:       slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		h := httptest.NewServer(s)
+		connect(t, h.URL, "one").ready()
+		began := time.Now()
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		took = time.Since(began)
+		h.Close()
+		if snap := s.Snapshot(); snap.Conns != 0 {
+			t.Fatalf("%d connections are left", snap.Conns)
+		}
+		if took < 4*time.Second {
+			return
+		}
+	}
+	t.Errorf("it took %v", took)
+}
+
 func TestEndOfRunEndsConnections(t *testing.T) {
 	s, err := NewServer(ServerConfig{
 		ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
