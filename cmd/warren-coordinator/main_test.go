@@ -112,7 +112,7 @@ func TestAdministration(t *testing.T) {
 		{"audit verify --head x", "", exitUsage, `INDEX:HASH`},
 		{"audit verify --head 1:" + strings.Repeat("00", 32), "", exitFailed, `broken at index 1`},
 		{"audit list", "", exitDone, `"admin uid \d+" +user.create +u1 +login="alice@example.com"`},
-		{"version", "", exitDone, `control protocol 3`},
+		{"version", "", exitDone, `control protocol 4`},
 		{"--frob", "", exitUsage, `unknown flag`},
 		{"serve --log-level loud", "", exitUsage, `none of debug`},
 		{"serve --log-format xml", "", exitUsage, `neither text nor json`},
