@@ -27,11 +27,22 @@ var (
 
 func newAgent(t testing.TB, seed byte) *Agent {
 	t.Helper()
-	a, err := New(Config{Rand: rand.NewChaCha8([32]byte{seed})}, epoch)
+	a, err := New(Config{Rand: rand.NewChaCha8([32]byte{seed}), Birthday: NewBirthdayBudget(epoch)}, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// challenges is pings without those of guesses.
+func challenges(a *Agent) map[netip.AddrPort]disco.TxID {
+	got := make(map[netip.AddrPort]disco.TxID)
+	for tr, ok := a.NextTransmit(); ok; tr, ok = a.NextTransmit() {
+		if p, ok := tr.Message.(disco.Ping); ok && p.Session == a.session {
+			got[tr.To.Addr] = p.TxID
+		}
+	}
+	return got
 }
 
 // pings drains the transmits and returns the challenges by address.
@@ -337,7 +348,7 @@ func randomInputs(rng *rand.Rand) []input {
 		addr := addrs[rng.IntN(len(addrs))]
 		up := rng.IntN(2) == 0
 		var do func(a *Agent, now time.Time)
-		switch rng.IntN(9) {
+		switch rng.IntN(11) {
 		case 0:
 			do = func(a *Agent, now time.Time) { a.HandleOutboundUse(now) }
 		case 1:
@@ -356,6 +367,14 @@ func randomInputs(rng *rand.Rand) []input {
 			do = func(a *Agent, now time.Time) { _ = a.HandleCallMe(disco.CallMe{Endpoints: listed}, now) }
 		case 7:
 			do = func(a *Agent, now time.Time) { a.HandleDistress(now) }
+		case 8:
+			do = func(a *Agent, now time.Time) { a.SetLocalMapping(home, up, now) }
+		case 9:
+			m := disco.Mapping{Public: home, Varies: up}
+			if up && rng.IntN(2) == 0 {
+				m.Ports, m.Attempt = disco.MaxPorts, rng.Uint64N(3)+1
+			}
+			do = func(a *Agent, now time.Time) { _ = a.HandleMapping(m, now) }
 		default:
 			// The candidate answers its newest challenge, if that went out in both
 			// agents: one that was sent at this moment.
@@ -395,7 +414,7 @@ func TestJumpEqualsStep(t *testing.T) {
 			x.do(step, now)
 			x.do(jump, now)
 			pings(step)
-			if n := len(pings(jump)); n > len(jump.candidates) {
+			if n := len(challenges(jump)); n > len(jump.candidates) {
 				t.Fatalf("seed %d: a burst of %d pings to %d candidates", seed, n, len(jump.candidates))
 			}
 			stepped, jumped = append(stepped, drainEvents(step)...), append(jumped, drainEvents(jump)...)
@@ -517,7 +536,7 @@ func FuzzAgent(f *testing.F) {
 		now := epoch
 		var shown Path
 		var seq uint64
-		ids := make(map[netip.AddrPort]disco.TxID)
+		ids, answerable := make(map[netip.AddrPort]disco.TxID), make(map[netip.AddrPort]uint32)
 		for i := 0; i+1 < len(script) && i < 400; i += 2 {
 			now = now.Add(time.Duration(script[i+1]) * 50 * time.Millisecond)
 			addr := listed[int(script[i]>>4)%len(listed)]
@@ -532,7 +551,7 @@ func FuzzAgent(f *testing.F) {
 			case 3:
 				_ = a.HandlePing(addr, disco.Ping{Session: 1, Seq: seq}, now)
 			case 4, 5, 6:
-				_ = a.HandlePong(addr, disco.Pong{TxID: ids[addr]}, now)
+				_ = a.HandleSocketPong(answerable[addr], addr, disco.Pong{TxID: ids[addr]}, now)
 			case 7:
 				_ = a.HandleCallMe(disco.CallMe{Endpoints: listed[:int(script[i]>>4)%4]}, now)
 			case 8:
@@ -545,14 +564,30 @@ func FuzzAgent(f *testing.F) {
 				a.HandleDistress(now)
 			case 12:
 				a.SetLocalCandidates(listed, now)
+			case 13:
+				m := disco.Mapping{Public: addr, Varies: script[i]&16 != 0}
+				if m.Varies {
+					m.Ports, m.Attempt = disco.MaxPorts, uint64(i+1)
+				}
+				_ = a.HandleMapping(m, now)
+			case 14:
+				a.SetLocalMapping(home, script[i]&16 != 0, now)
+				if _, first, count := a.Sockets(); count > 0 {
+					_ = a.HandleSocketPing(first+uint32(script[i]>>5), addr, disco.Ping{Session: 1, Seq: seq}, now)
+				}
 			default:
 				a.HandleTimeout(now)
 			}
 			proved := a.Primary()
+			kept, first, count := a.Sockets()
 			for tr, ok := a.NextTransmit(); ok; tr, ok = a.NextTransmit() {
-				if p, ok := tr.Message.(disco.Ping); ok {
+				if p, ok := tr.Message.(disco.Ping); ok && p.Session == a.session {
 					ids[tr.To.Addr] = p.TxID
+					answerable[tr.To.Addr] = tr.To.Socket
 				}
+			}
+			if count > birthdaySockets || kept != 0 && kept-first < count || proved.Socket != 0 && proved.Socket != kept {
+				t.Fatalf("sockets %d, %d and %d more for %v", kept, first, count, proved)
 			}
 			for _, e := range drainEvents(a) {
 				shown = e.Primary
@@ -560,7 +595,7 @@ func FuzzAgent(f *testing.F) {
 			if shown != proved {
 				t.Fatalf("primary %v, events say %v", proved, shown)
 			}
-			if proved.Kind == Direct && a.find(DirectTo(proved.Addr)) == nil {
+			if proved.Kind == Direct && a.find(proved) == nil {
 				t.Fatalf("primary %v is no candidate", proved)
 			}
 			if proved.Kind == Relay && !a.relay {

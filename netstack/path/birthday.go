@@ -265,7 +265,9 @@ func (a *Agent) weighBirthday() {
 	case !needed:
 		a.winBirthday()
 		a.endBirthday()
-		b.needed, b.offer = time.Time{}, time.Time{}
+		if b.needed = (time.Time{}); !b.offer.IsZero() {
+			b.offer, b.taken = time.Time{}, 0 // it is made again, and may be of use then
+		}
 		return
 	case b.needed.IsZero():
 		b.needed = a.now

@@ -234,6 +234,7 @@ func (a *Agent) step() {
 		}
 	}
 	a.setBoth()
+	a.weighBirthday()
 }
 
 // setBoth says when packets are to go both ways, and when no more.
