@@ -44,6 +44,7 @@ var (
 	relayDesc      = describe("relay_connected", "Whether the relay has admitted this device: 1 or 0.", "relay", "region")
 	relayHomeDesc  = describe("relay_home", "Whether the relay is where this device listens: 1 or 0.", "relay", "region")
 	relayRTTDesc   = describe("relay_rtt_seconds", "The least of the recent round trips to the relay, where one is known.", "relay", "region")
+	relayQueueDesc = describe("relay_queued_bytes", "Bytes that wait to be sent to the relay.", "relay", "region")
 	relayEventDesc = describe("relay_events_total", "What happened between this device and its relays.", "event")
 )
 
@@ -56,7 +57,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- passedDesc[d]
 	}
 	for _, d := range []*prometheus.Desc{
-		lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayEventDesc,
+		lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayEventDesc,
 		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc,
 	} {
 		out <- d
@@ -127,7 +128,8 @@ func (c *control) relayMetrics() []prometheus.Metric {
 		return 0
 	}
 	for _, r := range c.relayStatus() {
-		out = append(out, gauge(relayDesc, value(r.Connected), r.Name, r.Region), gauge(relayHomeDesc, value(r.Home), r.Name, r.Region))
+		out = append(out, gauge(relayDesc, value(r.Connected), r.Name, r.Region), gauge(relayHomeDesc, value(r.Home), r.Name, r.Region),
+			gauge(relayQueueDesc, float64(r.Queued), r.Name, r.Region))
 		if r.RTT > 0 {
 			out = append(out, gauge(relayRTTDesc, r.RTT.Seconds(), r.Name, r.Region))
 		}

@@ -119,6 +119,13 @@ func (o *outbox) close() {
 	o.ready = false
 }
 
+// queued returns how many bytes wait.
+func (o *outbox) queued() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bytes
+}
+
 func (o *outbox) drops() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()

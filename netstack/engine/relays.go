@@ -306,6 +306,7 @@ func (c *control) relayStatus() []RelayStatus {
 		s.Connected, s.Error = conn.connected()
 		if session := conn.session.Load(); session != nil {
 			s.Datagrams = session.datagrams.link.Load() != nil
+			s.Queued = session.attempt.out.queued()
 		}
 		out = append(out, s)
 	}

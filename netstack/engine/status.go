@@ -83,6 +83,8 @@ type RelayStatus struct {
 	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt,omitempty"`
+	// Queued is how many bytes wait to be sent there, for all peers together.
+	Queued int `json:"queued,omitempty"`
 	// Error is why there is no connection, empty where there is one.
 	Error string `json:"error,omitempty"`
 }

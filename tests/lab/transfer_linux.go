@@ -108,6 +108,7 @@ func startTransfer(t testing.TB, from, to *Host, address string, write int) *Tra
 			return
 		}
 		defer c.Close()
+		keepOpen(c)
 		x.received <- x.receive(c)
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -117,9 +118,18 @@ func startTransfer(t testing.TB, from, to *Host, address string, write int) *Tra
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.conn.Close() })
+	keepOpen(x.conn)
 	go func() { x.sent <- x.send() }()
 	x.Steady(t, 30*time.Second)
 	return x
+}
+
+// keepOpen has a connection last without its peer: what Go does by itself ends it
+// after two and a half minutes.
+func keepOpen(c net.Conn) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		tcp.SetKeepAlive(false)
+	}
 }
 
 func (x *Transfer) send() result {
