@@ -13,12 +13,13 @@ import (
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/audit"
 	"github.com/warren-overlay/warren/coordinator/store"
 )
 
 func (m *Main) audit() *cobra.Command {
-	c := group(&cobra.Command{
+	c := commandline.Group(&cobra.Command{
 		Use: "audit", Short: "Verify and list the record of what was done",
 		Long: `Verify and list the record of what was done. It is read from the data directory
 itself, whether or not the coordinator runs.`,
@@ -45,10 +46,11 @@ that were cut off the end there. Keep the printed head somewhere else, and give
 it as --head the next time: that finds it also where both were put back.`,
 	}
 	c.Flags().StringVar(&known, "head", "", "a head that was printed before, as INDEX:HASH")
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		before, err := parseHead(known)
 		if err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		db, err := store.OpenReadOnly(c.Context(), m.data)
 		if err != nil {
@@ -78,7 +80,7 @@ it as --head the next time: that finds it also where both were put back.`,
 				fmt.Fprintf(m.Stdout, "its end was not cut off before entry %d\n", out.Kept)
 			}
 		})
-	})
+	}
 	return m.printable(c)
 }
 
@@ -133,7 +135,8 @@ func (m *Main) auditList() *cobra.Command {
 	var from uint64
 	c := &cobra.Command{Use: "list", Short: "List what was done, the oldest first"}
 	c.Flags().Uint64Var(&from, "from", 1, "begin with the entry of this index")
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		db, err := store.OpenReadOnly(c.Context(), m.data)
 		if err != nil {
 			return err
@@ -162,6 +165,6 @@ func (m *Main) auditList() *cobra.Command {
 			return err
 		}
 		return m.print(all, func() { m.table("INDEX TIME ACTOR ACTION TARGET DETAILS", rows) })
-	})
+	}
 	return m.printable(c)
 }

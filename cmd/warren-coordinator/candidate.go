@@ -5,11 +5,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 )
 
 func (m *Main) policyAudit() *cobra.Command {
-	audit := group(&cobra.Command{
+	audit := commandline.Group(&cobra.Command{
 		Use: "audit", Short: "Try a whole policy beside the one in force",
 		Long: `Try a whole policy beside the one in force. Each device computes what the
 candidate would make of every new connection and of every one that is denied, and
@@ -24,7 +25,8 @@ checked as policy set checks it.`,
 		Example: "  warren-coordinator --data DIR policy audit set next.hujson",
 	}
 	set.Flags().Uint64Var(&ifEpoch, "if-epoch", 0, "refuse unless this is the epoch of the candidate in audit")
-	set.Args, set.RunE = run(1, func(c *cobra.Command, args []string) error {
+	set.Args = commandline.Arguments(1)
+	set.RunE = func(c *cobra.Command, args []string) error {
 		text, err := m.policyText(args[0])
 		if err != nil {
 			return err
@@ -37,10 +39,11 @@ checked as policy set checks it.`,
 		return m.print(p, func() {
 			fmt.Fprintf(m.Stdout, "candidate epoch %d is in audit; what it would change is in `warren flows` of the devices\n", p.Epoch)
 		})
-	})
+	}
 
 	get := &cobra.Command{Use: "get", Short: "Print the policy in audit"}
-	get.Args, get.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	get.Args = commandline.Arguments(0)
+	get.RunE = func(c *cobra.Command, _ []string) error {
 		p, err := m.client().Candidate(c.Context())
 		if err != nil {
 			return err
@@ -49,16 +52,17 @@ checked as policy set checks it.`,
 			fmt.Fprintln(m.Stderr, "warning: no device is told of it:", p.Error)
 		}
 		return m.print(p, func() { fmt.Fprint(m.Stdout, p.Text) })
-	})
+	}
 
 	clear := &cobra.Command{Use: "clear", Short: "End the audit; the policy in force stays"}
-	clear.Args, clear.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	clear.Args = commandline.Arguments(0)
+	clear.RunE = func(c *cobra.Command, _ []string) error {
 		p, err := m.client().ClearCandidate(c.Context())
 		if err != nil {
 			return err
 		}
 		return m.print(p, func() { fmt.Fprintf(m.Stdout, "candidate epoch %d is not in audit any more\n", p.Epoch) })
-	})
+	}
 
 	promote := &cobra.Command{
 		Use: "promote", Short: "Put the policy in audit in force",
@@ -66,14 +70,15 @@ checked as policy set checks it.`,
 again as policy set checks it.`,
 	}
 	promote.Flags().Uint64Var(&ifEpoch, "if-epoch", 0, "refuse unless this is the epoch of the candidate in audit")
-	promote.Args, promote.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	promote.Args = commandline.Arguments(0)
+	promote.RunE = func(c *cobra.Command, _ []string) error {
 		p, err := m.client().PromoteCandidate(c.Context(), admin.PromoteCandidate{IfEpoch: ifEpoch})
 		if err != nil {
 			return err
 		}
 		m.warnings(p.Warnings)
 		return m.print(p, func() { fmt.Fprintf(m.Stdout, "policy epoch %d is in force\n", p.Epoch) })
-	})
+	}
 	audit.AddCommand(m.printable(set), m.printable(get), m.printable(clear), m.printable(promote))
 	return audit
 }

@@ -6,14 +6,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 )
 
 func (m *Main) devices() *cobra.Command {
-	devices := group(&cobra.Command{Use: "devices", Short: "List, show, tag and revoke devices, and approve what they route"})
+	devices := commandline.Group(&cobra.Command{Use: "devices", Short: "List, show, tag and revoke devices, and approve what they route"})
 
 	list := &cobra.Command{Use: "list", Short: "List the devices"}
-	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	list.Args = commandline.Arguments(0)
+	list.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := m.client().Devices(c.Context())
 		if err != nil {
 			return err
@@ -25,16 +27,17 @@ func (m *Main) devices() *cobra.Command {
 			}
 			m.table("ID NAME ADDRESS OWNER OS SEEN", rows)
 		})
-	})
+	}
 
 	show := &cobra.Command{Use: "show NAME", Short: "Show what is known of a device, and what it may see"}
-	show.Args, show.RunE = run(1, func(c *cobra.Command, args []string) error {
+	show.Args = commandline.Arguments(1)
+	show.RunE = func(c *cobra.Command, args []string) error {
 		d, err := m.client().Device(c.Context(), args[0])
 		if err != nil {
 			return err
 		}
 		return m.print(d, func() { m.showDevice(&d) })
-	})
+	}
 
 	revoke := &cobra.Command{
 		Use: "revoke NAME", Short: "End a device's membership for good",
@@ -46,7 +49,8 @@ device's name or id.`,
 	}
 	var keepKey bool
 	revoke.Flags().BoolVar(&keepKey, "keep-key", false, "leave the join key that the device joined by usable")
-	revoke.Args, revoke.RunE = run(1, func(c *cobra.Command, args []string) error {
+	revoke.Args = commandline.Arguments(1)
+	revoke.RunE = func(c *cobra.Command, args []string) error {
 		d, err := m.client().RevokeDevice(c.Context(), args[0], keepKey)
 		if err != nil {
 			return err
@@ -57,7 +61,7 @@ device's name or id.`,
 				fmt.Fprintf(m.Stdout, "revoked join key %s, by which it had joined; other devices that joined by it stay\n", d.RevokedKey)
 			}
 		})
-	})
+	}
 	devices.AddCommand(m.printable(list), m.printable(show), m.printable(m.tagDevice()), m.printable(revoke),
 		m.printable(m.listRoutes()), m.printable(m.approveRoutes()), m.printable(m.removeRoutes()))
 	return devices
@@ -76,13 +80,14 @@ user's join key.`,
 	var tags []string
 	c.Flags().StringSliceVar(&tags, "tags", nil, "all tags that the device is to have")
 	c.MarkFlagRequired("tags")
-	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+	c.Args = commandline.Arguments(1)
+	c.RunE = func(c *cobra.Command, args []string) error {
 		d, err := m.client().SetTags(c.Context(), args[0], tags)
 		if err != nil {
 			return err
 		}
 		return m.print(d, func() { fmt.Fprintf(m.Stdout, "%s (%s) now has %s\n", d.Name, d.ID, whose("", d.Tags)) })
-	})
+	}
 	return c
 }
 

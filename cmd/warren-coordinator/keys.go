@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 )
 
@@ -17,7 +18,7 @@ import (
 const defaultExpiry = 24 * time.Hour
 
 func (m *Main) keys() *cobra.Command {
-	keys := group(&cobra.Command{Use: "keys", Short: "Create, list and revoke join keys"})
+	keys := commandline.Group(&cobra.Command{Use: "keys", Short: "Create, list and revoke join keys"})
 	keys.AddCommand(m.keysCreate(), m.keysList(), m.keysRevoke())
 	return keys
 }
@@ -38,12 +39,13 @@ fingerprint and is shown this once.`,
 	c.Flags().BoolVar(&k.Reusable, "reusable", false, "let any number of devices join by the key")
 	c.Flags().BoolVar(&k.Ephemeral, "ephemeral", false, "remove devices that joined by the key once they are offline for 30 minutes")
 	c.Flags().DurationVar(&expiry, "expiry", defaultExpiry, "how long the key can be used")
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (k.User == "") == (len(k.Tags) == 0) {
-			return &usageError{c, errors.New("give either --user or --tags")}
+			return commandline.Wrong(c, errors.New("give either --user or --tags"))
 		}
 		if expiry < time.Second {
-			return &usageError{c, errors.New("--expiry must be a second at least")}
+			return commandline.Wrong(c, errors.New("--expiry must be a second at least"))
 		}
 		k.ExpirySeconds = int64(expiry / time.Second)
 		key, err := m.client().CreateKey(c.Context(), k)
@@ -54,13 +56,14 @@ fingerprint and is shown this once.`,
 			fmt.Fprintln(m.Stdout, key.Text)
 			fmt.Fprintf(m.Stderr, "shown this once; usable until %s; on the device: warren up --login-server http://HOST:PORT --auth-key KEY\n", when(key.Expires))
 		})
-	})
+	}
 	return m.printable(c)
 }
 
 func (m *Main) keysList() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List the join keys, without their secrets"}
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := m.client().Keys(c.Context())
 		if err != nil {
 			return err
@@ -79,13 +82,14 @@ func (m *Main) keysList() *cobra.Command {
 			}
 			m.table("ID FOR KIND STATE USES EXPIRES", rows)
 		})
-	})
+	}
 	return m.printable(c)
 }
 
 func (m *Main) keysRevoke() *cobra.Command {
 	c := &cobra.Command{Use: "revoke ID", Short: "Make a join key useless; devices that joined by it stay"}
-	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+	c.Args = commandline.Arguments(1)
+	c.RunE = func(c *cobra.Command, args []string) error {
 		k, err := m.client().RevokeKey(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -93,6 +97,6 @@ func (m *Main) keysRevoke() *cobra.Command {
 		return m.print(k, func() {
 			fmt.Fprintf(m.Stdout, "revoked join key %s; devices that joined by it stay, `devices revoke` ends them\n", k.ID)
 		})
-	})
+	}
 	return m.printable(c)
 }

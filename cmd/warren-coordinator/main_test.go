@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 )
 
 // outcome is what a command line did.
@@ -53,7 +55,7 @@ func serving(t *testing.T, data string, args ...string) (said string, stop func(
 	stopped := false
 	stop = func() int {
 		if stopped {
-			return exitDone
+			return commandline.Done
 		}
 		stopped = true
 		cancel()
@@ -79,55 +81,55 @@ func TestAdministration(t *testing.T) {
 		status int
 		want   string // a pattern that output and errors together match
 	}{
-		{"users create alice@example.com", "", exitDone, `created user alice@example.com \(u1\)`},
-		{"users create alice@example.com", "", exitFailed, `exists already`},
-		{"users create", "", exitUsage, `one argument`},
-		{"users list", "", exitDone, `u1 +alice@example.com +0 +20\d\d-`},
-		{"users", "", exitUsage, `say what to do`},
-		{"users lits", "", exitUsage, `there is no command`},
-		{"keys create --user alice@example.com", "", exitDone, `^wkey-auth-[a-z2-7]{12}-[a-z2-7]{52}-[a-z2-7]{52}\n`},
-		{"keys create --tags tag:db,tag:x --reusable --ephemeral --expiry 1h", "", exitDone, `^wkey-auth-`},
-		{"keys create", "", exitUsage, `either --user or --tags`},
-		{"keys create --user a@b --tags tag:x", "", exitUsage, `either --user or --tags`},
-		{"keys create --user a@b --expiry soon", "", exitUsage, `invalid argument`},
-		{"keys create --user a@b --expiry 0s", "", exitUsage, `a second at least`},
-		{"keys create --user nobody@example.com", "", exitFailed, `no user nobody@example.com`},
-		{"keys list", "", exitDone, `alice@example.com +single-use +usable +0`},
-		{"keys list", "", exitDone, `tag:db,tag:x +reusable,ephemeral +usable +0`},
-		{"keys revoke none", "", exitFailed, `no join key none`},
-		{"devices list", "", exitDone, `^ID +NAME +ADDRESS`},
-		{"devices list --json", "", exitDone, `^\[\]\n$`},
-		{"devices show none", "", exitFailed, `no device "none"`},
-		{"devices revoke none", "", exitFailed, `devices list`},
-		{"policy get", "", exitDone, `"acls": \[\]`},
-		{"policy check " + policy, "", exitDone, `could be set`},
-		{"policy set " + policy, "", exitDone, `epoch 2 is in force`},
-		{"policy set -", `{"acls": []}`, exitDone, `epoch 3 is in force`},
-		{"policy set -", `{"acls": [}`, exitFailed, `line 1, column`},
-		{"policy set --if-epoch 1 -", `{}`, exitFailed, `epoch 3, not 1`},
-		{"policy set /nonexistent/file", "", exitFailed, `no such file`},
-		{"policy get", "", exitDone, `^{"acls": \[\]}$`},
-		{"status", "", exitDone, `policy epoch  3`},
-		{"audit verify", "", exitDone, `the audit chain holds: \d+ entries`},
-		{"audit verify --head x", "", exitUsage, `INDEX:HASH`},
-		{"audit verify --head 1:" + strings.Repeat("00", 32), "", exitFailed, `broken at index 1`},
-		{"audit list", "", exitDone, `"admin uid \d+" +user.create +u1 +login="alice@example.com"`},
-		{"version", "", exitDone, `control protocol 4`},
-		{"--frob", "", exitUsage, `unknown flag`},
-		{"serve --log-level loud", "", exitUsage, `none of debug`},
-		{"serve --log-format xml", "", exitUsage, `neither text nor json`},
-		{"serve --public-url x", "", exitUsage, `no http or https URL`},
-		{"serve --relay=false", "", exitUsage, `switched by --builtin-relay=false`},
-		{"serve --relay name=a", "", exitUsage, `neither ws nor wss`},
-		{"serve --relay name=a,url=ws://h --relay name=a,url=ws://g", "", exitUsage, `two relays have the name a`},
-		{"serve --relay name=default,url=ws://h", "", exitUsage, `two relays have the name default`},
-		{"serve --stun fra.example.com", "", exitUsage, `not HOST:PORT`},
-		{"serve --stun :3478", "", exitUsage, `not HOST:PORT`},
-		{"serve" + strings.Repeat(" --stun h:1", 8), "", exitUsage, `8 times, at most 7`},
-		{"serve --builtin-relay=false --builtin-relay-region eu", "", exitUsage, `without the built-in relay`},
-		{"serve --listen 127.0.0.1:0 --stun-listen off --metrics-listen off", "", exitFailed, `another coordinator works on`},
-		{"completion bash", "", exitDone, `bash completion`},
-		{"--help", "", exitDone, `Usage:`},
+		{"users create alice@example.com", "", commandline.Done, `created user alice@example.com \(u1\)`},
+		{"users create alice@example.com", "", commandline.Failed, `exists already`},
+		{"users create", "", commandline.Usage, `one argument`},
+		{"users list", "", commandline.Done, `u1 +alice@example.com +0 +20\d\d-`},
+		{"users", "", commandline.Usage, `say what to do`},
+		{"users lits", "", commandline.Usage, `there is no command`},
+		{"keys create --user alice@example.com", "", commandline.Done, `^wkey-auth-[a-z2-7]{12}-[a-z2-7]{52}-[a-z2-7]{52}\n`},
+		{"keys create --tags tag:db,tag:x --reusable --ephemeral --expiry 1h", "", commandline.Done, `^wkey-auth-`},
+		{"keys create", "", commandline.Usage, `either --user or --tags`},
+		{"keys create --user a@b --tags tag:x", "", commandline.Usage, `either --user or --tags`},
+		{"keys create --user a@b --expiry soon", "", commandline.Usage, `invalid argument`},
+		{"keys create --user a@b --expiry 0s", "", commandline.Usage, `a second at least`},
+		{"keys create --user nobody@example.com", "", commandline.Failed, `no user nobody@example.com`},
+		{"keys list", "", commandline.Done, `alice@example.com +single-use +usable +0`},
+		{"keys list", "", commandline.Done, `tag:db,tag:x +reusable,ephemeral +usable +0`},
+		{"keys revoke none", "", commandline.Failed, `no join key none`},
+		{"devices list", "", commandline.Done, `^ID +NAME +ADDRESS`},
+		{"devices list --json", "", commandline.Done, `^\[\]\n$`},
+		{"devices show none", "", commandline.Failed, `no device "none"`},
+		{"devices revoke none", "", commandline.Failed, `devices list`},
+		{"policy get", "", commandline.Done, `"acls": \[\]`},
+		{"policy check " + policy, "", commandline.Done, `could be set`},
+		{"policy set " + policy, "", commandline.Done, `epoch 2 is in force`},
+		{"policy set -", `{"acls": []}`, commandline.Done, `epoch 3 is in force`},
+		{"policy set -", `{"acls": [}`, commandline.Failed, `line 1, column`},
+		{"policy set --if-epoch 1 -", `{}`, commandline.Failed, `epoch 3, not 1`},
+		{"policy set /nonexistent/file", "", commandline.Failed, `no such file`},
+		{"policy get", "", commandline.Done, `^{"acls": \[\]}$`},
+		{"status", "", commandline.Done, `policy epoch  3`},
+		{"audit verify", "", commandline.Done, `the audit chain holds: \d+ entries`},
+		{"audit verify --head x", "", commandline.Usage, `INDEX:HASH`},
+		{"audit verify --head 1:" + strings.Repeat("00", 32), "", commandline.Failed, `broken at index 1`},
+		{"audit list", "", commandline.Done, `"admin uid \d+" +user.create +u1 +login="alice@example.com"`},
+		{"version", "", commandline.Done, `control protocol 4`},
+		{"--frob", "", commandline.Usage, `unknown flag`},
+		{"serve --log-level loud", "", commandline.Usage, `none of debug`},
+		{"serve --log-format xml", "", commandline.Usage, `neither text nor json`},
+		{"serve --public-url x", "", commandline.Usage, `no http or https URL`},
+		{"serve --relay=false", "", commandline.Usage, `switched by --builtin-relay=false`},
+		{"serve --relay name=a", "", commandline.Usage, `neither ws nor wss`},
+		{"serve --relay name=a,url=ws://h --relay name=a,url=ws://g", "", commandline.Usage, `two relays have the name a`},
+		{"serve --relay name=default,url=ws://h", "", commandline.Usage, `two relays have the name default`},
+		{"serve --stun fra.example.com", "", commandline.Usage, `not HOST:PORT`},
+		{"serve --stun :3478", "", commandline.Usage, `not HOST:PORT`},
+		{"serve" + strings.Repeat(" --stun h:1", 8), "", commandline.Usage, `8 times, at most 7`},
+		{"serve --builtin-relay=false --builtin-relay-region eu", "", commandline.Usage, `without the built-in relay`},
+		{"serve --listen 127.0.0.1:0 --stun-listen off --metrics-listen off", "", commandline.Failed, `another coordinator works on`},
+		{"completion bash", "", commandline.Done, `bash completion`},
+		{"--help", "", commandline.Done, `Usage:`},
 	} {
 		got := command(data, c.stdin, strings.Fields(c.args)...)
 		if got.status != c.status || !regexp.MustCompile(`(?m)`+c.want).MatchString(got.out+got.errors) {
@@ -136,11 +138,11 @@ func TestAdministration(t *testing.T) {
 	}
 	for _, args := range []string{"users list", "keys list", "devices list", "policy get", "status", "audit list", "audit verify", "version"} {
 		got := command(data, "", append(strings.Fields(args), "--json")...)
-		if got.status != exitDone || !json.Valid([]byte(got.out)) {
+		if got.status != commandline.Done || !json.Valid([]byte(got.out)) {
 			t.Errorf("%s --json: %d %s%s", args, got.status, got.out, got.errors)
 		}
 	}
-	if status := stop(); status != exitDone {
+	if status := stop(); status != commandline.Done {
 		t.Errorf("serve ended with %d", status)
 	}
 	for args, want := range map[string]string{"users list": "start it with: warren-coordinator serve --data " + data, "audit verify": "chain holds"} {
@@ -148,7 +150,7 @@ func TestAdministration(t *testing.T) {
 			t.Errorf("%s without a coordinator: %s%s", args, got.out, got.errors)
 		}
 	}
-	if got := command(data+"none", "", "audit", "verify"); got.status != exitFailed || !strings.Contains(got.errors, "is --data right?") {
+	if got := command(data+"none", "", "audit", "verify"); got.status != commandline.Failed || !strings.Contains(got.errors, "is --data right?") {
 		t.Errorf("no network: %+v", got)
 	}
 	if said, _ := serving(t, data); !strings.HasPrefix(said, "Serving network ") {

@@ -8,21 +8,23 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 	"github.com/warren-overlay/warren/coordinator/registry"
 )
 
 func (m *Main) policy() *cobra.Command {
-	policy := group(&cobra.Command{Use: "policy", Short: "Get, check, set and audit the policy"})
+	policy := commandline.Group(&cobra.Command{Use: "policy", Short: "Get, check, set and audit the policy"})
 
 	get := &cobra.Command{Use: "get", Short: "Print the policy in force"}
-	get.Args, get.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	get.Args = commandline.Arguments(0)
+	get.RunE = func(c *cobra.Command, _ []string) error {
 		p, err := m.client().Policy(c.Context())
 		if err != nil {
 			return err
 		}
 		return m.print(p, func() { fmt.Fprint(m.Stdout, p.Text) })
-	})
+	}
 
 	var ifEpoch uint64
 	set := &cobra.Command{
@@ -32,7 +34,8 @@ A text that does not parse, names who does not exist, or whose own tests fail is
 refused, and the policy in force stays.`,
 	}
 	set.Flags().Uint64Var(&ifEpoch, "if-epoch", 0, "refuse unless this is the epoch of the policy in force")
-	set.Args, set.RunE = run(1, func(c *cobra.Command, args []string) error {
+	set.Args = commandline.Arguments(1)
+	set.RunE = func(c *cobra.Command, args []string) error {
 		text, err := m.policyText(args[0])
 		if err != nil {
 			return err
@@ -43,10 +46,11 @@ refused, and the policy in force stays.`,
 		}
 		m.warnings(p.Warnings)
 		return m.print(p, func() { fmt.Fprintf(m.Stdout, "policy epoch %d is in force\n", p.Epoch) })
-	})
+	}
 
 	check := &cobra.Command{Use: "check FILE", Short: "Say whether a policy could be set, and change nothing"}
-	check.Args, check.RunE = run(1, func(c *cobra.Command, args []string) error {
+	check.Args = commandline.Arguments(1)
+	check.RunE = func(c *cobra.Command, args []string) error {
 		text, err := m.policyText(args[0])
 		if err != nil {
 			return err
@@ -57,7 +61,7 @@ refused, and the policy in force stays.`,
 		}
 		m.warnings(answer.Warnings)
 		return m.print(answer, func() { fmt.Fprintln(m.Stdout, "the policy could be set") })
-	})
+	}
 	policy.AddCommand(m.printable(get), m.printable(set), m.printable(check), m.policyAudit())
 	return policy
 }

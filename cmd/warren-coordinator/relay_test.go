@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/coordinator/wire/channel"
@@ -29,7 +30,7 @@ type node struct {
 
 func join(t *testing.T, data, url string) *node {
 	t.Helper()
-	if got := command(data, "", "users", "create", "alice@example.com"); got.status != exitDone && !strings.Contains(got.errors, "exists") {
+	if got := command(data, "", "users", "create", "alice@example.com"); got.status != commandline.Done && !strings.Contains(got.errors, "exists") {
 		t.Fatal(got)
 	}
 	var key admin.NewKey
@@ -203,7 +204,7 @@ func TestRelayLeaves(t *testing.T) {
 				told = time.Now()
 			}
 		}
-		if got := <-status; got != exitDone {
+		if got := <-status; got != commandline.Done {
 			t.Errorf("it stopped with %d", got)
 		}
 		switch goesOn := time.Since(told); {
@@ -242,7 +243,7 @@ func TestRelayAdmitsMembers(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	if got := command(data, "", "devices", "revoke", "n"); got.status != exitDone {
+	if got := command(data, "", "devices", "revoke", "n"); got.status != commandline.Done {
 		t.Fatal(got)
 	}
 	ended()

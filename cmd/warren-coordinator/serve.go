@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/server"
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/relay"
@@ -62,22 +63,23 @@ in their join key. Behind a proxy that terminates TLS, give --public-url.`,
 	f.DurationVar(&o.validity, "certificate-validity", 7*24*time.Hour, "life of a device's certificate; renewed at half of it")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := m.logger(o)
 		if err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		if _, err := publicRelay(o.publicURL); err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		if _, err := o.relayList(1, ""); err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		if err := o.checkServers(); err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		return m.runServe(c.Context(), o, c.Flags().Changed("metrics-listen"), log)
-	})
+	}
 	return c
 }
 
@@ -161,7 +163,7 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 		return err
 	}
 	cfg := server.Config{
-		Dir: m.data, CertificateValidity: o.validity, Version: version().String(), Rand: m.Rand, Logger: log,
+		Dir: m.data, CertificateValidity: o.validity, Version: commandline.CurrentBuild().String(), Rand: m.Rand, Logger: log,
 	}
 	port := public.Addr().(*net.TCPAddr).Port
 	if stun != nil {

@@ -5,11 +5,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
 )
 
 func (m *Main) settings() *cobra.Command {
-	settings := group(&cobra.Command{
+	settings := commandline.Group(&cobra.Command{
 		Use: "settings", Short: "Turn off for all devices what they do by themselves",
 		Long: `Turn off for all devices what they do by themselves, such as when a fault is found
 in it: devices that are connected stop within seconds, others when they come
@@ -20,7 +21,8 @@ back. Nothing can be turned on that a device's own settings have off.
 	})
 
 	list := &cobra.Command{Use: "list", Short: "Show what can be turned off, and what is"}
-	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	list.Args = commandline.Arguments(0)
+	list.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := m.client().Settings(c.Context())
 		if err != nil {
 			return err
@@ -32,23 +34,24 @@ back. Nothing can be turned on that a device's own settings have off.
 			}
 			m.table("NAME VALUE SINCE", rows)
 		})
-	})
+	}
 
 	set := &cobra.Command{
 		Use: "set NAME on|off", Short: "Turn something off for all devices, or leave it to each of them again",
 		Example: `  warren-coordinator --data DIR settings set port-mapping off
   warren-coordinator --data DIR settings set port-mapping on`,
 	}
-	set.Args, set.RunE = run(2, func(c *cobra.Command, args []string) error {
+	set.Args = commandline.Arguments(2)
+	set.RunE = func(c *cobra.Command, args []string) error {
 		if args[1] != "on" && args[1] != "off" {
-			return &usageError{c, fmt.Errorf("%q is neither on nor off", args[1])}
+			return commandline.Wrong(c, fmt.Errorf("%q is neither on nor off", args[1]))
 		}
 		s, err := m.client().SetSetting(c.Context(), args[0], args[1] == "on")
 		if err != nil {
 			return err
 		}
 		return m.print(s, func() { m.tellSetting(s) })
-	})
+	}
 	settings.AddCommand(m.printable(list), m.printable(set))
 	return settings
 }

@@ -5,11 +5,14 @@ import (
 	"strconv"
 
 	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 )
 
 func (m *Main) status() *cobra.Command {
 	c := &cobra.Command{Use: "status", Short: "Show the network at a glance"}
-	c.Args, c.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	c.Args = commandline.Arguments(0)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := m.client().Status(c.Context())
 		if err != nil {
 			return err
@@ -24,18 +27,19 @@ func (m *Main) status() *cobra.Command {
 				fmt.Fprintf(m.Stdout, "turned off    %s, for all devices\n", name)
 			}
 		})
-	})
+	}
 	return m.printable(c)
 }
 
 func (m *Main) users() *cobra.Command {
-	users := group(&cobra.Command{Use: "users", Short: "Create, list, suspend and resume users"})
+	users := commandline.Group(&cobra.Command{Use: "users", Short: "Create, list, suspend and resume users"})
 
 	create := &cobra.Command{
 		Use: "create LOGIN", Short: "Create a user",
 		Example: "  warren-coordinator --data DIR users create alice@example.com",
 	}
-	create.Args, create.RunE = run(1, func(c *cobra.Command, args []string) error {
+	create.Args = commandline.Arguments(1)
+	create.RunE = func(c *cobra.Command, args []string) error {
 		u, err := m.client().CreateUser(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -43,10 +47,11 @@ func (m *Main) users() *cobra.Command {
 		return m.print(u, func() {
 			fmt.Fprintf(m.Stdout, "created user %s (%s)\nnext, make a join key for a device: warren-coordinator --data %s keys create --user %s\n", u.Login, u.ID, m.data, u.Login)
 		})
-	})
+	}
 
 	list := &cobra.Command{Use: "list", Short: "List the users"}
-	list.Args, list.RunE = run(0, func(c *cobra.Command, _ []string) error {
+	list.Args = commandline.Arguments(0)
+	list.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := m.client().Users(c.Context())
 		if err != nil {
 			return err
@@ -58,7 +63,7 @@ func (m *Main) users() *cobra.Command {
 			}
 			m.table("ID LOGIN DEVICES CREATED SUSPENDED", rows)
 		})
-	})
+	}
 	users.AddCommand(m.printable(create), m.printable(list), m.printable(m.suspendUser()), m.printable(m.resumeUser()))
 	return users
 }
@@ -71,7 +76,8 @@ their connections end, they cannot come back, and the user's join keys do not
 work. Nothing is forgotten. Devices with tags belong to nobody and stay.`,
 		Example: "  warren-coordinator --data DIR users suspend bob@example.com",
 	}
-	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+	c.Args = commandline.Arguments(1)
+	c.RunE = func(c *cobra.Command, args []string) error {
 		u, err := m.client().SuspendUser(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -79,7 +85,7 @@ work. Nothing is forgotten. Devices with tags belong to nobody and stay.`,
 		return m.print(u, func() {
 			fmt.Fprintf(m.Stdout, "suspended %s (%s) with %s\n", u.Login, u.ID, devicesOf(u.Devices))
 		})
-	})
+	}
 	return c
 }
 
@@ -90,7 +96,8 @@ func (m *Main) resumeUser() *cobra.Command {
 themselves, within a minute.`,
 		Example: "  warren-coordinator --data DIR users resume bob@example.com",
 	}
-	c.Args, c.RunE = run(1, func(c *cobra.Command, args []string) error {
+	c.Args = commandline.Arguments(1)
+	c.RunE = func(c *cobra.Command, args []string) error {
 		u, err := m.client().ResumeUser(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -98,7 +105,7 @@ themselves, within a minute.`,
 		return m.print(u, func() {
 			fmt.Fprintf(m.Stdout, "resumed %s (%s) with %s\n", u.Login, u.ID, devicesOf(u.Devices))
 		})
-	})
+	}
 	return c
 }
 

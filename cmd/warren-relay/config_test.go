@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 )
 
 // someFlags are flags of each kind that serve has.
@@ -113,7 +115,7 @@ func TestConfigFile(t *testing.T) {
 	if got := out.wait(t, `msg=relaying .*region=(\S+)`); got != "from-the-file" {
 		t.Errorf("region %q", got)
 	}
-	if status := stop(); status != exitDone {
+	if status := stop(); status != commandline.Done {
 		t.Errorf("it stopped with %d", status)
 	}
 	for text, says := range map[string]string{
@@ -124,13 +126,13 @@ func TestConfigFile(t *testing.T) {
 	} {
 		out := new(output)
 		m := Main{Stdout: io.Discard, Stderr: out, Rand: rand.Reader}
-		if status := m.Run(t.Context(), []string{"serve", "--config", write(text)}); status != exitUsage || !strings.Contains(out.String(), says) {
+		if status := m.Run(t.Context(), []string{"serve", "--config", write(text)}); status != commandline.Usage || !strings.Contains(out.String(), says) {
 			t.Errorf("%.20q: status %d, %q; want %q", text, status, out, says)
 		}
 	}
 	nowhere := new(output)
 	m := Main{Stdout: io.Discard, Stderr: nowhere, Rand: rand.Reader}
-	if status := m.Run(t.Context(), []string{"serve", "--config", "/nowhere.yaml"}); status != exitUsage || !strings.Contains(nowhere.String(), "/nowhere.yaml") {
+	if status := m.Run(t.Context(), []string{"serve", "--config", "/nowhere.yaml"}); status != commandline.Usage || !strings.Contains(nowhere.String(), "/nowhere.yaml") {
 		t.Errorf("a file that is not there: status %d, %q", status, nowhere)
 	}
 }

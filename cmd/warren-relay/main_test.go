@@ -26,6 +26,7 @@ import (
 	"github.com/warren-overlay/warren/acl/acltest"
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/wire/channel"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
@@ -238,7 +239,7 @@ func TestServe(t *testing.T) {
 		leaving <- c.next()
 		c.conn.Close()
 	}()
-	if status := stop(); status != exitDone {
+	if status := stop(); status != commandline.Done {
 		t.Errorf("it stopped with status %d", status)
 	}
 	if e := <-leaving; e.Kind != relay.EventLeaving {
@@ -299,21 +300,21 @@ func TestCommandLine(t *testing.T) {
 		status int
 		says   string
 	}{
-		"no command":          {"", exitUsage, "say what to do"},
-		"another command":     {"start", exitUsage, `no command "warren-relay start"`},
-		"an argument":         {"serve fra", exitUsage, "no arguments"},
-		"no name":             {"serve --fingerprint " + fingerprint + " --genesis x", exitUsage, "--name"},
-		"no fingerprint":      {"serve --name fra --genesis x", exitUsage, "--fingerprint"},
-		"a wrong fingerprint": {"serve --name fra --genesis x --fingerprint abc", exitUsage, "--fingerprint"},
-		"no network":          {"serve --name fra --fingerprint " + fingerprint, exitUsage, "--coordinator"},
-		"half a certificate":  {"serve --name fra --genesis x --tls-key k --fingerprint " + fingerprint, exitUsage, "--tls-cert"},
-		"another network":     {"serve --name fra --genesis " + s.path("genesis") + " --fingerprint " + other, exitFailed, "warren-coordinator status"},
-		"no file":             {"serve --name fra --genesis /nowhere --fingerprint " + fingerprint, exitFailed, "/nowhere"},
+		"no command":          {"", commandline.Usage, "say what to do"},
+		"another command":     {"start", commandline.Usage, `no command "warren-relay start"`},
+		"an argument":         {"serve fra", commandline.Usage, "no arguments"},
+		"no name":             {"serve --fingerprint " + fingerprint + " --genesis x", commandline.Usage, "--name"},
+		"no fingerprint":      {"serve --name fra --genesis x", commandline.Usage, "--fingerprint"},
+		"a wrong fingerprint": {"serve --name fra --genesis x --fingerprint abc", commandline.Usage, "--fingerprint"},
+		"no network":          {"serve --name fra --fingerprint " + fingerprint, commandline.Usage, "--coordinator"},
+		"half a certificate":  {"serve --name fra --genesis x --tls-key k --fingerprint " + fingerprint, commandline.Usage, "--tls-cert"},
+		"another network":     {"serve --name fra --genesis " + s.path("genesis") + " --fingerprint " + other, commandline.Failed, "warren-coordinator status"},
+		"no file":             {"serve --name fra --genesis /nowhere --fingerprint " + fingerprint, commandline.Failed, "/nowhere"},
 		"no certificate": {
 			"serve --name fra --listen 127.0.0.1:0 --tls-cert /nowhere --tls-key /nowhere --genesis " + s.path("genesis") + " --fingerprint " + fingerprint,
-			exitFailed, "certificate",
+			commandline.Failed, "certificate",
 		},
-		"a port in words": {"serve --name fra --listen here --genesis " + s.path("genesis") + " --fingerprint " + fingerprint, exitFailed, "--listen"},
+		"a port in words": {"serve --name fra --listen here --genesis " + s.path("genesis") + " --fingerprint " + fingerprint, commandline.Failed, "--listen"},
 	} {
 		out := new(output)
 		m := Main{Stdout: io.Discard, Stderr: out, Rand: rand.Reader}

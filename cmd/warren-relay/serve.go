@@ -13,6 +13,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/wire/channel"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayserver"
@@ -50,7 +51,7 @@ The network's genesis record comes from the coordinator at the first start and
 is kept in the data directory; or it comes from a file. While the coordinator
 cannot be reached, the relay works on; see the administrators' guide.`,
 		Example: "  warren-relay serve --name fra --tls-cert fra.pem --tls-key fra.key --coordinator https://warren.example.com --fingerprint FINGERPRINT",
-		Args:    none,
+		Args:    commandline.Arguments(0),
 	}
 	f := c.Flags()
 	f.StringVar(&o.name, "name", "", "the relay's name in the coordinator's configuration")
@@ -72,15 +73,15 @@ cannot be reached, the relay works on; see the administrators' guide.`,
 	f.StringVar(&o.config, "config", configFile, "YAML file with any of these settings, named as here without the dashes; the command line goes before it")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := applyFile(c, o.config, c.Flags().Changed("config")); err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		log, err := m.logger(o)
 		if err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		fingerprint, err := o.check()
 		if err != nil {
-			return &usageError{c, err}
+			return commandline.Wrong(c, err)
 		}
 		return m.runServe(c.Context(), o, fingerprint, c.Flags().Changed("metrics-listen"), log)
 	}

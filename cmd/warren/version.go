@@ -3,27 +3,14 @@ package main
 import (
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/warren-overlay/warren/cmd/internal/commandline"
 )
 
-// version returns the module's version, or the commit that was built.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return "devel-" + s.Value[:min(12, len(s.Value))]
-		}
-	}
-	return "devel"
-}
+// version returns the version of this program, and the commit that was built.
+func version() string { return commandline.CurrentBuild().String() }
 
 func (m *Main) versionCommand() *cobra.Command {
 	var asJSON bool

@@ -61,7 +61,7 @@ var dependencies = []dependency{
 	},
 	{
 		path: "github.com/spf13/cobra", why: "command lines with help and completion as people expect them",
-		importers: []string{"client/policy", "cmd/warren", "cmd/warren-coordinator", "cmd/warren-relay"},
+		importers: []string{"client/policy", "cmd/internal/commandline", "cmd/warren", "cmd/warren-coordinator", "cmd/warren-relay"},
 	},
 	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",

@@ -94,9 +94,10 @@ var table = []pkg{
 	{"client/osconf", shell, "what the system says of its networks", []string{"netstack/alarm"}},
 	{"client/localapi", shell, "the Unix socket between command line and daemon", []string{"acl/ident", "client/health"}},
 	{"client/agent", shell, "joins machines, engine and system; the only long-lived mutable object", []string{"client/...", "netstack/...", "coordinator/wire/...", "acl/..."}},
-	{"cmd/warren-coordinator", program, "the coordinator: serve and the administrator's command line", []string{"acl/...", "coordinator/...", "netstack/relay/...", "netstack/sock", "netstack/stun/stunserver"}},
-	{"cmd/warren-relay", program, "a relay that stands apart from the coordinator", []string{"acl/...", "coordinator/wire/...", "netstack/relay/...", "netstack/sock"}},
-	{"cmd/warren", program, "the node: daemon and command line", []string{"acl/...", "client/...", "netstack/...", "coordinator/wire/..."}},
+	{"cmd/internal/commandline", shell, "how the programs answer those who type", nil},
+	{"cmd/warren-coordinator", program, "the coordinator: serve and the administrator's command line", []string{"cmd/internal/commandline", "acl/...", "coordinator/...", "netstack/relay/...", "netstack/sock", "netstack/stun/stunserver"}},
+	{"cmd/warren-relay", program, "a relay that stands apart from the coordinator", []string{"cmd/internal/commandline", "acl/...", "coordinator/wire/...", "netstack/relay/...", "netstack/sock"}},
+	{"cmd/warren", program, "the node: daemon and command line", []string{"cmd/internal/commandline", "acl/...", "client/...", "netstack/...", "coordinator/wire/..."}},
 
 	{"tests/bench", support, "make bench: the figures of its README", []string{"tests/lab", "acl/...", "netstack/...", "client/...", "coordinator/..."}},
 	{"tests/demo", program, "make demo: allowed, denied, cut, on one machine", nil},
