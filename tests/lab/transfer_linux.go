@@ -99,8 +99,30 @@ func StartBulk(t testing.TB, from, to *Host, address string) *Transfer {
 
 func startTransfer(t testing.TB, from, to *Host, address string, write int) *Transfer {
 	t.Helper()
+	x, err := openTransfer(t, from, to, address, write)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Steady(t, 30*time.Second)
+	return x
+}
+
+// OpenBulk is StartBulk without the wait for bytes, and for other goroutines than
+// the test's: several transfers can be opened at the same time.
+func OpenBulk(t testing.TB, from, to *Host, address string) (*Transfer, error) {
+	return openTransfer(t, from, to, address, 24<<10)
+}
+
+func openTransfer(t testing.TB, from, to *Host, address string, write int) (*Transfer, error) {
 	x := &Transfer{write: write, stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
-	l := to.Listen(t, address)
+	var l net.Listener
+	if err := to.Try(func() (err error) {
+		l, err = net.Listen("tcp", address)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { l.Close() })
 	go func() {
 		c, err := l.Accept()
 		if err != nil {
@@ -115,13 +137,12 @@ func startTransfer(t testing.TB, from, to *Host, address string, write int) *Tra
 	defer cancel()
 	var err error
 	if x.conn, err = from.Dial(ctx, "tcp", address); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	t.Cleanup(func() { x.conn.Close() })
 	keepOpen(x.conn)
 	go func() { x.sent <- x.send() }()
-	x.Steady(t, 30*time.Second)
-	return x
+	return x, nil
 }
 
 // keepOpen has a connection last without its peer: what Go does by itself ends it

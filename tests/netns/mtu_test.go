@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -97,11 +98,7 @@ func TestPathMTU(t *testing.T) {
 				flags = []string{"--mtu", test.device}
 			}
 			a, b := n.join(t, hosts[0], flags...), n.join(t, hosts[1], flags...)
-			begin := time.Now()
-			flows := []*lab.Transfer{
-				lab.StartBulk(t, a.Host, b.Host, address(b, "-4", 7000)),
-				lab.StartBulk(t, b.Host, a.Host, address(a, "-6", 7001)),
-			}
+			begin, flows := openBoth(t, a, b)
 			fits := func(want int) {
 				t.Helper()
 				lab.Eventually(t, 30*time.Second, func() error {
@@ -140,6 +137,24 @@ func TestPathMTU(t *testing.T) {
 			}
 		})
 	}
+}
+
+// openBoth opens connections from a to b by IPv4 and from b to a by IPv6 at the
+// same time, and returns when that was.
+func openBoth(t *testing.T, a, b *lab.Node) (begin time.Time, flows []*lab.Transfer) {
+	t.Helper()
+	there, back := address(b, "-4", 7000), address(a, "-6", 7001)
+	flows = make([]*lab.Transfer, 2)
+	errs := make([]error, 2)
+	begin = time.Now()
+	var opening sync.WaitGroup
+	opening.Go(func() { flows[0], errs[0] = lab.OpenBulk(t, a.Host, b.Host, there) })
+	opening.Go(func() { flows[1], errs[1] = lab.OpenBulk(t, b.Host, a.Host, back) })
+	opening.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	return begin, flows
 }
 
 // echoLong sends datagrams of 1280 bytes of IPv6, which every path carries, and
