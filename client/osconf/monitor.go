@@ -130,7 +130,7 @@ func (m *Monitor) suspended() time.Duration {
 }
 
 // fingerprint writes down what matters of the network: its interfaces with their
-// addresses, without link-local ones, which come and go with containers, and the
+// MTU and addresses, without link-local ones, which come and go with containers, and the
 // addresses that connections to the outside would come from. Two networks may
 // well give a machine the same address: the interface tells them apart.
 func (m *Monitor) fingerprint() string {
@@ -149,7 +149,7 @@ func (m *Monitor) fingerprint() string {
 			if err != nil || prefix.Addr().IsLinkLocalUnicast() || prefix.Addr().IsLoopback() || m.ignores(prefix.Addr()) {
 				continue
 			}
-			all = append(all, fmt.Sprintf("%s#%d %v", i.Name, i.Index, prefix))
+			all = append(all, fmt.Sprintf("%s#%d mtu %d %v", i.Name, i.Index, i.MTU, prefix))
 		}
 	}
 	slices.Sort(all)

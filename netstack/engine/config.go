@@ -27,6 +27,11 @@ type Config struct {
 	ManageDevice bool
 	// MTU is the MTU that is configured; zero leaves the device's.
 	MTU int
+	// FollowLinks makes the device's MTU, where MTU is zero, what the widest of
+	// this machine's links carries, but not less than tun.DefaultMTU nor more than
+	// jumbo frames of 9000 bytes allow. What is in between of each peer is found
+	// out, so that a wide link costs those behind a narrow one nothing.
+	FollowLinks bool
 	// Listen opens the UDP port; zero lets the system choose. Nil means
 	// sock.Listen on all addresses, and any port where the wanted one is taken:
 	// peers learn the port with the endpoints, so none is worth failing for.

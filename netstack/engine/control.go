@@ -64,6 +64,8 @@ type control struct {
 	birthday  *path.BirthdayBudget
 	local     []netip.AddrPort
 	nextLocal time.Time
+	linkMTU   int // of the device, as this machine's links have it; 0 for not followed
+	givenMTU  int // what of that the device was given
 	mapping   mapping
 	resolve   *resolver
 	servers   []netip.AddrPort // that are asked for our public addresses
@@ -362,10 +364,16 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 	}
 	switch t.To.Kind {
 	case path.Direct:
+		var fits bool
 		if t.To.Socket == 0 {
-			c.send(sealed, t.To.Addr)
+			fits = c.send(sealed, t.To.Addr)
 		} else if s := c.socket(p, t.To.Socket); s != nil {
-			c.noteSent(s.Send(sealed, t.To.Addr))
+			fits = c.noteSent(s.Send(sealed, t.To.Addr))
+		} else {
+			break // it was closed since
+		}
+		if ping, ok := t.Message.(disco.Ping); ok && !fits {
+			p.agent.HandleTooLong(t.To, ping, c.now())
 		}
 	case path.Relay:
 		if p.relay != nil {
@@ -376,15 +384,20 @@ func (c *control) transmit(p *peer, t path.Transmit) {
 	}
 }
 
-func (c *control) send(packet []byte, to netip.AddrPort) {
-	c.noteSent(c.device.SendControl(packet, to))
+// send sends a message that is not WireGuard's, and reports whether the interface
+// on its way carries one of that length.
+func (c *control) send(packet []byte, to netip.AddrPort) (fits bool) {
+	return c.noteSent(c.device.SendControl(packet, to))
 }
 
-func (c *control) noteSent(err error) {
-	// That a padded ping is too long for the interface is an answer, too.
-	if err != nil && !errors.Is(err, sock.ErrTooLong) {
+func (c *control) noteSent(err error) (fits bool) {
+	if errors.Is(err, sock.ErrTooLong) {
+		return false // an answer, too
+	}
+	if err != nil {
 		c.stats.sendErrors++
 	}
+	return true
 }
 
 // setServers sets whom to ask for our public addresses.
@@ -498,6 +511,7 @@ func (c *control) refreshLocal(now time.Time) {
 	c.resolve.retry()
 	c.underlay.retry()
 	c.refreshConnected(now)
+	c.followLinks(now)
 	addrs, err := c.localAddresses()
 	if err != nil {
 		c.e.log.Warn("listing local addresses", "error", err)
@@ -522,13 +536,17 @@ func (c *control) localAddresses() ([]netip.Addr, error) {
 	if c.e.cfg.LocalAddresses != nil {
 		return c.e.cfg.LocalAddresses()
 	}
-	var overlay []netip.Prefix
+	return sock.LocalAddrs(c.localConfig())
+}
+
+// localConfig leaves out this device's own addresses in the overlay.
+func (c *control) localConfig() (cfg sock.LocalConfig) {
 	if c.cfg != nil {
 		for _, a := range c.cfg.Self.Identity().Addresses {
-			overlay = append(overlay, netip.PrefixFrom(a, a.BitLen()))
+			cfg.Overlay = append(cfg.Overlay, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	return sock.LocalAddrs(sock.LocalConfig{Overlay: overlay})
+	return cfg
 }
 
 // candidates are where peers may reach this node now: what they are told over

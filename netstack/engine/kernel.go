@@ -21,6 +21,9 @@ func (c *control) configureDevice(cfg *config.Config) error {
 		return nil
 	}
 	settings := tun.Settings{MTU: c.e.cfg.MTU}
+	if c.linkMTU != c.givenMTU {
+		settings.MTU = c.linkMTU
+	}
 	var routing router.Settings
 	if cfg != nil {
 		routing = router.Settings{
@@ -58,6 +61,7 @@ func (c *control) configureTUN(settings tun.Settings) error {
 	if err := c.e.cfg.TUN.Configure(settings); err != nil {
 		return fmt.Errorf("engine: configuring the TUN device: %w", err)
 	}
+	c.givenMTU = c.linkMTU
 	c.device.NotifyMTU()
 	return nil
 }

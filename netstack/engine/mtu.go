@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/packet"
@@ -20,12 +21,61 @@ const (
 	// for each peer: as many ICMP errors as a peer's are taken (packet-filter.md,
 	// P14). One suffices for a flow.
 	tooBigRate = 100
-	// relayMTU is the longest packet that fits, sealed, into one of the relay's.
-	relayMTU = (relay.MaxPacket - sealOverhead) &^ (sealUnit - 1)
 	// sealOverhead is what WireGuard adds to a packet, sealUnit what it pads it
 	// to.
 	sealOverhead, sealUnit = 32, 16
+	// linkOverhead is what a sealed packet has around it on a link: IPv6, UDP and
+	// WireGuard.
+	linkOverhead = 40 + 8 + sealOverhead
+	// maxLinkMTU is the MTU of a device on links of jumbo frames: 9000 bytes are
+	// what networks of them have in common.
+	maxLinkMTU = 9000 - linkOverhead
 )
+
+// relayMTU is the longest packet that goes, sealed, to a relay and on from there as
+// a datagram. Longer ones would go by the connection, which costs the relay many
+// times as much, and flows that began with them would be told of less when a direct
+// path of the usual kind is found.
+var relayMTU = (relay.MaxDatagramPayload(netip.IPv4Unspecified()) - sealOverhead) &^ (sealUnit - 1)
+
+// deviceMTU is the MTU of a device for links up to one of the given MTU.
+func deviceMTU(link int) int {
+	return max(tun.DefaultMTU, min(link-linkOverhead, maxLinkMTU))
+}
+
+// followLinks makes the device's MTU what this machine's links carry, where that is
+// wanted. Without a link it stays.
+func (c *control) followLinks(now time.Time) {
+	if !c.e.cfg.FollowLinks || !c.e.cfg.ManageDevice || c.e.cfg.MTU > 0 || !sock.DontFragment {
+		return
+	}
+	link, err := sock.LinkMTU(c.localConfig())
+	if err != nil {
+		c.e.log.Warn("asking for the MTU of this machine's links", "error", err)
+	}
+	if link == 0 {
+		return
+	}
+	if c.givenMTU == 0 {
+		c.givenMTU = c.tunnelMTU() // with which it was opened
+	}
+	mtu := deviceMTU(link)
+	if mtu == c.linkMTU {
+		return
+	}
+	if c.linkMTU = mtu; c.cfg == nil {
+		return // the device gets it with its addresses
+	}
+	c.e.log.Info("the MTU of this machine's links changed", "link", link, "device", mtu)
+	if err := c.configureDevice(c.cfg); err != nil {
+		c.e.log.Warn("setting the device's MTU", "error", err)
+	}
+	c.setFilterDevice(now)
+	for _, p := range c.peers {
+		p.agent.SetMTU(c.tunnelMTU(), now)
+		c.drain(p)
+	}
+}
 
 // tunnelMTU is the MTU of this machine's own device, zero where the system
 // fragments what is sent, so that nobody can tell what a path carries.
@@ -35,6 +85,9 @@ func (c *control) tunnelMTU() int {
 	}
 	if c.e.cfg.ManageDevice && c.e.cfg.MTU > 0 {
 		return c.e.cfg.MTU
+	}
+	if c.linkMTU > 0 {
+		return c.linkMTU
 	}
 	mtu, err := c.e.cfg.TUN.MTU()
 	if err != nil {

@@ -35,6 +35,9 @@ type lab struct {
 	mtu int
 	// large says that use is of long packets.
 	large bool
+	// card, where not 0, is the MTU of the nodes' own interfaces: what is longer is
+	// refused when it is sent.
+	card int
 	// deaf says that padded pings are not understood.
 	deaf bool
 	log  []string
@@ -239,6 +242,14 @@ func (l *lab) transmit(n *node, t path.Transmit) {
 	}
 	if _, open := n.socketOf(n.portOf(t.To.Socket)); !open {
 		return // it was closed since
+	}
+	headers := 20 + 8
+	if t.To.Addr.Addr().Is6() {
+		headers += 20
+	}
+	if m, ok := t.Message.(disco.Ping); ok && l.card > 0 && len(b)+headers > l.card {
+		n.agent.HandleTooLong(t.To, m, l.now)
+		return
 	}
 	l.net.Send(n.host, n.portOf(t.To.Socket), t.To.Addr, b, l.now)
 }

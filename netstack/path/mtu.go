@@ -154,6 +154,67 @@ func (a *Agent) HandleLarge(now time.Time) {
 	a.flush()
 }
 
+// SetMTU says that the tunnel's own device has another MTU, as Config.MTU. More is
+// asked for at once.
+func (a *Agent) SetMTU(mtu int, now time.Time) {
+	a.advance(now)
+	if mtu != a.cfg.MTU {
+		a.cfg.MTU = mtu
+		for _, c := range a.candidates {
+			s := &c.sizes
+			s.rest()
+			s.outstanding, s.tooLong, s.raises, s.ended = nil, 0, 0, time.Time{}
+			s.proved = min(s.proved, a.most()) // what carries more carries this
+		}
+	}
+	a.flush()
+}
+
+// HandleTooLong says that a padded ping that NextTransmit gave is longer than the
+// interface on the way there carries: sizes from that one on are not asked
+// for any more. It does nothing for other pings.
+func (a *Agent) HandleTooLong(to Path, m disco.Ping, now time.Time) {
+	a.advance(now)
+	if c := a.find(to); c != nil {
+		a.refuseSize(c, m.TxID)
+	}
+	a.flush()
+}
+
+func (a *Agent) refuseSize(c *candidate, id disco.TxID) {
+	s := &c.sizes
+	i := slices.IndexFunc(s.outstanding, func(o sizeChallenge) bool { return o.id == id })
+	if i < 0 {
+		return
+	}
+	size := s.outstanding[i].size
+	s.outstanding = slices.Delete(s.outstanding, i, i+1)
+	if s.asked == nil || size <= s.proved {
+		return // a confirmation: that no answer comes says the same
+	}
+	if s.tooLong == 0 || size < s.tooLong {
+		s.tooLong = size
+	}
+	s.asked = slices.DeleteFunc(s.asked, func(other int) bool { return other >= size })
+	switch {
+	case len(s.asked) > 0:
+	case s.proved == 0 && size >= a.base():
+		s.asked, s.tries, s.next = a.narrow(s.tooLong), 1, a.now
+	default:
+		a.searched(c)
+	}
+}
+
+// narrow returns the sizes below the base that are less than a size.
+func (a *Agent) narrow(below int) (out []int) {
+	for _, size := range likely {
+		if size < min(a.base(), below) {
+			out = append(out, size)
+		}
+	}
+	return out
+}
+
 // sooner returns the earlier of two times, of which zero is none.
 func sooner(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
@@ -286,15 +347,9 @@ func (a *Agent) searchStep(c *candidate) {
 		a.searched(c)
 		return
 	}
-	if s.tries == 1 && s.proved == 0 {
+	if s.tries == 1 && s.proved == 0 && s.asked[0] >= a.base() {
 		// Not even the least came through: it may be a tunnel in a tunnel.
-		var narrow []int
-		for _, size := range likely {
-			if size < a.base() {
-				narrow = append(narrow, size)
-			}
-		}
-		s.asked = append(narrow, s.asked...)
+		s.asked = append(a.narrow(a.base()), s.asked...)
 	}
 	sent := false
 	for _, size := range s.asked {

@@ -84,6 +84,58 @@ func TestMTUIsFound(t *testing.T) {
 	}
 }
 
+// TestMTUOfTheInterface: a device that allows more than this machine's interface
+// carries costs no time, because what the interface refuses is not asked for again.
+func TestMTUOfTheInterface(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, link := range []int{600, 1200, 1280, 1400, 1500, 4352, 9000} {
+			if v6 && link < 1280 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%d, IPv6 %v", link, v6), func(t *testing.T) {
+				l, a, b := sizeLab(t, 1, 8920, link, v6, simnet.Path{Delay: 15 * time.Millisecond})
+				l.card = link
+				l.setRelay(true)
+				l.run(time.Second)
+				began := l.now
+				// As below 1280 nothing is asked for at first, a try more.
+				want, limit := carried(8920, link, v6), 700*time.Millisecond
+				for a.agent.MTU() != want || b.agent.MTU() != want || a.primary.Kind != path.Direct || b.primary.Kind != path.Direct {
+					if l.run(10*time.Millisecond, a, b); l.now.Sub(began) > limit {
+						l.fail("%v with %d, %v with %d after %v, want direct with %d", a.primary, a.agent.MTU(), b.primary, b.agent.MTU(), l.now.Sub(began), want)
+					}
+				}
+				sent := a.agent.Snapshot().Stats.SizesSent
+				l.run(20*time.Second, a, b)
+				if more := a.agent.Snapshot().Stats.SizesSent - sent; more > 40 {
+					l.fail("%d more sizes were tried when all was known", more)
+				}
+			})
+		}
+	}
+}
+
+// TestMTUOfTheDeviceChanges: when the device's MTU grows the path is asked for
+// more at once, and less is kept to at once when it falls.
+func TestMTUOfTheDeviceChanges(t *testing.T) {
+	l, a, b := sizeLab(t, 1, 1420, 9000, false, simnet.Path{Delay: 15 * time.Millisecond})
+	l.setRelay(true)
+	l.run(3*time.Second, a, b)
+	for _, mtu := range []int{8920, 1420, 1280, 8920} {
+		for _, n := range []*node{a, b} {
+			n.agent.SetMTU(mtu, l.now)
+			n.agent.SetMTU(mtu, l.now)
+			if got := n.agent.MTU(); got > mtu {
+				l.fail("%s: MTU %d of %d at once", n.name, got, mtu)
+			}
+		}
+		l.run(200*time.Millisecond, a, b)
+		if x, y := a.agent.MTU(), b.agent.MTU(); x != mtu || y != mtu || a.primary.Kind != path.Direct {
+			l.fail("MTU %d and %d, want %d", x, y, mtu)
+		}
+	}
+}
+
 // TestMTUWithoutRelay: where nothing else carries, a direct path is used at
 // once, with what nearly every path carries.
 func TestMTUWithoutRelay(t *testing.T) {

@@ -29,33 +29,54 @@ type LocalConfig struct {
 // that are up, without link-local ones (they mean nothing without a zone), and
 // as cfg says. A host without any yields none.
 func LocalAddrs(cfg LocalConfig) ([]netip.Addr, error) {
+	var found []netip.Addr
+	err := eachPrefix(cfg.interfaces(), func(_ net.Interface, p netip.Prefix) {
+		if cfg.wantAddr(p.Addr()) {
+			found = append(found, p.Addr())
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return slices.Compact(found), nil
+}
+
+// LinkMTU returns the largest MTU, in bytes, of the interfaces of whose addresses
+// LocalAddrs returns some; zero where there is none.
+func LinkMTU(cfg LocalConfig) (bytes int, err error) {
+	err = eachPrefix(cfg.interfaces(), func(ifi net.Interface, p netip.Prefix) {
+		if cfg.wantAddr(p.Addr()) {
+			bytes = max(bytes, ifi.MTU)
+		}
+	})
+	return bytes, err
+}
+
+// interfaces returns which interfaces count.
+func (cfg LocalConfig) interfaces() (want func(net.Interface) bool) {
 	var guests map[string]bool
 	if links, err := listLinks(); err == nil && !cfg.Containers {
 		guests = bridges(links)
 	}
-	all, err := InterfacePrefixes(func(ifi net.Interface) bool { return cfg.wantInterface(ifi.Name, ifi.Flags, guests) })
-	if err != nil {
-		return nil, err
-	}
-	var found []netip.Addr
-	for _, p := range all {
-		if cfg.wantAddr(p.Addr()) {
-			found = append(found, p.Addr())
-		}
-	}
-	slices.SortFunc(found, netip.Addr.Compare)
-	return slices.Compact(found), nil
+	return func(ifi net.Interface) bool { return cfg.wantInterface(ifi.Name, ifi.Flags, guests) }
 }
 
 // InterfacePrefixes returns the addresses of those interfaces of this host that
 // are wanted, unmapped and each with the length of its network, in the system's
 // order.
 func InterfacePrefixes(want func(net.Interface) bool) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	err := eachPrefix(want, func(_ net.Interface, p netip.Prefix) { all = append(all, p) })
+	return all, err
+}
+
+// eachPrefix calls f for what InterfacePrefixes returns.
+func eachPrefix(want func(net.Interface) bool, f func(ifi net.Interface, p netip.Prefix)) error {
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		return nil, fmt.Errorf("sock: listing interfaces: %w", err)
+		return fmt.Errorf("sock: listing interfaces: %w", err)
 	}
-	var all []netip.Prefix
 	for _, ifi := range interfaces {
 		if !want(ifi) {
 			continue
@@ -72,11 +93,11 @@ func InterfacePrefixes(want func(net.Interface) bool) ([]netip.Prefix, error) {
 			addr, ok := netip.AddrFromSlice(ipNet.IP)
 			ones, bits := ipNet.Mask.Size()
 			if addr = addr.Unmap(); ok && bits == addr.BitLen() {
-				all = append(all, netip.PrefixFrom(addr, ones))
+				f(ifi, netip.PrefixFrom(addr, ones))
 			}
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // containerInterfaces are the names, up to a number or an identifier, that

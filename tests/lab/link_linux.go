@@ -59,6 +59,19 @@ func (h *Host) SetMTU(name string, bytes int) {
 	})
 }
 
+// MTU returns the MTU of an interface of the host.
+func (h *Host) MTU(name string) (bytes int) {
+	h.t.Helper()
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			bytes = link.Attrs().MTU
+		}
+		return err
+	})
+	return bytes
+}
+
 // Narrow makes the host, a router, carry no packets over so many bytes to an
 // address that an interface leads to, as if a link behind it were narrower.
 func (h *Host) Narrow(name string, to netip.Addr, bytes int) {

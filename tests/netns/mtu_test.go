@@ -49,15 +49,17 @@ func TestPathMTU(t *testing.T) {
 		hop     int
 		six     bool // the nodes reach each other by IPv6 only
 		want    int  // inside
-		device  string
 		shrinks bool
+		// jumbo links are as wide as the hop at both nodes, and the devices follow
+		// them.
+		jumbo bool
 	}{
 		{hop: 1500, want: 1420, shrinks: true},
 		{hop: 1500, six: true, want: 1420},
 		{hop: 1280, want: 1216},
 		{hop: 1280, six: true, want: 1200},
 		{hop: 1200, want: 1136},
-		{hop: 9000, want: 8920, device: "8920"},
+		{hop: 9000, want: 8920, jumbo: true},
 	} {
 		t.Run(fmt.Sprintf("%d, IPv6 %v", test.hop, test.six), func(t *testing.T) {
 			n := newTravellers(t)
@@ -69,11 +71,14 @@ func TestPathMTU(t *testing.T) {
 					n.internet.Core.Narrow(ports[i], h.V6, max(bytes, 1280)) // RFC 8200 5
 				}
 			}
-			if test.hop > 1500 {
+			links := func(bytes int) {
 				for i, h := range hosts {
-					h.SetMTU("eth0", test.hop)
-					n.internet.Core.SetMTU(ports[i], test.hop)
+					h.SetMTU("eth0", bytes)
+					n.internet.Core.SetMTU(ports[i], bytes)
 				}
+			}
+			if test.jumbo {
+				links(test.hop)
 			}
 			hop(test.hop)
 			other := "ipv6"
@@ -93,11 +98,7 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 `)
-			var flags []string
-			if test.device != "" {
-				flags = []string{"--mtu", test.device}
-			}
-			a, b := n.join(t, hosts[0], flags...), n.join(t, hosts[1], flags...)
+			a, b := n.join(t, hosts[0]), n.join(t, hosts[1])
 			begin, flows := openBoth(t, a, b)
 			fits := func(want int) {
 				t.Helper()
@@ -130,6 +131,25 @@ func TestPathMTU(t *testing.T) {
 					if t.Logf("flow %d stood still for %v when the path had shrunk", i, gap); gap > stallLimit {
 						t.Errorf("flow %d stood still for %v", i, gap)
 					}
+				}
+			}
+			device := func(want int) {
+				t.Helper()
+				for _, h := range hosts {
+					if got := h.MTU("warren0"); got != want {
+						t.Errorf("the device of %s has an MTU of %d, want %d", h.Name, got, want)
+					}
+				}
+			}
+			if !test.jumbo {
+				device(1420)
+			} else {
+				device(8920)
+				links(1500)
+				fits(1420)
+				device(1420)
+				for _, f := range flows {
+					f.Steady(t, 30*time.Second)
 				}
 			}
 			for _, f := range flows {
