@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -228,8 +229,9 @@ func (n *relayNode) drive(to netip.AddrPort) {
 	}
 }
 
-// receive counts the packets that come as datagrams, until the socket is closed.
-func (n *relayNode) receive(count *atomic.Int64) {
+// receive counts the packets that come as datagrams, and hands them to heard where
+// that is not nil, until the socket is closed.
+func (n *relayNode) receive(count *atomic.Int64, heard func(payload []byte)) {
 	size := n.udp.BatchSize()
 	bufs, sizes, from := make([][]byte, size), make([]int, size), make([]netip.AddrPort, size)
 	for i := range bufs {
@@ -245,6 +247,9 @@ func (n *relayNode) receive(count *atomic.Int64) {
 			b := bufs[i][:sizes[i]]
 			if relay.IsDatagramPacket(b) {
 				count.Add(1)
+				if heard != nil {
+					heard(b[relay.DatagramHeader:])
+				}
 				continue
 			}
 			n.mu.Lock()
@@ -319,8 +324,8 @@ func (s *relaySite) datagramFlow() *flow {
 	from, to := s.join(true), s.join(true)
 	f := new(flow)
 	var ignored atomic.Int64
-	go from.receive(&ignored)
-	go to.receive(&f.received)
+	go from.receive(&ignored, nil)
+	go to.receive(&f.received, nil)
 	header := from.linked(to)
 	packets := make([][]byte, burst)
 	for i := range packets {
@@ -498,21 +503,53 @@ func (s *relaySite) bindOnce(n *relayNode) {
 	}
 }
 
+// delays are those of packets that bear the time at which they were sent.
+type delays struct {
+	began time.Time
+
+	mu    sync.Mutex // protects all below
+	times []time.Duration
+}
+
+func (d *delays) stamp(payload []byte) {
+	binary.NativeEndian.PutUint64(payload, uint64(time.Since(d.began)))
+}
+
+func (d *delays) heard(payload []byte) {
+	took := time.Since(d.began) - time.Duration(binary.NativeEndian.Uint64(payload))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.times = append(d.times, took)
+}
+
+// take returns the delays since the last call.
+func (d *delays) take() []time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	times := d.times
+	d.times = nil
+	return times
+}
+
 // BenchmarkRelayFlood measures what ten nodes lose that send 10 Mbit/s each while
-// another sends as fast as it can.
+// another sends as fast as it can, and how long their packets take meanwhile.
 func BenchmarkRelayFlood(b *testing.B) {
 	s := newRelaySite(b, false)
 	const modest = 10
 	var got [modest]atomic.Int64
+	late := &delays{began: time.Now()}
 	var senders [modest]func()
 	for i := range senders {
 		from, to := s.join(true), s.join(true)
 		var ignored atomic.Int64
-		go from.receive(&ignored)
-		go to.receive(&got[i])
+		go from.receive(&ignored, nil)
+		go to.receive(&got[i], late.heard)
 		header := from.linked(to)
 		packet := [][]byte{append(header[:], make([]byte, relayed)...)}
-		senders[i] = func() { _ = from.udp.WriteBatch(packet, s.udp) }
+		senders[i] = func() {
+			late.stamp(packet[0][relay.DatagramHeader:])
+			_ = from.udp.WriteBatch(packet, s.udp)
+		}
 	}
 	flood := s.datagramFlow()
 	// run sends for a while and returns which part of the modest nodes' packets
@@ -556,10 +593,15 @@ func BenchmarkRelayFlood(b *testing.B) {
 		return float64(after-before) / float64(sent)
 	}
 	var lost []float64
+	var quietly, flooded []time.Duration
 	for b.Loop() {
 		quiet := run(false)
+		quietly = append(quietly, late.take()...)
 		lost = append(lost, 100*(1-run(true)/quiet))
+		flooded = append(flooded, late.take()...)
 	}
+	report(b, flooded)
+	b.ReportMetric(at(quietly, 0.5), "quiet-ms/median")
+	b.ReportMetric(at(quietly, 0.99), "quiet-ms/p99")
 	b.ReportMetric(median(lost), "%lost-to-flood")
-	b.ReportMetric(0, "ns/op")
 }
