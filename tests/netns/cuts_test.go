@@ -259,11 +259,11 @@ func cutPolicy(members, work string) string {
 
 const (
 	alice     = `"alice@example.com"`
-	workGrant = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6000-6001", "udp:6000-6001"]},
+	workGrant = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6000-6001", "udp:6000-6001", "sctp:6000-6001"]},
 		{"src": ["tag:web"], "dst": ["group:eng"], "ip": ["tcp:6100-6101"]},`
-	movedTo = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6500", "udp:6500"]},
+	movedTo = `{"src": ["group:eng"], "dst": ["tag:db", "tag:web"], "ip": ["tcp:6500", "udp:6500", "sctp:6500"]},
 		{"src": ["tag:web"], "dst": ["group:eng"], "ip": ["tcp:6600"]},`
-	taggedWork = `{"src": ["group:eng"], "dst": ["tag:work"], "ip": ["tcp:6000-6001", "udp:6000-6001"]},
+	taggedWork = `{"src": ["group:eng"], "dst": ["tag:work"], "ip": ["tcp:6000-6001", "udp:6000-6001", "sctp:6000-6001"]},
 		{"src": ["tag:work"], "dst": ["group:eng"], "ip": ["tcp:6100-6101"]},`
 
 	// webProxy is where programs on the host without a TUN device begin.
@@ -436,6 +436,9 @@ func cutEvent(t *testing.T, n *cutLabNodes, name string, echoes bool, cut func()
 			host := target.node.Host
 			dial := address(target.node, family, 6000)
 			ends = append(ends, startTCP(t, label+" TCP", n.laptop.Host, host, listen(6000), dial), startUDP(t, label+" UDP", n.laptop.Host, host, listen(6000), dial))
+			if target.kind == "TUN" { // the stack in user space has no SCTP
+				ends = append(ends, startSCTP(t, label+" SCTP", n.laptop.Host, host, family, target.node.IP(family), 6000))
+			}
 			if target.kind == "userspace" {
 				ends = append(ends, startSOCKS(t, label+" TCP opened there", host, webProxy, n.laptop.Host, address(n.laptop, family, 6100)))
 			}
