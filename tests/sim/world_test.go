@@ -62,6 +62,7 @@ type sim struct {
 	server *simnet.Host
 	more   []*relaySite // beside it
 	stun   []string     // servers that the nodes are told of
+	taps   bool         // whether what nodes send is kept
 	// skew is how far the clocks of nodes are ahead that are started from now on.
 	skew    time.Duration
 	ctx     context.Context
@@ -83,6 +84,8 @@ type node struct {
 	// slept is for how long, in nanoseconds, the machine was suspended: its timers
 	// stood still, and its clock has gone on.
 	slept *atomic.Int64
+	tap   *tap   // the engine's socket, where sim.taps is set
+	stop  func() // ends the engine
 }
 
 // run runs a test in a bubble of its own.
@@ -169,8 +172,24 @@ func (s *sim) startSTUN(on *simnet.Host) {
 // start starts an engine on a host.
 func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certificate)) *node {
 	s.Helper()
-	skew, slept := s.skew, new(atomic.Int64)
-	n := &node{Member: s.Join(name, change), sim: s, host: host, tun: simnet.NewTUN(0), skew: skew, slept: slept}
+	n := &node{Member: s.Join(name, change), sim: s, host: host, skew: s.skew, slept: new(atomic.Int64)}
+	n.begin()
+	return n
+}
+
+// restart ends the engine and starts another in its place, which remembers
+// nothing.
+func (n *node) restart() {
+	n.sim.Helper()
+	n.stop()
+	n.begin()
+}
+
+// begin starts an engine.
+func (n *node) begin() {
+	s, host, skew, slept := n.sim, n.host, n.skew, n.slept
+	s.Helper()
+	n.tun = simnet.NewTUN(0)
 	client := &http.Client{Transport: &http.Transport{
 		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
@@ -188,22 +207,37 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 	var err error
 	n.engine, err = engine.New(engine.Config{
 		TUN: n.tun, ManageDevice: false, Port: 41641,
-		Listen: func(port uint16) (sock.Conn, error) { return s.world.ListenUDP(host, port) },
+		Listen: func(port uint16) (sock.Conn, error) {
+			conn, err := s.world.ListenUDP(host, port)
+			if err != nil || !s.taps {
+				return conn, err
+			}
+			n.tap = &tap{Conn: conn, sent: make(map[netip.AddrPort]map[int][][]byte)}
+			return n.tap, nil
+		},
 		LocalAddresses: func() (addrs []netip.Addr, err error) {
 			s.world.Do(func(*simnet.Network) { addrs = append(addrs, host.Addrs()...) })
 			return addrs, nil
 		},
 		DialRelay: relayhttp.Dialer{Client: client}.Dial,
 		Now:       func() time.Time { return time.Now().Round(0).Add(skew + time.Duration(slept.Load())) },
-		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
+		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.Certificate.Name),
 		Retain:    retain,
 	})
 	if err != nil {
 		s.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	ended := make(chan struct{})
+	n.stop = func() {
+		cancel()
+		<-ended
+	}
+	running := n.engine
 	s.running.Go(func() {
-		if err := n.engine.Run(s.ctx); err != nil {
-			s.Errorf("%s: %v", name, err)
+		defer close(ended)
+		if err := running.Run(ctx); err != nil {
+			s.Errorf("%s: %v", n.Certificate.Name, err)
 		}
 	})
 	// The coordinator's part: what the engine knows of itself reaches the others
@@ -211,13 +245,12 @@ func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certi
 	s.running.Go(func() {
 		for {
 			select {
-			case <-s.ctx.Done():
+			case <-ctx.Done():
 				return
-			case <-n.engine.Reach():
+			case <-running.Reach():
 			}
 		}
 	})
-	return n
 }
 
 // know gives the nodes a configuration in which they know each other and where

@@ -1,0 +1,285 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warren-overlay/warren/netstack/disco"
+	"github.com/warren-overlay/warren/netstack/engine"
+	"github.com/warren-overlay/warren/netstack/sock"
+)
+
+// The kinds of packets that are captured: WireGuard's, by their number, and
+// probes.
+const (
+	initiation = 1
+	response   = 2
+	transport  = 4
+	probe      = 9
+)
+
+func kindOf(packet []byte) int {
+	switch {
+	case disco.Is(packet):
+		return probe
+	case len(packet) >= 32:
+		return int(binary.LittleEndian.Uint32(packet))
+	}
+	return 0
+}
+
+// tap is the socket of a node whose every packet somebody on the way reads.
+type tap struct {
+	sock.Conn
+
+	mu   sync.Mutex // protects all below
+	sent map[netip.AddrPort]map[int][][]byte
+}
+
+func (t *tap) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
+	t.mu.Lock()
+	if t.sent[to] == nil {
+		t.sent[to] = make(map[int][][]byte)
+	}
+	for _, b := range bufs {
+		k := kindOf(b)
+		t.sent[to][k] = append(t.sent[to][k], slices.Clone(b))
+	}
+	t.mu.Unlock()
+	return t.Conn.WriteBatch(bufs, to)
+}
+
+// take returns what was sent to an address, of a kind.
+func (t *tap) take(to netip.AddrPort, kind int) [][]byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.sent[to][kind])
+}
+
+// packets returns how many were sent to anybody but the STUN server, which is
+// asked now and then.
+func (t *tap) packets() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for to, kinds := range t.sent {
+		if to.Addr() == serverAddr {
+			continue
+		}
+		for _, packets := range kinds {
+			n += len(packets)
+		}
+	}
+	return n
+}
+
+// attacker is a host that sends what it has captured, and counts what it is sent.
+type attacker struct {
+	s    *sim
+	conn sock.Conn
+
+	mu      sync.Mutex  // protects arrived
+	arrived map[int]int // packets by kind
+}
+
+func (s *sim) attacker(last byte) *attacker {
+	s.Helper()
+	conn, err := s.world.ListenUDP(s.public("attacker", last), 41641)
+	if err != nil {
+		s.Fatal(err)
+	}
+	a := &attacker{s: s, conn: conn, arrived: make(map[int]int)}
+	s.running.Go(func() {
+		bufs, sizes, from := [][]byte{make([]byte, 2048)}, make([]int, 1), make([]netip.AddrPort, 1)
+		for {
+			n, err := conn.Readers()[0].ReadBatch(bufs, sizes, from)
+			if err != nil {
+				return
+			}
+			a.mu.Lock()
+			for i := range n {
+				a.arrived[kindOf(bufs[i][:sizes[i]])]++
+			}
+			a.mu.Unlock()
+		}
+	})
+	s.running.Go(func() {
+		<-s.ctx.Done()
+		conn.Close()
+	})
+	return a
+}
+
+// replay sends n packets, of the given ones in turn, at 500 a second: less than
+// what strangers may send before they are not even looked at.
+func (a *attacker) replay(to netip.AddrPort, n int, packets ...[]byte) {
+	a.s.Helper()
+	if len(packets) == 0 {
+		a.s.Fatal("nothing was captured")
+	}
+	for i := range n {
+		if err := a.conn.WriteBatch([][]byte{slices.Clone(packets[i%len(packets)])}, to); err != nil {
+			a.s.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	time.Sleep(time.Second)
+	synctest.Wait()
+}
+
+// received returns how many packets came to the attacker: probes, and others.
+func (a *attacker) received() (probes, others int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for kind, n := range a.arrived {
+		if kind == probe {
+			probes += n
+		} else {
+			others += n
+		}
+	}
+	return probes, others
+}
+
+// counted returns a node's metric, summed over the values of its labels or where
+// the first of them has a value.
+func (n *node) counted(name, label string) (sum float64) {
+	n.sim.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(n.engine.Collector())
+	families, err := registry.Gather()
+	if err != nil {
+		n.sim.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if labels := m.GetLabel(); label == "" || len(labels) > 0 && labels[0].GetValue() == label {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// standing is what of a node must not change by a replay.
+func (n *node) standing(peer *node) string {
+	for _, p := range n.engine.Status().Peers {
+		if p.Key == peer.Key {
+			return fmt.Sprint(p.Path, p.LastHandshake, p.RxBytes, p.TxBytes, p.Flows)
+		}
+	}
+	return "no peer"
+}
+
+// TestReplays is fault F18 on whole engines: what was captured between two nodes
+// is sent again, 10,000 times, from another address. Nothing is delivered,
+// nothing answered, nothing changed, and each copy is counted. After a restart of
+// the node that it goes to, which remembers nothing (F18b), no packet of the tunnel
+// goes to the attacker.
+func TestReplays(t *testing.T) {
+	run(t, 81, func(s *sim) {
+		s.taps = true
+		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+		addrA, addrB := netip.MustParseAddrPort("198.51.100.1:41641"), netip.MustParseAddrPort("198.51.100.2:41641")
+		s.know(a, b)
+		a.until(b, 20*time.Second, "direct paths", func() bool {
+			return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect
+		})
+		// New keys come after two minutes; that handshake goes straight.
+		for len(a.tap.take(addrB, initiation)) == 0 || len(b.tap.take(addrA, response)) == 0 {
+			if !a.passes(b, time.Second) {
+				s.Fatal("nothing passes")
+			}
+			time.Sleep(time.Second)
+		}
+		for range 40 {
+			a.passes(b, time.Second)
+		}
+		before := -1
+		for n := a.tap.packets() + b.tap.packets(); n != before; n = a.tap.packets() + b.tap.packets() {
+			before = n
+			time.Sleep(15 * time.Second)
+		}
+		x := s.attacker(3)
+		const many = 10_000
+		last := func(packets [][]byte, n int) [][]byte { return packets[max(0, len(packets)-n):] }
+		dropped := func(n *node) float64 {
+			return n.counted("warren_inbound_packets_total", "") + n.counted("warren_lost_packets_total", "unknown_receiver")
+		}
+		probes := func(n *node) float64 {
+			return n.counted("warren_path_events_total", "ping_replayed") + n.counted("warren_path_events_total", "pong_unsolicited")
+		}
+		for _, test := range []struct {
+			what    string
+			victim  *node
+			at      netip.AddrPort
+			n       int
+			packets [][]byte
+			counter func(*node) float64
+		}{
+			{"one initiation", b, addrB, many, last(a.tap.take(addrB, initiation), 1), func(n *node) float64 {
+				return n.counted("warren_lost_packets_total", "replayed_handshake")
+			}},
+			{"responses", a, addrA, many / 10, b.tap.take(addrA, response), dropped},
+			{"packets of the tunnel", b, addrB, many, last(a.tap.take(addrB, transport), 64), dropped},
+			{"probes of one", b, addrB, many / 10, a.tap.take(addrB, probe), probes},
+			{"probes of the other", a, addrA, many / 10, b.tap.take(addrA, probe), probes},
+		} {
+			other := map[*node]*node{a: b, b: a}[test.victim]
+			counted, standing := test.counter(test.victim), test.victim.standing(other)
+			passed := test.victim.counted("warren_inbound_passed_packets_total", "")
+			sent := a.tap.packets() + b.tap.packets()
+			x.replay(test.at, test.n, test.packets...)
+			if got := test.counter(test.victim) - counted; got != float64(test.n) {
+				s.Errorf("%s: %d copies, of which %v were counted", test.what, test.n, got)
+			}
+			if got := test.victim.standing(other); got != standing {
+				s.Errorf("%s: it was %s and is %s", test.what, standing, got)
+			}
+			if got := test.victim.counted("warren_inbound_passed_packets_total", "") - passed; got != 0 || len(test.victim.tun.Received()) != 0 {
+				s.Errorf("%s: %v packets were passed", test.what, got)
+			}
+			if got := a.tap.packets() + b.tap.packets() - sent; got != 0 {
+				s.Errorf("%s: %d packets were sent in answer", test.what, got)
+			}
+		}
+		if probes, others := x.received(); probes+others != 0 {
+			s.Errorf("the attacker was sent %d probes and %d other packets", probes, others)
+		}
+		if !a.passes(b, time.Second) || !b.passes(a, time.Second) {
+			s.Error("the tunnel does not go on")
+		}
+
+		// F18b.
+		captured := append(last(a.tap.take(addrB, initiation), 1), last(a.tap.take(addrB, transport), 64)...)
+		pings := last(a.tap.take(addrB, probe), 64)
+		b.restart()
+		b.apply(b.rules)
+		x.replay(addrB, many/10, append(captured, pings...)...)
+		a.until(b, 30*time.Second, "a packet after the restart", func() bool { return a.passes(b, time.Second) })
+		x.replay(addrB, many/10, append(captured, pings...)...)
+		probed, others := x.received()
+		if others != 0 {
+			s.Errorf("after the restart %d packets of the tunnel went to the attacker", others)
+		}
+		if probed > len(pings) {
+			s.Errorf("after the restart %d probes went to the attacker, who has captured %d", probed, len(pings))
+		}
+		if got := b.path(a); got.Kind != engine.PathDirect || got.Addr != addrA {
+			s.Errorf("after the restart packets go to %+v", got)
+		}
+		if !b.passes(a, time.Second) {
+			s.Error("nothing passes back after the restart")
+		}
+	})
+}
