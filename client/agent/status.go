@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/client/control"
@@ -70,7 +72,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 		WantRunning: s.preferences.WantRunning, LoginServer: s.preferences.LoginServer, Network: fingerprintText(s.preferences.Network),
 		Retry: s.control.Retry, Cached: s.view.Cached, Sequence: s.view.Sequence,
 		Device: e.Device, Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...), Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
-		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts),
+		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, a.cfg.Now())),
 	}
 	out.State, out.Reason = stateOf(s)
 	if e.Relay != nil {
@@ -93,6 +95,20 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 	}
 	slices.SortFunc(out.Peers, func(a, b localapi.Node) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// flapFacts are about the peers whose paths change too often.
+func flapFacts(peers []engine.PeerStatus, now time.Time) []health.Fact {
+	var facts []health.Fact
+	for _, p := range peers {
+		if p.Flapping {
+			facts = append(facts, health.Fact{
+				Code: health.PathFlapping, Severity: health.Warning, Subject: p.Node.String(), Since: now,
+				Text: fmt.Sprintf("The path to %s changes again and again. A network on the way works by turns, or somebody there interferes. Packets arrive by whatever works; warren debug paths %s shows more.", p.Name, p.Name),
+			})
+		}
+	}
+	return facts
 }
 
 // stateOf says in a user's terms where the node stands.

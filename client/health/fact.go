@@ -69,6 +69,8 @@ const (
 	// CandidateRefused: a candidate policy could not be verified and is not
 	// reported about.
 	CandidateRefused Code = "candidate-refused"
+	// PathFlapping: the path to a peer changes more often than networks make it.
+	PathFlapping Code = "path-flapping"
 )
 
 // Severity says how bad a fact is. The order is from harmless to bad.

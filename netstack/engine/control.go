@@ -331,6 +331,9 @@ func (c *control) drain(p *peer) {
 			c.nat.HandleDistress(c.now())
 			c.drainNAT()
 		}
+		if event.FlapsBegin {
+			c.e.log.Warn("the path to a peer changes again and again", "peer", p.member.Name(), "why", event.Why)
+		}
 		c.e.log.Debug("path changed", "peer", p.member.Name(), "path", event.Primary, "why", event.Why)
 	}
 	c.closeSockets(p)

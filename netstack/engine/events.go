@@ -26,7 +26,7 @@ func pathEvents(s *path.Stats) map[string]uint64 {
 		"pong_accepted": s.PongsAccepted, "pong_unsolicited": s.PongsUnsolicited, "ping_replayed": s.PingsReplayed,
 		"ping_over_budget": s.PingsOverBudget, "call_over_budget": s.CallsOverBudget, "probe_over_budget": s.ProbesOverBudget,
 		"probe_skipped": s.ProbesSkipped, "candidate_refused": s.RefusedCandidates, "candidate_over_cap": s.CandidatesOverCap,
-		"primary_changed": s.PrimaryChanges, "primary_lost": s.Losses, "primary_barred": s.Barred, "output_over_cap": s.OutputOverCap,
+		"primary_changed": s.PrimaryChanges, "primary_lost": s.Losses, "primary_barred": s.Barred, "primary_flapping": s.Flaps, "output_over_cap": s.OutputOverCap,
 		"rand_failed": s.RandFailed, "size_sent": s.SizesSent, "black_hole": s.BlackHoles,
 		"mapping_sent": s.MappingsSent, "mapping_over_budget": s.MappingsOverBudget, "birthday_begun": s.BirthdaysBegun,
 		"birthday_won": s.BirthdaysWon, "birthday_failed": s.BirthdaysFailed, "opening_sent": s.OpeningsSent,

@@ -47,7 +47,7 @@ func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
 		Node: p.member.Node(), Key: p.key, Name: p.member.Name(),
 		Addresses: slices.Clone(p.member.Identity().Addresses),
 		Path:      pathFrom(c.tunnelPath(p, p.agent.Primary())),
-		Active:    p.agent.Snapshot().Active, LastHandshake: stats.LastHandshake,
+		Active:    p.agent.Snapshot().Active, Flapping: p.agent.Flapping(c.now()), LastHandshake: stats.LastHandshake,
 		MTU: p.agent.MTU(), RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
 	}
 }

@@ -55,6 +55,8 @@ type PeerStatus struct {
 	Path      Path          `json:"path"`
 	// Active says that packets were exchanged lately, so that paths are kept.
 	Active bool `json:"active"`
+	// Flapping says that the path has changed too often in the last minute.
+	Flapping bool `json:"flapping,omitempty"`
 	// LastHandshake is zero where there was none.
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
 	// MTU is the length of the longest packet that the path is known to carry,

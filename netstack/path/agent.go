@@ -86,6 +86,9 @@ type Event struct {
 	// packets are to go over the relay as well until that is over, one way or the
 	// other. The tunnel drops what comes twice.
 	Both bool
+	// FlapsBegin means that this change is one too many in a minute: the path
+	// changes more often than networks make it. It comes once for a time of that.
+	FlapsBegin bool
 }
 
 // Traffic says what came in.
@@ -131,6 +134,7 @@ type Stats struct {
 	RefusedCandidates uint64
 	CandidatesOverCap uint64
 	PrimaryChanges    uint64
+	Flaps             uint64 // times in which the primary changed too often
 	Losses            uint64 // primaries that stopped answering
 	Barred            uint64 // primaries that answered but carried no tunnel
 	OutputOverCap     uint64 // transmits dropped because nobody drained them
@@ -200,6 +204,7 @@ type Agent struct {
 	out    []Transmit
 	events []Event
 	stats  Stats
+	flaps  flaps
 }
 
 // maxOutput bounds both output queues, for a driver that does not drain. The
@@ -543,6 +548,10 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	}
 	a.stats.PrimaryChanges++
 	a.emit()
+	if a.flaps.note(a.now) {
+		a.stats.Flaps++
+		a.events[len(a.events)-1].FlapsBegin = true
+	}
 }
 
 // emit tells of the primary as it is now.
@@ -550,5 +559,5 @@ func (a *Agent) emit() {
 	if len(a.events) == maxOutput {
 		a.events = slices.Delete(a.events, 0, 1)
 	}
-	a.events = append(a.events, Event{a.primary, a.why, a.both})
+	a.events = append(a.events, Event{Primary: a.primary, Why: a.why, Both: a.both})
 }

@@ -90,3 +90,27 @@ func TestOneWay(t *testing.T) {
 		t.Errorf("primary %v", a.Primary())
 	}
 }
+
+// TestFlapping: a peer whose packets come from two addresses by turns, both of
+// which answer and neither for long, is told of once, and is over after a minute.
+func TestFlapping(t *testing.T) {
+	a := direct(t, 1)
+	now := epoch.Add(20 * time.Millisecond)
+	begins := 0
+	for i := range 3 * flapLimit {
+		from := []netip.AddrPort{home, moved}[i%2]
+		exchange(a, from, now, now.Add(4*time.Second), from)
+		now = now.Add(4 * time.Second)
+		for _, e := range drainEvents(a) {
+			if e.FlapsBegin {
+				begins++
+			}
+		}
+	}
+	if changes := a.Stats().PrimaryChanges; changes < flapLimit || begins != 1 || a.Stats().Flaps != 1 || !a.Flapping(now) {
+		t.Errorf("after %d changes it was told %d times, flapping: %v", changes, begins, a.Flapping(now))
+	}
+	if a.Flapping(now.Add(flapWindow)) {
+		t.Error("it still is after a minute")
+	}
+}
