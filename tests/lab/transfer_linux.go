@@ -99,7 +99,7 @@ func StartBulk(t testing.TB, from, to *Host, address string) *Transfer {
 
 func startTransfer(t testing.TB, from, to *Host, address string, write int) *Transfer {
 	t.Helper()
-	x, err := openTransfer(t, from, to, address, write)
+	x, err := openTransfer(t, dialFrom(from, address), to, address, write)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,10 +110,20 @@ func startTransfer(t testing.TB, from, to *Host, address string, write int) *Tra
 // OpenBulk is StartBulk without the wait for bytes, and for other goroutines than
 // the test's: several transfers can be opened at the same time.
 func OpenBulk(t testing.TB, from, to *Host, address string) (*Transfer, error) {
-	return openTransfer(t, from, to, address, 24<<10)
+	return openTransfer(t, dialFrom(from, address), to, address, 24<<10)
 }
 
-func openTransfer(t testing.TB, from, to *Host, address string, write int) (*Transfer, error) {
+// OpenBulkBy is OpenBulk over the connection that dial makes, to who listens at the
+// address on the host.
+func OpenBulkBy(t testing.TB, dial func(context.Context) (net.Conn, error), to *Host, address string) (*Transfer, error) {
+	return openTransfer(t, dial, to, address, 24<<10)
+}
+
+func dialFrom(from *Host, address string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) { return from.Dial(ctx, "tcp", address) }
+}
+
+func openTransfer(t testing.TB, dial func(context.Context) (net.Conn, error), to *Host, address string, write int) (*Transfer, error) {
 	x := &Transfer{write: write, stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
 	var l net.Listener
 	if err := to.Try(func() (err error) {
@@ -136,7 +146,7 @@ func openTransfer(t testing.TB, from, to *Host, address string, write int) (*Tra
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var err error
-	if x.conn, err = from.Dial(ctx, "tcp", address); err != nil {
+	if x.conn, err = dial(ctx); err != nil {
 		return nil, err
 	}
 	t.Cleanup(func() { x.conn.Close() })

@@ -4,6 +4,7 @@ package netns
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -156,6 +157,74 @@ func TestPathMTU(t *testing.T) {
 				t.Logf("%d bytes arrived as they were sent", f.Finish(t))
 			}
 		})
+	}
+}
+
+// TestPathMTUInUserspace is F14 between a node with a TUN device and one without:
+// connections that either opens, in both families, over a hop of 1280 bytes that
+// says nothing.
+func TestPathMTUInUserspace(t *testing.T) {
+	t.Parallel()
+	n := newTravellers(t)
+	hosts := []*lab.Host{n.internet.Public("a"), n.internet.Public("u")}
+	for i, h := range hosts {
+		port := []string{"site1", "site2"}[i]
+		n.internet.Core.Narrow(port, h.V4, 1280)
+		n.internet.Core.Narrow(port, h.V6, 1280)
+	}
+	n.internet.Core.Nft(`table inet silent {
+	chain output {
+		type filter hook output priority filter;
+		icmp type destination-unreachable drop
+		icmpv6 type { packet-too-big, destination-unreachable } drop
+	}
+	chain forward {
+		type filter hook forward priority filter;
+		tcp flags syn tcp option maxseg size set rt mtu
+	}
+}
+`)
+	const proxy = "127.0.0.1:1081"
+	a, u := n.join(t, hosts[0]), n.join(t, hosts[1], "--tun", userspace, "--http-proxy", proxy)
+	begin := time.Now()
+	var flows []*lab.Transfer
+	for i, family := range families {
+		there, back := address(u, family, 7000), address(a, family, 7001)
+		opened, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
+			return a.Host.Dial(ctx, "tcp", there)
+		}, u.Host, joined([]string{"127.0.0.1", "::1"}[i], 7000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
+			c, err := dialCONNECT(ctx, u.Host, proxy, back)
+			if err == nil {
+				err = c.SetDeadline(time.Time{})
+			}
+			return c, err
+		}, a.Host, back)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flows = append(flows, opened, asked)
+	}
+	lab.Eventually(t, 30*time.Second, func() error {
+		there, back := mtuOf(t, a, u), mtuOf(t, u, a)
+		// By IPv4 or IPv6, whichever is nearer.
+		if kind := pathKind(t, a, u); kind != "direct" || there != back || there != 1216 && there != 1200 {
+			return fmt.Errorf("%s, %d there, %d back", kind, there, back)
+		}
+		return nil
+	})
+	for i, f := range flows {
+		f.Steady(t, 30*time.Second)
+		gap := f.Gap(begin)
+		if t.Logf("flow %d stood still for %v at most", i, gap); gap > stallLimit {
+			t.Errorf("flow %d stood still for %v", i, gap)
+		}
+	}
+	for _, f := range flows {
+		t.Logf("%d bytes arrived as they were sent", f.Finish(t))
 	}
 }
 
