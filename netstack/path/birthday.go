@@ -28,7 +28,7 @@ const (
 	// the chance that none of them is one of the 256 is 0.03 %.
 	maxGuesses = 2000
 	// birthdayTick is the distance of what is sent in an attempt. With guessesPerTick
-	// it is 250 datagrams, or 30 KB, a second: 8 s for all guesses, and 0.9 s for
+	// it is 250 datagrams, or 30 KB, a second: 8 s for all guesses, and 0.7 s for
 	// half of all pairs.
 	birthdayTick   = 20 * time.Millisecond
 	guessesPerTick = 5
