@@ -147,7 +147,7 @@ demo: install-needs build ## a coordinator and three nodes on this machine: allo
 .PHONY: soak
 soak: build ## SOAKTIME=10m of churn, watching for leaks; then, as root, the faults of the network in full length
 	@$(GO) test ./tests/soak/... -count=1 -timeout=0 -v -args -duration=$(SOAKTIME)
-	@$(GO) test ./tests/netns -count=1 -timeout=1h -v -run='^Test(Rebinding|Roaming|Stopped)$$' -args -long
+	@$(GO) test ./tests/netns -count=1 -timeout=1h -v -run='^Test(Rebinding|Roaming|Stopped|Partitions)$$' -args -long
 
 .PHONY: man
 man: build ## manual pages and shell completions into dist/man

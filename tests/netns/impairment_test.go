@@ -79,9 +79,10 @@ func TestPartitions(t *testing.T) {
 	} {
 		begin := time.Now()
 		n.internet.Core.Nft("table inet partition { chain forward { type filter hook forward priority filter\n" + c.rules + "\n}\n}\n")
-		lab.Eventually(t, 30*time.Second, func() error {
-			if since := time.Since(begin); since < time.Duration(times(8, 600))*time.Second {
-				return fmt.Errorf("%v", since)
+		lasts := time.Duration(times(8, 600)) * time.Second
+		lab.Eventually(t, lasts+30*time.Second, func() error {
+			if since := time.Since(begin); since < lasts {
+				return fmt.Errorf("%s for %v", c.name, since)
 			}
 			if k := pathKind(t, a, b); k != c.kind {
 				return fmt.Errorf("%s: the path is %s", c.name, k)
