@@ -22,6 +22,10 @@ const hostilePolicy = `{
 // operator likes. Nothing that nobody sent, or that was delivered before, is
 // delivered, connections carry what was sent, and where the relay does not carry
 // packets any more the nodes are at the other within 5 s.
+//
+// One that carries the nodes' questions whether it works, and nothing else, is not
+// found out: the questions go beside the tunnel. Of that one it is shown that
+// nothing false is delivered, and that all goes on when it carries data again.
 func TestHostileRelay(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -61,7 +65,7 @@ func TestHostileRelay(t *testing.T) {
 		}
 	}
 	for _, mischief := range []lab.Mischief{
-		lab.Reorder, lab.Duplicate, lab.Replay, lab.SwapSource, lab.WrongPeer, lab.Corrupt, lab.Drop,
+		lab.Reorder, lab.Duplicate, lab.Replay, lab.SwapSource, lab.WrongPeer, lab.Corrupt, lab.Drop, lab.DropData,
 	} {
 		evil.Do(lab.Honest)
 		good.Kill()
@@ -85,13 +89,16 @@ func TestHostileRelay(t *testing.T) {
 		mean := time.NewTimer(8 * time.Second)
 		<-mean.C
 		done := evil.Done.Load()
+		if mischief == lab.DropData {
+			evil.Do(lab.Honest)
+		}
 		for _, p := range []*lab.Pulse{up, down, other, foreign} {
 			p.Steady(t, 30*time.Second)
 		}
 		gap := max(up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin))
 		t.Logf("%-12v %5d packets; gaps of %v out, %v back, %v and %v of others, %v of TCP; now %s", mischief, done,
 			up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin), stream.Gap(begin), strings.Join(strings.Fields(path(t, laptop, "db"))[1:], " "))
-		if gap > failover {
+		if gap > failover && mischief != lab.DropData {
 			t.Errorf("%v: a gap of %v", mischief, gap)
 		}
 		if done < 20 {
@@ -106,7 +113,7 @@ func TestHostileRelay(t *testing.T) {
 			}
 		}
 		switch mischief {
-		case lab.WrongPeer, lab.Corrupt, lab.DropData, lab.Drop:
+		case lab.WrongPeer, lab.Corrupt, lab.Drop:
 			if err := on("good")(); err != nil {
 				t.Errorf("%v: the relay is not left: %v", mischief, err)
 			}

@@ -24,6 +24,9 @@
 // is tried: where the peer answered lately, then its home, then the others in
 // the order of the configuration.
 //
+// A relay that carries these questions and drops all else is not found out by
+// them: they go beside the tunnel, and a relay can tell the two apart.
+//
 // What a relay says of a peer is a hint. It can make a node try another relay,
 // never believe that one works: only a fresh answer of the peer's does.
 //
