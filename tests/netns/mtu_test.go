@@ -43,7 +43,8 @@ func mtuOf(t *testing.T, from, to *lab.Node) int {
 //
 // A router that is like that lowers the segment size of TCP, or nothing at all
 // would work behind it. Connections with long packets go both ways, in both
-// families inside, from before there is a direct path.
+// families inside, from before there is a direct path. Where the links of the nodes
+// are of jumbo frames, so are their devices, until the links become narrow.
 func TestPathMTU(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
