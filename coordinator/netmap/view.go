@@ -53,7 +53,8 @@ var features = []struct {
 	number wire.Feature
 }{{registry.FeaturePortMapping, wire.FeaturePortMapping}}
 
-// off returns what is turned off for all devices.
+// off returns what is turned off for all devices; coordinator/DESIGN.md says why it
+// is not signed.
 func (n *Network) off() []wire.Feature {
 	var out []wire.Feature
 	for _, f := range features {
