@@ -182,15 +182,16 @@ func (s *Server) loop(ctx context.Context) error {
 	background := context.WithoutCancel(ctx)
 	nextUpkeep := s.cfg.Now().Add(upkeep)
 	s.due = nextUpkeep
-	// Not the timer's own channel: see netstack/alarm. A ring that comes late is
-	// a scan too many.
-	ring := make(chan struct{}, 1)
-	timer := time.AfterFunc(0, func() {
+	// Neither the timer's own channel nor a timer for now: see netstack/alarm. A
+	// ring that comes late is a scan too many.
+	rings := make(chan struct{}, 1)
+	ring := func() {
 		select {
-		case ring <- struct{}{}:
+		case rings <- struct{}{}:
 		default:
 		}
-	})
+	}
+	timer := time.AfterFunc(upkeep, ring)
 	defer timer.Stop()
 	var scanned time.Time
 	giveUp := make(chan struct{})
@@ -201,7 +202,11 @@ func (s *Server) loop(ctx context.Context) error {
 		if soonest := scanned.Add(scanGap).Sub(now); wait < soonest {
 			wait = soonest
 		}
-		timer.Reset(max(0, wait))
+		if wait > 0 {
+			timer.Reset(wait)
+		} else {
+			ring()
+		}
 		var more <-chan struct{}
 		if len(s.dirty)+len(s.foremost) > 0 {
 			more = always
@@ -214,7 +219,7 @@ func (s *Server) loop(ctx context.Context) error {
 			case f = <-s.calls:
 			case <-more:
 				f = func() { s.settle(background) }
-			case <-ring:
+			case <-rings:
 				f = func() {
 					scanned = s.cfg.Now()
 					if !scanned.Before(nextUpkeep) {

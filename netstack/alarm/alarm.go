@@ -24,10 +24,8 @@ type Alarm struct {
 func New(d time.Duration) *Alarm {
 	a := &Alarm{c: make(chan struct{}, 1)}
 	a.C = a.c
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.due = time.Now().Add(d)
-	a.timer = time.AfterFunc(d, a.ring)
+	a.timer = time.AfterFunc(max(d, time.Nanosecond), a.ring) // does nothing before due is set
+	a.Set(d)
 	return a
 }
 
@@ -37,6 +35,12 @@ func (a *Alarm) Set(d time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.silence()
+	if d <= 0 {
+		a.due = time.Time{}
+		a.timer.Stop()
+		a.c <- struct{}{} // there is room: setting took back what was there
+		return
+	}
 	a.due = time.Now().Add(d)
 	a.timer.Reset(d)
 }
@@ -67,5 +71,5 @@ func (a *Alarm) ring() {
 		return
 	}
 	a.due = time.Time{}
-	a.c <- struct{}{} // there is room: setting took back what was there
+	a.c <- struct{}{} // there is room, as in Set
 }

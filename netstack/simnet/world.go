@@ -64,7 +64,7 @@ func (w *World) pumpLocked() {
 		w.timer.Stop()
 	}
 	w.armed = next
-	w.timer = time.AfterFunc(time.Until(next), func() {
+	w.timer = time.AfterFunc(max(time.Until(next), 1), func() { // not for now: see netstack/alarm
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.armed = time.Time{}
