@@ -313,9 +313,13 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			p = last
 		case typeResponse:
 			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
+			if p != nil && !p.answers(packet, linkOf(from[i]), time.Now()) {
+				sizes[i] = 0
+				continue
+			}
 		case typeInitiation:
 			p = b.identify(packet, func(now time.Time) bool { return b.allowDirect(from[i], now) })
-			if p != nil && !b.takes(p, packet) {
+			if p != nil && !b.takes(p, packet, linkOf(from[i])) {
 				sizes[i] = 0
 				continue
 			}
@@ -341,12 +345,9 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 				p.unanswered.Store(0)
 			}
 		}
-		switch kind {
-		case typeTransport:
+		if kind == typeTransport {
 			p.arrived(lastIndex)
 			arrived.add(p, packet, source{addr: from[i]})
-		case typeResponse:
-			p.arrived(binary.LittleEndian.Uint32(packet[8:]))
 		}
 		eps[i] = p
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
@@ -461,7 +462,7 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 	if p.unanswered.Load() != 0 {
 		p.unanswered.Store(0)
 	}
-	if !b.notes(p, packet) {
+	if !b.notes(p, packet, LinkRelay) {
 		return nil
 	}
 	return p
@@ -469,12 +470,12 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 
 // notes notes what a packet of p's says of handshakes, and reports whether it is
 // for the device.
-func (b *bind) notes(p *Peer, packet []byte) bool {
+func (b *bind) notes(p *Peer, packet []byte, link Link) bool {
 	switch messageType(packet) {
 	case typeInitiation:
-		return b.takes(p, packet)
+		return b.takes(p, packet, link)
 	case typeResponse:
-		p.arrived(binary.LittleEndian.Uint32(packet[8:]))
+		return p.answers(packet, link, time.Now())
 	case typeTransport:
 		p.arrived(binary.LittleEndian.Uint32(packet[4:]))
 	}
@@ -482,7 +483,7 @@ func (b *bind) notes(p *Peer, packet []byte) bool {
 }
 
 // takes is Peer.takes.
-func (b *bind) takes(p *Peer, initiation []byte) bool {
+func (b *bind) takes(p *Peer, initiation []byte, link Link) bool {
 	id := b.identity.Load()
-	return id == nil || p.takes(initiation, id.public, time.Now())
+	return id == nil || p.takes(initiation, id.public, link, time.Now())
 }

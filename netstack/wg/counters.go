@@ -117,7 +117,7 @@ type Counters struct {
 	// because this device had begun one at the same time.
 	RepeatedHandshakes, YieldedInitiations uint64
 	// Limited are initiations over the rate that strangers, or one peer, may
-	// cause.
+	// cause, and messages of handshakes of which too many of one peer wait.
 	Limited uint64
 	// NoPath are packets for which there was neither a direct path nor a relay.
 	NoPath uint64

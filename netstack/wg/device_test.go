@@ -355,13 +355,22 @@ func TestFloodOfOnePeerLeavesOthersAlone(t *testing.T) {
 			return len(b.relayed) - before
 		}
 
-		b, flooder, honest := newPair()
-		got := 0
+		b, flooder, _ := newPair()
+		got, opened := 0, 0
 		for i := range 2 * pathBurst {
 			got += taken(b, flooder, renumbered(t, fuzzKey(t, 1), flood, uint32(i)))
 		}
-		if got != peerBurst {
-			t.Errorf("%d of the flood were opened, want %d", got, peerBurst)
+		if got != 1 || flooder.handshake.waiting != maxHeld || b.counters.limited.Load() != 2*pathBurst-1-maxHeld {
+			t.Errorf("the device was given %d of the flood, and %d wait", got, flooder.handshake.waiting)
+		}
+		b, flooder, honest := newPair()
+		for range 2 * pathBurst {
+			if b.allowRelayed(flooder, time.Now()) {
+				opened++
+			}
+		}
+		if opened != peerBurst {
+			t.Errorf("%d of the flood may be opened, want %d", opened, peerBurst)
 		}
 		if taken(b, honest, wanted) != 1 {
 			t.Error("relayed: the other peer is kept out")

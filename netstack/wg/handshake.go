@@ -22,6 +22,15 @@ const (
 	replyInterval = 100 * time.Millisecond
 )
 
+// apart is how long the device is left alone with one message of a handshake
+// before it is given another of the same peer. Its goroutines, of which each CPU has
+// one, take such messages from one queue: where an initiation and a response are
+// handled at the same moment they mix up what belongs to the one and to the other,
+// and the session that comes of it is dead in one direction, which is noticed only
+// after 15 s (KeepaliveTimeout and RekeyTimeout). It takes a millisecond at most to
+// handle one, on a busy machine some.
+const apart = 20 * time.Millisecond
+
 // repeatDelays are the distances in which an initiation is sent again that nothing
 // came for. The device makes a new one only after 5 s, whatever was lost. The first
 // is well above yieldTime: when the peer's initiation has waited that long the
@@ -51,10 +60,16 @@ type handshake struct {
 	heard [initiationSize]byte
 	// held are initiations of the peer's that wait for the answer to ours.
 	held [][]byte
+
+	// given is when the device was given a message of the peer's last, or is to be
+	// given one of the waiting ones.
+	given   time.Time
+	waiting int
 }
 
-// maxHeld bounds the initiations of one peer that wait: anybody can make some in
-// its name, which the device refuses, and the peer's own has to be among the first.
+// maxHeld bounds the initiations of one peer that wait for the answer to ours, and
+// the messages that wait for their turn: anybody can make some in its name, which the
+// device refuses, and the peer's own has to be among the first.
 const maxHeld = 4
 
 // isInitiation reports whether a message of a handshake begins it.
@@ -138,7 +153,7 @@ func (p *Peer) repeat(message []byte) {
 // lost, is sent again then, by the peer's path. And not where this device began a
 // handshake itself a moment ago and has the lesser key: the peer answers ours, and
 // is answered only if it does not.
-func (p *Peer) takes(initiation []byte, own ident.NodeKey, now time.Time) bool {
+func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, now time.Time) bool {
 	p.mu.Lock()
 	h := &p.handshake
 	if message := [initiationSize]byte(initiation); message == h.heard {
@@ -161,28 +176,95 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, now time.Time) bool {
 			held := bytes.Clone(initiation)
 			h.held = append(h.held, held)
 			p.bind.counters.yielded.Add(1)
+			p.bind.counters.received[link].addOne(len(initiation))
 			time.AfterFunc(left, func() { p.release(held) })
 			return false
 		}
 	}
-	return true
+	return p.inTurn(initiation, link, now)
+}
+
+// answers notes a response that came from the peer, and reports whether the device
+// is to be given it now.
+func (p *Peer) answers(response []byte, link Link, now time.Time) bool {
+	p.arrived(binary.LittleEndian.Uint32(response[8:]))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inTurn(response, link, now)
+}
+
+// inTurn reports whether the device is to be given a message of a handshake now. If
+// not, it is counted, and the device is given it when its time has come. p.mu is held.
+func (p *Peer) inTurn(message []byte, link Link, now time.Time) bool {
+	wait, waits := p.turn(now)
+	switch {
+	case waits:
+		p.bind.counters.received[link].addOne(len(message))
+		p.giveLater(message, wait)
+		return false
+	case wait > 0:
+		p.bind.counters.limited.Add(1)
+		return false
+	default:
+		return true
+	}
+}
+
+// turn returns how long a message has to wait for its turn, zero for not at all, and
+// whether there is room for it to do so. p.mu is held.
+func (p *Peer) turn(now time.Time) (wait time.Duration, waits bool) {
+	h := &p.handshake
+	next := h.given.Add(apart)
+	if !next.After(now) {
+		h.given = now
+		return 0, false
+	}
+	if h.waiting == maxHeld || p.removed {
+		return next.Sub(now), false
+	}
+	h.waiting++
+	h.given = next
+	return next.Sub(now), true
+}
+
+// giveLater gives the device a message whose turn comes after a while.
+func (p *Peer) giveLater(message []byte, wait time.Duration) {
+	message = bytes.Clone(message)
+	time.AfterFunc(wait, func() {
+		p.mu.Lock()
+		p.handshake.waiting--
+		p.mu.Unlock()
+		p.give(message)
+	})
+}
+
+// give gives the device a message that has waited.
+func (p *Peer) give(message []byte) {
+	select {
+	case p.bind.relayed <- queued{of: p, data: message}:
+	default:
+		p.bind.counters.relayOverflow.Add(1)
+	}
 }
 
 // release gives the device an initiation that has waited in vain.
 func (p *Peer) release(held []byte) {
 	p.mu.Lock()
 	i := slices.IndexFunc(p.handshake.held, func(h []byte) bool { return &h[0] == &held[0] })
-	if i >= 0 {
-		p.handshake.held = slices.Delete(p.handshake.held, i, i+1)
-	}
-	p.mu.Unlock()
 	if i < 0 {
+		p.mu.Unlock()
 		return // ours was answered
 	}
-	select {
-	case p.bind.relayed <- queued{of: p, data: held}:
+	p.handshake.held = slices.Delete(p.handshake.held, i, i+1)
+	wait, waits := p.turn(time.Now())
+	p.mu.Unlock()
+	switch {
+	case waits:
+		p.giveLater(held, wait)
+	case wait > 0:
+		p.bind.counters.limited.Add(1)
 	default:
-		p.bind.counters.relayOverflow.Add(1)
+		p.give(held)
 	}
 }
 

@@ -1,12 +1,16 @@
 package wg
 
 import (
+	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/warren-overlay/warren/acl/ident"
 )
@@ -147,6 +151,53 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 	}
 }
 
+// TestOneMessageAtATime: the device is given the next message of a handshake with
+// a peer when it is done with the last, wherever it came from.
+func TestOneMessageAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, false)
+		x.begin(5)
+		from := netip.MustParseAddrPort("192.0.2.1:1")
+		response := answer(typeResponse, 5)
+		messages := []struct {
+			name string
+			give func() (direct bool)
+			kind uint32
+		}{
+			{"an initiation by the relay", func() bool { x.handleRelayed(x.peer.key, x.initiation(1)); return false }, typeInitiation},
+			{"a response by the relay", func() bool { x.handleRelayed(x.peer.key, response); return false }, typeResponse},
+			{"a response on the direct way", func() bool {
+				sizes := []int{len(response)}
+				x.mapBatch([][]byte{bytes.Clone(response)}, sizes, []netip.AddrPort{from}, make([]conn.Endpoint, 1))
+				return sizes[0] > 0
+			}, typeResponse},
+			{"an initiation by the relay, again", func() bool { x.handleRelayed(x.peer.key, x.initiation(2)); return false }, typeInitiation},
+		}
+		for i, m := range messages {
+			if direct := m.give(); direct {
+				t.Errorf("%s: the device is given it at once", m.name)
+			}
+			var want []uint32
+			if i == 0 {
+				want = []uint32{m.kind}
+			}
+			x.want(m.name, x.given(), want)
+		}
+		for _, m := range messages[1:] {
+			time.Sleep(apart - time.Millisecond)
+			synctest.Wait()
+			x.want("before the turn of "+m.name, x.given(), nil)
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			x.want("in the turn of "+m.name, x.given(), []uint32{m.kind})
+		}
+		time.Sleep(apart)
+		if direct := messages[2].give(); !direct {
+			t.Error("the device is not given a message that comes alone")
+		}
+	})
+}
+
 // TestWaitingInitiationsAreFew: what waits is bounded, and what does not fit goes
 // to the device, as without waiting.
 func TestWaitingInitiationsAreFew(t *testing.T) {
@@ -156,7 +207,10 @@ func TestWaitingInitiationsAreFew(t *testing.T) {
 		for i := range uint32(maxHeld + 2) {
 			x.handleRelayed(x.peer.key, x.initiation(i))
 		}
-		x.want("what does not fit", x.given(), []uint32{typeInitiation, typeInitiation})
+		x.want("what does not fit", x.given(), []uint32{typeInitiation})
+		time.Sleep(apart)
+		synctest.Wait()
+		x.want("what does not fit, in its turn", x.given(), []uint32{typeInitiation})
 		time.Sleep(2 * yieldTime)
 		synctest.Wait()
 		if n := len(x.given()); n != maxHeld {

@@ -155,7 +155,7 @@ func (s *Socket) take(packet []byte, from netip.AddrPort) {
 	if (kind == typeResponse || kind == typeTransport) && p.unanswered.Load() != 0 {
 		p.unanswered.Store(0)
 	}
-	if !b.notes(p, packet) {
+	if !b.notes(p, packet, linkOf(from)) {
 		return
 	}
 	b.counters.received[linkOf(from)].addOne(len(packet))
