@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -102,19 +101,7 @@ type wholeNode struct {
 // runWhole starts the node with what its directory says.
 func (s *sim) runWhole(name string, m *wholeNode) {
 	s.Helper()
-	client := &http.Client{Transport: &http.Transport{
-		IdleConnTimeout: idleTime,
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			to, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return nil, err
-			}
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			defer context.AfterFunc(s.ctx, cancel)()
-			return s.world.Dial(ctx, m.host, to)
-		},
-	}}
+	client := s.httpClient(m.host)
 	log := slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})).With("node", name)
 	plane, err := engine.New(engine.Config{
 		TUN: simnet.NewTUN(0), Port: 41641, PortMapper: m.gateway, Logger: log, Retain: retain,

@@ -185,12 +185,9 @@ func (n *node) restart() {
 	n.begin()
 }
 
-// begin starts an engine.
-func (n *node) begin() {
-	s, host, skew, slept := n.sim, n.host, n.skew, n.slept
-	s.Helper()
-	n.tun = simnet.NewTUN(0)
-	client := &http.Client{Transport: &http.Transport{
+// httpClient is for what runs on a host.
+func (s *sim) httpClient(host *simnet.Host) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			to, err := netip.ParseAddrPort(address)
@@ -204,6 +201,14 @@ func (n *node) begin() {
 			return s.world.Dial(ctx, host, to)
 		},
 	}}
+}
+
+// begin starts an engine.
+func (n *node) begin() {
+	s, host, skew, slept := n.sim, n.host, n.skew, n.slept
+	s.Helper()
+	n.tun = simnet.NewTUN(0)
+	client := s.httpClient(host)
 	var err error
 	n.engine, err = engine.New(engine.Config{
 		TUN: n.tun, ManageDevice: false, Port: 41641,

@@ -226,22 +226,29 @@ func TestMessagesOverTheLimitEndTheConnection(t *testing.T) {
 	}
 }
 
+// running returns a server that runs until it is cancelled, and what Run returns.
+func running(t *testing.T) (s *Server, cancel context.CancelFunc, done <-chan error) {
+	t.Helper()
+	s, err := NewServer(ServerConfig{
+		ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
+		Logger:       slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	return s, cancel, ended
+}
+
 // TestEndOfRunCutsWhoReadsNothing stops a server with a client that does not answer
 // that its connection is being closed, for which a WebSocket waits 5 s. The best
 // of some tries counts: a busy machine proves nothing.
 func TestEndOfRunCutsWhoReadsNothing(t *testing.T) {
 	var took time.Duration
 	for range 3 {
-		s, err := NewServer(ServerConfig{
-			ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
-			Logger:       slog.New(slog.DiscardHandler),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- s.Run(ctx) }()
+		s, cancel, done := running(t)
 		h := httptest.NewServer(s)
 		connect(t, h.URL, "one").ready()
 		began := time.Now()
@@ -262,16 +269,7 @@ func TestEndOfRunCutsWhoReadsNothing(t *testing.T) {
 }
 
 func TestEndOfRunEndsConnections(t *testing.T) {
-	s, err := NewServer(ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
-		Logger:       slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- s.Run(ctx) }()
+	s, cancel, done := running(t)
 	h := httptest.NewServer(s)
 	defer h.Close()
 	a := connect(t, h.URL, "one").ready()
@@ -280,7 +278,7 @@ func TestEndOfRunEndsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The pong of the admission's ping may come before.
-	_, err = a.conn.ReadMessage(a.ctx, nil)
+	_, err := a.conn.ReadMessage(a.ctx, nil)
 	for err == nil {
 		_, err = a.conn.ReadMessage(a.ctx, nil)
 	}
