@@ -106,9 +106,8 @@ func newControl(e *Engine) (*control, error) {
 		peers:    make(map[ident.NodeKey]*peer),
 		resolve:  newResolver(e), underlay: newResolver(e),
 		inherited: newInheritance(e.cfg.Inherited),
-		mapping:   mapping{asks: e.cfg.PortMapper, answers: make(chan mapped)},
 	}
-	c.mapping.mapper = nat.NewMapper(c.refuses, now)
+	c.mapping = newMapping(e.cfg.PortMapper, c.refuses, now)
 	e.cfg.Inherited = nil
 	c.filter = c.newFilterDevice()
 	c.relays.conns, c.relays.probes = make(map[string]*relayConn), make(map[stun.TxID]relayProbe)
@@ -210,6 +209,9 @@ func (c *control) nextTimeout() time.Time {
 	if t, ok := c.mapping.mapper.NextTimeout(); ok {
 		next = earlier(next, t)
 	}
+	if t, ok := c.mapping.pinholes.NextTimeout(); ok {
+		next = earlier(next, t)
+	}
 	if len(c.deadlines) > 0 {
 		next = earlier(next, c.deadlines[0].deadline)
 	}
@@ -242,6 +244,7 @@ func (c *control) handleTimeout() {
 		c.drainRelays()
 	}
 	c.mapping.mapper.HandleTimeout(now)
+	c.mapping.pinholes.HandleTimeout(now)
 	for len(c.deadlines) > 0 && !now.Before(c.deadlines[0].deadline) {
 		p := c.deadlines[0]
 		if !now.Before(c.endOf(p.member)) {
@@ -502,6 +505,7 @@ func (c *control) handleMove(now time.Time) {
 	c.relays.machine.HandleNetworkChange(now)
 	c.drainRelays()
 	c.mapping.mapper.HandleNetworkChange(now)
+	c.mapping.pinholes.HandleNetworkChange(now)
 	for _, p := range c.peers {
 		p.agent.HandleNetworkChange(now)
 		c.drain(p)
@@ -532,6 +536,7 @@ func (c *control) refreshLocal(now time.Time) {
 	}
 	c.local, c.loopback = local, loopback
 	c.nat.SetLocal(local, now)
+	c.setMapping()
 	c.setFilterDevice(now)
 }
 

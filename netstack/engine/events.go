@@ -16,6 +16,8 @@ var (
 	pathEventDesc    = describe("path_events_total", "What happened while paths to peers were looked for and watched, of all peers there ever were.", "event")
 	stunEventDesc    = describe("stun_events_total", "What happened between this device and its STUN servers.", "event")
 	mappingEventDesc = describe("port_mapping_events_total", "What happened between this device and its gateway, which is asked to forward a port.", "event")
+	pinholeEventDesc = describe("pinhole_events_total", "What happened between this device and its gateway, which is asked to let in what comes to IPv6 addresses.", "event")
+	pinholesDesc     = describe("pinholes", "Global IPv6 addresses of this device, by how the letting in at the gateway stands.", "state")
 	mappingStateDesc = describe("port_mapping", "1 for how the forwarding of the port stands, 0 for the others.", "state")
 )
 
@@ -48,6 +50,12 @@ func mappingEvents(s nat.MapperStats) map[string]uint64 {
 	}
 }
 
+func pinholeEvents(s nat.PinholesStats) map[string]uint64 {
+	events := mappingEvents(s.MapperStats)
+	events["over_cap"] = s.OverCap
+	return events
+}
+
 // retirePaths keeps what a removed peer's agent has counted: counters only grow.
 func (c *control) retirePaths(p *peer) {
 	stats := p.agent.Stats()
@@ -72,14 +80,22 @@ func (c *control) eventMetrics() []prometheus.Metric {
 	for _, m := range []struct {
 		desc   *prometheus.Desc
 		events map[string]uint64
-	}{{pathEventDesc, paths}, {stunEventDesc, stunEvents(c.nat.Stats())}, {mappingEventDesc, mappingEvents(c.mapping.mapper.Stats())}} {
+	}{{pathEventDesc, paths}, {stunEventDesc, stunEvents(c.nat.Stats())}, {mappingEventDesc, mappingEvents(c.mapping.mapper.Stats())},
+		{pinholeEventDesc, pinholeEvents(c.mapping.pinholes.Stats())},
+	} {
 		for _, event := range slices.Sorted(maps.Keys(m.events)) {
 			out = append(out, counter(m.desc, m.events[event], event))
 		}
 	}
-	state := c.mapping.mapper.Mapping().State
+	state, pinholes := c.mapping.mapper.Mapping().State, make(map[nat.MappingState]int)
+	for _, m := range c.mapping.pinholes.Mappings() {
+		pinholes[m.State]++
+	}
 	for s := nat.MappingOff; s <= nat.MappingActive; s++ {
 		out = append(out, gauge(mappingStateDesc, map[bool]float64{true: 1}[s == state], s.String()))
+		if s != nat.MappingOff {
+			out = append(out, gauge(pinholesDesc, float64(pinholes[s]), s.String()))
+		}
 	}
 	return out
 }

@@ -58,7 +58,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	for _, d := range []*prometheus.Desc{
 		lostDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayEventDesc,
-		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc,
+		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc, pinholeEventDesc, pinholesDesc,
 	} {
 		out <- d
 	}

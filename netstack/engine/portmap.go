@@ -10,7 +10,8 @@ import (
 	"github.com/warren-overlay/warren/netstack/nat"
 )
 
-// PortMapper asks the gateway of the moment to forward ports to this machine.
+// PortMapper asks the gateways of the moment to forward ports to this machine, and
+// to let in what comes to them over IPv6.
 // *portmap.Client is one. Methods may be called concurrently.
 type PortMapper interface {
 	// Map asks for a mapping; the error says why there is none.
@@ -36,33 +37,75 @@ const (
 
 // mapped is the answer to a request for a mapping.
 type mapped struct {
+	of    *asking
 	id    uint64
 	grant nat.Grant
 	err   error
 }
 
-// mapping carries out what a nat.Mapper wants. It belongs to the control
-// goroutine.
-type mapping struct {
-	mapper  *nat.Mapper
-	asks    PortMapper // nil for none
-	answers chan mapped
+// asks is what is common to a nat.Mapper and a nat.Pinholes: what to ask a gateway,
+// and what it answered.
+type asks interface {
+	NextRequest() (nat.MapRequest, bool)
+	NextRelease() (nat.Grant, bool)
+	HandleGrant(id uint64, g nat.Grant, failure error, now time.Time) error
+}
+
+// asking is the conversation with the gateway of one address family.
+type asking struct {
+	machine asks
 	cancel  context.CancelFunc // of the request under way, nil for none
 }
 
-// setMapping says whether the port is to be mapped, and the addresses outside
-// that are forwarded to it.
-func (c *control) setMapping() {
-	on := c.cfg != nil && c.cfg.PortMapping && c.mapping.asks != nil
-	if !on && c.mapping.cancel != nil {
-		time.AfterFunc(offGrace, c.mapping.cancel)
+// mapping carries out what a nat.Mapper and a nat.Pinholes want. It belongs to the
+// control goroutine.
+type mapping struct {
+	mapper     *nat.Mapper   // of IPv4
+	pinholes   *nat.Pinholes // of IPv6
+	ipv4, ipv6 asking
+	gateway    PortMapper // nil for none
+	answers    chan mapped
+}
+
+func newMapping(gateway PortMapper, refuse func(netip.Addr) bool, now time.Time) mapping {
+	m := mapping{
+		mapper: nat.NewMapper(refuse, now), pinholes: nat.NewPinholes(refuse, now),
+		gateway: gateway, answers: make(chan mapped),
 	}
-	c.mapping.mapper.Set(on, c.device.Port(), c.now())
+	m.ipv4.machine, m.ipv6.machine = m.mapper, m.pinholes
+	return m
+}
+
+// both are the conversations.
+func (m *mapping) both() [2]*asking { return [2]*asking{&m.ipv4, &m.ipv6} }
+
+// setMapping says whether the port is to be mapped, at which addresses of IPv6 it
+// is to be open, and the addresses outside that are forwarded to it.
+func (c *control) setMapping() {
+	m := &c.mapping
+	on := c.cfg != nil && c.cfg.PortMapping && m.gateway != nil
+	for _, a := range m.both() {
+		if !on && a.cancel != nil {
+			time.AfterFunc(offGrace, a.cancel)
+		}
+	}
+	m.mapper.Set(on, c.device.Port(), c.now())
+	m.pinholes.Set(on, c.device.Port(), c.localAddrs(), c.now())
 	c.setForwarded()
 }
 
+// localAddrs are this machine's addresses as they were listed last.
+func (c *control) localAddrs() (out []netip.Addr) {
+	for _, a := range c.local {
+		out = append(out, a.Addr())
+	}
+	return out
+}
+
 // setForwarded tells the discoverer of the addresses outside that lead here:
-// those that the user named, and the mapping's.
+// those that the user named, the mapping's, and those of pinholes where the
+// gateway translates addresses of IPv6. Other pinholes are at addresses of this
+// machine, of which peers are told anyway.
 func (c *control) setForwarded() {
 	var forwarded []netip.AddrPort
 	if c.cfg != nil {
@@ -70,6 +113,11 @@ func (c *control) setForwarded() {
 	}
 	if external := c.mapping.mapper.Mapping().External; external.IsValid() {
 		forwarded = append(forwarded, external)
+	}
+	for _, m := range c.mapping.pinholes.Mappings() {
+		if m.External.IsValid() && m.External != netip.AddrPortFrom(m.Internal, c.device.Port()) {
+			forwarded = append(forwarded, m.External)
+		}
 	}
 	c.nat.SetForwarded(forwarded, c.now())
 }
@@ -79,53 +127,78 @@ func (c *control) handleMapped(m mapped) {
 	if m.err != nil {
 		c.e.log.Debug("no port mapping", "error", m.err)
 	}
-	if err := c.mapping.mapper.HandleGrant(m.id, m.grant, m.err, c.now()); err != nil {
+	if err := m.of.machine.HandleGrant(m.id, m.grant, m.err, c.now()); err != nil {
 		c.e.log.Debug("port mapping refused", "protocol", m.grant.Protocol.String(), "error", err)
 	}
 }
 
-// drainMapping asks the gateway what the mapper wants to be asked, in goroutines
-// of their own, and tells of mappings that came or went.
+// drainMapping asks the gateways what is to be asked, in goroutines of their own,
+// and tells of mappings that came or went.
 func (c *control) drainMapping(ctx context.Context, running *sync.WaitGroup) {
-	m := &c.mapping
-	if g, ok := m.mapper.NextRelease(); ok {
-		running.Go(func() { c.release(ctx, g) })
-	}
-	if r, ok := m.mapper.NextRequest(); ok {
-		if m.cancel != nil {
-			m.cancel() // it is of another network, or another port
+	for _, a := range c.mapping.both() {
+		if g, ok := a.machine.NextRelease(); ok {
+			running.Go(func() { c.release(ctx, g) })
 		}
-		var asking context.Context
-		asking, m.cancel = context.WithTimeout(ctx, mapTimeout)
-		running.Go(func() {
-			grant, err := m.asks.Map(asking, r)
-			select {
-			case m.answers <- mapped{r.ID, grant, err}:
-			case <-ctx.Done():
-			}
-		})
+		if r, ok := a.machine.NextRequest(); ok {
+			c.request(ctx, running, a, r)
+		}
 	}
-	if event, ok := m.mapper.NextEvent(); ok {
+	changed := c.mapping.pinholes.NextEvent()
+	if changed {
+		for _, m := range c.mapping.pinholes.Mappings() {
+			c.e.log.Debug("pinhole", "state", m.State.String(), "protocol", m.Protocol.String(), "external", m.External)
+		}
+	}
+	if event, ok := c.mapping.mapper.NextEvent(); ok {
 		c.e.log.Debug("port mapping", "state", event.State.String(), "protocol", event.Protocol.String(), "external", event.External)
+		changed = true
+	}
+	if changed {
 		c.setForwarded()
 	}
+}
+
+// request asks a gateway, in a goroutine of its own.
+func (c *control) request(ctx context.Context, running *sync.WaitGroup, a *asking, r nat.MapRequest) {
+	if a.cancel != nil {
+		a.cancel() // it is of another network, or another port
+	}
+	var bounded context.Context
+	bounded, a.cancel = context.WithTimeout(ctx, mapTimeout)
+	running.Go(func() {
+		grant, err := c.mapping.gateway.Map(bounded, r)
+		select {
+		case c.mapping.answers <- mapped{a, r.ID, grant, err}:
+		case <-ctx.Done():
+		}
+	})
 }
 
 func (c *control) release(ctx context.Context, g nat.Grant) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if err := c.mapping.asks.Release(ctx, g); err != nil {
+	if err := c.mapping.gateway.Release(ctx, g); err != nil {
 		c.e.log.Debug("deleting a port mapping; it ends by itself", "error", err)
 	}
 }
 
-// endMapping deletes the mapping before the engine stops.
+// endMapping deletes all mappings before the engine stops, beside each other: a
+// gateway that does not answer keeps it up once.
 func (c *control) endMapping() {
-	if c.mapping.cancel != nil {
-		c.mapping.cancel()
-	}
 	c.mapping.mapper.Set(false, 0, c.now())
-	if g, ok := c.mapping.mapper.NextRelease(); ok {
-		c.release(context.Background(), g)
+	c.mapping.pinholes.Set(false, 0, c.localAddrs(), c.now())
+	var releases sync.WaitGroup
+	for _, a := range c.mapping.both() {
+		if a.cancel != nil {
+			a.cancel()
+		}
+		for {
+			g, ok := a.machine.NextRelease()
+			if !ok {
+				break
+			}
+			releases.Go(func() { c.release(context.Background(), g) })
+		}
 	}
+	releases.Wait()
 }

@@ -46,7 +46,11 @@ func (g *gateway) Map(ctx context.Context, r nat.MapRequest) (nat.Grant, error) 
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return nat.Grant{Protocol: nat.MapPCP, Gateway: loopback, Port: r.Port, External: g.external, Lifetime: r.Lifetime}, g.err
+	external := g.external
+	if r.Internal.IsValid() && !external.Addr().Is6() {
+		external = netip.AddrPortFrom(r.Internal, r.Port)
+	}
+	return nat.Grant{Protocol: nat.MapPCP, Gateway: loopback, Internal: r.Internal, Port: r.Port, External: external, Lifetime: r.Lifetime}, g.err
 }
 
 func (g *gateway) Release(_ context.Context, grant nat.Grant) error {
@@ -144,6 +148,111 @@ func TestPortMapping(t *testing.T) {
 	}
 	if len(router.released) != 2 {
 		t.Errorf("released %+v", router.released)
+	}
+}
+
+// TestPinholes: the port is opened at every global IPv6 address, also at one that
+// comes later, and closed when that is not wanted any more and when the engine
+// ends. Where the gateway translates addresses, peers are told the other one.
+func TestPinholes(t *testing.T) {
+	network := enginetest.NewNetwork(t, 1, time.Now())
+	member := network.Join("laptop", nil)
+	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000")}
+	var mu sync.Mutex
+	first, second := netip.MustParseAddr("2001:db8:5::1"), netip.MustParseAddr("2001:db8:5::2")
+	local := []netip.Addr{loopback, first, netip.MustParseAddr("fd00::1")}
+	e, err := New(Config{
+		TUN: simnet.NewTUN(0), PortMapper: router,
+		Listen: func(port uint16) (sock.Conn, error) {
+			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+		},
+		LocalAddresses: func() ([]netip.Addr, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(local), nil
+		},
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- e.Run(ctx) }()
+	until := func(what string, ok func(Status) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; {
+			s := e.Status()
+			if ok(s) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %+v, endpoints %v", what, s.Pinholes, s.Endpoints)
+			}
+			runtime.Gosched()
+		}
+	}
+	apply := func(on bool) {
+		t.Helper()
+		cfg := member.Config(time.Now(), nil)
+		cfg.PortMapping = on
+		if err := e.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func(s Status, addrs ...netip.Addr) bool {
+		if len(s.Pinholes) != len(addrs) {
+			return false
+		}
+		for i, m := range s.Pinholes {
+			if m.Internal != addrs[i] || m.State != nat.MappingActive {
+				return false
+			}
+		}
+		return true
+	}
+	released := func() (out []netip.Addr) {
+		router.mu.Lock()
+		defer router.mu.Unlock()
+		for _, g := range router.released {
+			if g.Internal.IsValid() {
+				out = append(out, g.Internal)
+			}
+		}
+		return out
+	}
+	apply(false)
+	until("off", func(s Status) bool { return s.Configured && s.Pinholes == nil })
+	apply(true)
+	until("open", func(s Status) bool {
+		return open(s, first) && s.Pinholes[0].External == netip.AddrPortFrom(first, s.Port)
+	})
+	if n := slices.IndexFunc(e.Status().Endpoints, func(a netip.AddrPort) bool { return a.Addr() == first }); n < 0 || len(e.Status().Endpoints) != len(local)+1 {
+		t.Errorf("endpoints %v: the pinhole's is told twice, or not", e.Status().Endpoints)
+	}
+	mu.Lock()
+	local = append(local, second)
+	mu.Unlock()
+	e.HandleNetworkChange()
+	until("open at both", func(s Status) bool { return open(s, first, second) })
+	translated := netip.MustParseAddrPort("[2001:db8:6::1]:7000")
+	router.set(translated, nil)
+	e.HandleNetworkChange()
+	until("translated", func(s Status) bool {
+		return open(s, first, second) && s.Pinholes[0].External == translated && slices.Contains(s.Endpoints, translated)
+	})
+	apply(false)
+	until("closed", func(s Status) bool {
+		return s.Pinholes == nil && len(released()) == 2 && !slices.Contains(s.Endpoints, translated)
+	})
+	apply(true)
+	until("open again", func(s Status) bool { return open(s, first, second) })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := released(); len(got) != 4 || !slices.Contains(got[2:], first) || !slices.Contains(got[2:], second) {
+		t.Errorf("released %v", got)
 	}
 }
 

@@ -19,7 +19,7 @@ func (c *control) status() Status {
 	s := Status{
 		Running: true, Configured: c.cfg != nil,
 		Device: name, Port: c.device.Port(), Endpoints: slices.Clone(report.Endpoints), NAT: report, Mapping: c.mapping.mapper.Mapping(),
-		Relays: c.relayStatus(), Drops: c.drops(),
+		Pinholes: c.mapping.pinholes.Mappings(), Relays: c.relayStatus(), Drops: c.drops(),
 	}
 	if i := slices.IndexFunc(s.Relays, func(r RelayStatus) bool { return r.Home }); i >= 0 {
 		home := s.Relays[i]

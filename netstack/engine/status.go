@@ -109,6 +109,9 @@ type Status struct {
 	NAT nat.Report `json:"nat"`
 	// Mapping is how port mapping stands.
 	Mapping nat.Mapping `json:"-"`
+	// Pinholes are the same for each of this device's global IPv6 addresses; none
+	// while port mapping is off.
+	Pinholes []nat.Mapping `json:"-"`
 	// Epoch is that of the rules in force, 0 where everything is denied.
 	Epoch ruleset.Epoch `json:"epoch"`
 	// Relay is the home, nil where there is none.

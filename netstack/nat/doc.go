@@ -6,6 +6,9 @@
 // outputs to drain after every call. It is pure and not safe for concurrent
 // use.
 //
+// The Mapper and the Pinholes keep this device's port open at its gateway, which
+// somebody else asks: for IPv4, and for each global address of IPv6.
+//
 // # Ports that are guessed
 //
 // Behind a NAT that gives every destination another port, in a row, the next few

@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// MaxForwarded bounds the addresses outside that are said to lead here: what a
-// user names by hand, and one mapping.
-const MaxForwarded = 8
+// MaxForwarded bounds the addresses outside that are said to lead here: seven that
+// a user names by hand, one mapping, and the pinholes of a gateway that translates
+// addresses of IPv6.
+const MaxForwarded = 8 + MaxPinholes
 
 // SetForwarded says which addresses outside lead to the socket whatever STUN
-// servers see: a Mapper's, and those that the user named. The slice is not kept;
+// servers see: those of a Mapper and a Pinholes, and those that the user named. The slice is not kept;
 // those over MaxForwarded are left out.
 func (d *Discoverer) SetForwarded(addrs []netip.AddrPort, now time.Time) {
 	d.advance(now)

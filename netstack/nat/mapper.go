@@ -37,6 +37,9 @@ func (p MapProtocol) String() string {
 type MapRequest struct {
 	// ID is repeated in the answer.
 	ID uint64
+	// Internal is this device's IPv6 address whose port is to be let in, and from
+	// which the gateway is asked; the zero Addr is for IPv4, where there is one.
+	Internal netip.Addr
 	// Port is this device's UDP port, and the only one that is ever asked for.
 	Port uint16
 	// Wish is the mapping of before, whose address and port outside would be
@@ -49,8 +52,12 @@ type MapRequest struct {
 // Grant is a gateway's answer.
 type Grant struct {
 	Protocol MapProtocol
-	// Gateway is who answered.
+	// Gateway is who answered; the zone of a link-local address says where.
 	Gateway netip.Addr
+	// Internal is that of the request.
+	Internal netip.Addr
+	// Pinhole is what the gateway calls it, where UPnP opened an IPv6 firewall.
+	Pinhole uint16
 	// Port is the port inside that the gateway forwards to.
 	Port uint16
 	// External is where the gateway forwards from.
@@ -94,6 +101,9 @@ type Mapping struct {
 	State    MappingState
 	Protocol MapProtocol
 	Gateway  netip.Addr
+	// Internal is this device's IPv6 address that it is for; the zero Addr for
+	// IPv4.
+	Internal netip.Addr
 	External netip.AddrPort
 	// Until is when the mapping ends unless it is renewed.
 	Until time.Time
@@ -151,18 +161,20 @@ type MapperStats struct {
 // before they use it; and an address is believed only where it can be one of
 // the gateway's outside (plausible).
 type Mapper struct {
-	now     time.Time
-	on      bool
-	port    uint16
-	refuse  func(netip.Addr) bool
-	seen    netip.Addr // the public IPv4 address as STUN servers see it
-	id      uint64     // of the last request
-	asking  bool       // whether a request is outstanding
-	asked   time.Time  // when the last one was made, zero for never
-	next    time.Time  // when to ask, zero for not
-	due     bool
-	backoff time.Duration
-	mapping Mapping
+	now time.Time
+	// internal is the IPv6 address whose port it is, zero for IPv4.
+	internal netip.Addr
+	on       bool
+	port     uint16
+	refuse   func(netip.Addr) bool
+	seen     netip.Addr // the public IPv4 address as STUN servers see it
+	id       uint64     // of the last request
+	asking   bool       // whether a request is outstanding
+	asked    time.Time  // when the last one was made, zero for never
+	next     time.Time  // when to ask, zero for not
+	due      bool
+	backoff  time.Duration
+	mapping  Mapping
 	// granted is what the gateway granted last, zero for nothing: what is to be
 	// deleted, and what is wished for next.
 	granted  Grant
@@ -172,7 +184,7 @@ type Mapper struct {
 	stats    MapperStats
 }
 
-// NewMapper returns a Mapper that is off. refuse, where not nil, says which
+// NewMapper returns a Mapper for IPv4 that is off. refuse, where not nil, says which
 // addresses are not the gateway's whatever it says: the overlay's own. It must
 // be a pure function.
 func NewMapper(refuse func(netip.Addr) bool, now time.Time) *Mapper {
@@ -294,10 +306,19 @@ func (m *Mapper) plausible(g Grant) error {
 		return fmt.Errorf("%w: port %d is forwarded, not %d", ErrGrant, g.Port, m.port)
 	case g.External.Port() == 0, !a.IsValid(), g.Lifetime < 0:
 		return fmt.Errorf("%w: %v for %v", ErrGrant, g.External, g.Lifetime)
-	case !a.Is4():
-		return fmt.Errorf("%w: %v is no IPv4 address", ErrGrant, a)
+	case g.Internal != m.internal:
+		return fmt.Errorf("%w: it is for %v, not %v", ErrGrant, g.Internal, m.internal)
 	case m.refuse != nil && m.refuse(a):
 		return fmt.Errorf("%w: %v is an address of the overlay", ErrGrant, a)
+	case m.internal.IsValid():
+		// Mostly the same address. A gateway that translates prefixes (RFC 6296)
+		// names another.
+		if a != m.internal && !globalIPv6(a) {
+			return fmt.Errorf("%w: %v is no global IPv6 address", ErrGrant, a)
+		}
+		return nil
+	case !a.Is4():
+		return fmt.Errorf("%w: %v is no IPv4 address", ErrGrant, a)
 	case a == m.seen:
 		return nil
 	case !public(a):
@@ -343,7 +364,7 @@ func (m *Mapper) NextRequest() (MapRequest, bool) {
 	m.asked, m.next = m.now, time.Time{}
 	m.id++
 	m.stats.Requests++
-	return MapRequest{ID: m.id, Port: m.port, Wish: m.granted.External, Lifetime: mapLifetime}, true
+	return MapRequest{ID: m.id, Internal: m.internal, Port: m.port, Wish: m.granted.External, Lifetime: mapLifetime}, true
 }
 
 // NextRelease returns a grant that is to be deleted at its gateway, if there is
@@ -433,6 +454,7 @@ func (m *Mapper) drop() {
 }
 
 func (m *Mapper) set(mapping Mapping) {
+	mapping.Internal = m.internal
 	m.changed = m.changed || mapping.State != m.mapping.State || mapping.External != m.mapping.External
 	m.mapping = mapping
 }

@@ -40,15 +40,16 @@ var ssdpGroup = netip.MustParseAddr("239.255.255.250")
 type Config struct {
 	// Control is given every socket, as net.Dialer.Control; nil for nothing.
 	Control func(network, address string, c syscall.RawConn) error
-	// Gateway returns the gateway; nil means that of the system's default route.
-	// The error should wrap ErrNoGateway where there is none.
-	Gateway func() (netip.Addr, error)
+	// Gateway and Gateway6 return the gateways of IPv4 and IPv6; nil means that of
+	// the system's default route. A link-local address has its zone. The error
+	// should wrap ErrNoGateway where there is none.
+	Gateway, Gateway6 func() (netip.Addr, error)
 	// Rand is the source of nonces and ports, safe for concurrent use.
 	Rand io.Reader
 }
 
 // Client asks gateways for mappings. Its methods may be called concurrently;
-// they wait for each other.
+// those of one address family wait for each other.
 type Client struct {
 	cfg Config
 	// pcpPort, ssdpPort and group are replaced in tests; no group is searched
@@ -56,16 +57,44 @@ type Client struct {
 	pcpPort, ssdpPort uint16
 	group             netip.Addr
 
-	mu    sync.Mutex // protects the rest, and is held while the gateway is asked
-	nonce pcp.Nonce  // of this device's mapping, zero for none yet
+	mu    sync.Mutex // protects nonce and upnp, and is held while the gateway is asked
+	nonce nonce
 	// upnp is the device that granted last, nil for none.
 	upnp *gatewayDevice
+
+	mu6      sync.Mutex // protects firewall, and is held while its gateway is asked
+	firewall firewall
 }
+
+// nonce is that of this device's mappings at one gateway: another one must not
+// learn it (RFC 6887, section 11.2).
+type nonce struct {
+	gateway netip.Addr // zero for none yet
+	value   pcp.Nonce
+}
+
+// of draws a nonce where the gateway is another one than before, and says so.
+func (n *nonce) of(gateway netip.Addr, random io.Reader) (fresh bool, err error) {
+	if n.isOf(gateway) {
+		return false, nil
+	}
+	var value pcp.Nonce
+	if _, err := io.ReadFull(random, value[:]); err != nil {
+		return false, fmt.Errorf("portmap: drawing a nonce: %w", err)
+	}
+	n.gateway, n.value = gateway, value
+	return true, nil
+}
+
+func (n *nonce) isOf(gateway netip.Addr) bool { return n.gateway.IsValid() && n.gateway == gateway }
 
 // New returns a Client.
 func New(cfg Config) *Client {
 	if cfg.Gateway == nil {
 		cfg.Gateway = defaultGateway
+	}
+	if cfg.Gateway6 == nil {
+		cfg.Gateway6 = defaultGateway6
 	}
 	return &Client{cfg: cfg, pcpPort: pcp.Port, ssdpPort: ssdpPort, group: ssdpGroup}
 }
@@ -78,22 +107,28 @@ func New(cfg Config) *Client {
 // gateway refuses in each protocol that it speaks, such as a *pcp.RefusedError
 // or one that wraps ErrUPnP or ErrElsewhere.
 func (c *Client) Map(ctx context.Context, r nat.MapRequest) (nat.Grant, error) {
+	if r.Internal.IsValid() {
+		return c.mapIPv6(ctx, r)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	gateway, err := c.cfg.Gateway()
 	if err != nil {
 		return nat.Grant{}, err
 	}
-	if c.nonce == (pcp.Nonce{}) {
-		if _, err := io.ReadFull(c.cfg.Rand, c.nonce[:]); err != nil {
-			return nat.Grant{}, fmt.Errorf("portmap: drawing a nonce: %w", err)
-		}
+	if _, err := c.nonce.of(gateway, c.cfg.Rand); err != nil {
+		return nat.Grant{}, err
 	}
+	return firstGrant(ctx, gateway, r, c.mapPCP, c.mapUPnP)
+}
+
+// firstGrant asks the gateway in one way after the other.
+func firstGrant(ctx context.Context, gateway netip.Addr, r nat.MapRequest, ways ...func(context.Context, netip.Addr, nat.MapRequest) (nat.Grant, error)) (nat.Grant, error) {
 	var failures []error
-	for _, ask := range []func(context.Context, netip.Addr, nat.MapRequest) (nat.Grant, error){c.mapPCP, c.mapUPnP} {
+	for _, ask := range ways {
 		grant, err := ask(ctx, gateway, r)
 		if err == nil {
-			grant.Gateway = gateway
+			grant.Gateway, grant.Internal = gateway, r.Internal
 			return grant, nil
 		}
 		if ctx.Err() != nil {
@@ -112,6 +147,9 @@ func (c *Client) Map(ctx context.Context, r nat.MapRequest) (nat.Grant, error) {
 // Release deletes what was granted. Nothing is lost where it fails: it ends by
 // itself.
 func (c *Client) Release(ctx context.Context, g nat.Grant) error {
+	if g.Internal.IsValid() {
+		return c.releaseIPv6(ctx, g)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch g.Protocol {
@@ -127,9 +165,18 @@ func (c *Client) Release(ctx context.Context, g nat.Grant) error {
 // errMute means that the gateway did not answer in a protocol.
 var errMute = errors.New("portmap: no answer")
 
-// dial opens a UDP socket that sends to, and receives from, one address only.
-func (c *Client) dial(ctx context.Context, to netip.AddrPort) (*net.UDPConn, netip.Addr, error) {
-	conn, err := (&net.Dialer{Control: c.cfg.Control}).DialContext(ctx, "udp4", to.String())
+// dial opens a UDP socket that sends to, and receives from, one address only;
+// from is the address of this machine to send from, the zero Addr for the
+// system's choice.
+func (c *Client) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.UDPConn, netip.Addr, error) {
+	dialer, network := net.Dialer{Control: c.cfg.Control}, "udp4"
+	if from.IsValid() {
+		dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	}
+	if to.Addr().Is6() {
+		network = "udp6"
+	}
+	conn, err := dialer.DialContext(ctx, network, to.String())
 	if err != nil {
 		return nil, netip.Addr{}, fmt.Errorf("portmap: asking the gateway: %w", err)
 	}
@@ -209,23 +256,41 @@ func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// httpClient returns an HTTP client that reaches the given machine and no
-// other, follows no redirects, uses no proxy and unpacks nothing.
-func (c *Client) httpClient(gateway netip.Addr) *http.Client {
+// httpClient returns an HTTP client that follows no redirects, uses no proxy and
+// unpacks nothing. target says where a connection to an address goes, or why
+// there is none; from is the address of this machine that it comes from, nil for
+// the system's choice.
+func (c *Client) httpClient(from *net.TCPAddr, target func(netip.AddrPort) (netip.AddrPort, error)) *http.Client {
 	dialer := &net.Dialer{Control: c.cfg.Control, Timeout: httpTime}
+	if from != nil {
+		dialer.LocalAddr = from
+	}
 	return &http.Client{
 		Timeout:       httpTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: boundedTransport{&http.Transport{
 			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 				to, err := netip.ParseAddrPort(address)
-				if err != nil || to.Addr() != gateway {
+				if err != nil {
 					return nil, fmt.Errorf("%w: %s", ErrElsewhere, strconv.Quote(address))
 				}
-				return dialer.DialContext(ctx, "tcp4", to.String())
+				if to, err = target(to); err != nil {
+					return nil, err
+				}
+				return dialer.DialContext(ctx, "tcp", to.String())
 			},
 			DisableKeepAlives: true, DisableCompression: true,
 			ResponseHeaderTimeout: httpTime, MaxResponseHeaderBytes: maxHTTPHeader,
 		}},
+	}
+}
+
+// only lets connections go to one machine.
+func only(gateway netip.Addr) func(netip.AddrPort) (netip.AddrPort, error) {
+	return func(to netip.AddrPort) (netip.AddrPort, error) {
+		if to.Addr() != gateway {
+			return netip.AddrPort{}, fmt.Errorf("%w: %v", ErrElsewhere, to)
+		}
+		return to, nil
 	}
 }

@@ -31,10 +31,13 @@ var (
 // machine.
 const patience = 30 * time.Second
 
+// ipv4 is where gateways of IPv4 listen in tests, each on a port of its own.
+const ipv4 = "127.0.0.1:0"
+
 // responder is one UDP port of a gateway; answer returns what it sends back.
-func responder(t *testing.T, answer func(request []byte) [][]byte) uint16 {
+func responder(t *testing.T, address string, answer func(request []byte) [][]byte) uint16 {
 	t.Helper()
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	conn, err := net.ListenPacket("udp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,9 +63,9 @@ func responder(t *testing.T, answer func(request []byte) [][]byte) uint16 {
 }
 
 // closed is a port at which nobody listens.
-func closed(t *testing.T) uint16 {
+func closed(t *testing.T, address string) uint16 {
 	t.Helper()
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	conn, err := net.ListenPacket("udp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +110,7 @@ func isPCP(b []byte) bool { return len(b) == 60 && b[0] == 2 && b[1] == 1 }
 func TestPCP(t *testing.T) {
 	var mu sync.Mutex
 	var lifetimes []uint32
-	c := client(responder(t, func(b []byte) [][]byte {
+	c := client(responder(t, ipv4, func(b []byte) [][]byte {
 		mu.Lock()
 		defer mu.Unlock()
 		if !isPCP(b) || b[36] != 17 || [4]byte(b[20:24]) != loopback.As4() {
@@ -120,7 +123,7 @@ func TestPCP(t *testing.T) {
 		port := append([]byte{}, grantPCP(b, 2)...)
 		port[40] ^= 1 // of another port of ours
 		return [][]byte{{}, {1, 2, 3}, b, other, port, grantPCP(b, binary.BigEndian.Uint16(b[42:]))}
-	}), closed(t))
+	}), closed(t, ipv4))
 	g, err := ask(t, c, wanted)
 	want := nat.Grant{Protocol: nat.MapPCP, Gateway: loopback, Port: 41641, External: netip.AddrPortFrom(outside, 41641), Lifetime: 2 * time.Hour}
 	if err != nil || g != want {
@@ -145,7 +148,7 @@ func TestPCP(t *testing.T) {
 func TestNATPMP(t *testing.T) {
 	var mu sync.Mutex
 	deleted := 0
-	c := client(responder(t, func(b []byte) [][]byte {
+	c := client(responder(t, ipv4, func(b []byte) [][]byte {
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
@@ -163,7 +166,7 @@ func TestNATPMP(t *testing.T) {
 		}
 		t.Errorf("request % x", b)
 		return nil
-	}), closed(t))
+	}), closed(t, ipv4))
 	g, err := ask(t, c, wanted)
 	want := nat.Grant{Protocol: nat.MapNATPMP, Gateway: loopback, Port: 41641, External: netip.AddrPortFrom(outside, 0x2000), Lifetime: time.Hour}
 	if err != nil || g != want {
@@ -211,7 +214,7 @@ func newRouter(t *testing.T) *router {
 	r.server = httptest.NewServer(r)
 	t.Cleanup(r.server.Close)
 	r.location = r.server.URL + "/rootDesc.xml"
-	r.ssdpPort = responder(t, func(b []byte) [][]byte {
+	r.ssdpPort = responder(t, ipv4, func(b []byte) [][]byte {
 		if !strings.HasPrefix(string(b), "M-SEARCH * HTTP/1.1\r\n") {
 			return nil // of a test beside this one, whose closed port this was
 		}
@@ -284,7 +287,7 @@ func fault(w http.ResponseWriter, code int) {
 func TestUPnP(t *testing.T) {
 	r := newRouter(t)
 	r.taken["41641"] = true
-	c := client(closed(t), r.ssdpPort)
+	c := client(closed(t, ipv4), r.ssdpPort)
 	g, err := ask(t, c, wanted)
 	if err != nil || g.Protocol != nat.MapUPnP || g.Gateway != loopback || g.Port != 41641 || g.External.Addr() != outside || g.External.Port() < firstPort || g.External.Port() == 41641 || g.Lifetime != 2*time.Hour {
 		t.Fatalf("%+v, %v", g, err)
@@ -319,20 +322,20 @@ func TestEveryPortTaken(t *testing.T) {
 		}
 		return false
 	}
-	_, err := ask(t, client(closed(t), r.ssdpPort), wanted)
+	_, err := ask(t, client(closed(t, ipv4), r.ssdpPort), wanted)
 	if !errors.Is(err, ErrUPnP) || !strings.Contains(err.Error(), "code 718") || asked != 1+maxPorts {
 		t.Errorf("after %d: %v", asked, err)
 	}
 }
 
 func TestNobodyAnswers(t *testing.T) {
-	c := client(closed(t), closed(t))
+	c := client(closed(t, ipv4), closed(t, ipv4))
 	began := time.Now()
 	if _, err := ask(t, c, wanted); !errors.Is(err, ErrSilent) {
 		t.Error(err)
 	}
 	mute := func([]byte) [][]byte { return nil }
-	c = client(responder(t, mute), responder(t, mute))
+	c = client(responder(t, ipv4, mute), responder(t, ipv4, mute))
 	if _, err := ask(t, c, wanted); !errors.Is(err, ErrSilent) {
 		t.Error(err)
 	}
@@ -351,21 +354,21 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	c := client(responder(t, func(b []byte) [][]byte {
+	c := client(responder(t, ipv4, func(b []byte) [][]byte {
 		answer := grantPCP(b, 1)
 		answer[3] = 2 // not authorized
 		return [][]byte{answer}
-	}), closed(t))
+	}), closed(t, ipv4))
 	var refused *pcp.RefusedError
 	if _, err := ask(t, c, wanted); !errors.As(err, &refused) || refused.Code != 2 {
 		t.Error(err)
 	}
-	c = client(responder(t, func(b []byte) [][]byte {
+	c = client(responder(t, ipv4, func(b []byte) [][]byte {
 		if len(b) == 2 {
 			return [][]byte{{0, 0x80, 0, 3, 0, 0, 0, 9}}
 		}
 		return [][]byte{{0, 0x81, 0, 1, 0, 0, 0, 9}}
-	}), closed(t))
+	}), closed(t, ipv4))
 	if _, err := ask(t, c, wanted); !errors.As(err, &refused) || !refused.NATPMP || refused.Code != 3 {
 		t.Error(err)
 	}
@@ -471,7 +474,7 @@ func TestHostileRouter(t *testing.T) {
 				r.location = c.location
 			}
 			r.mu.Unlock()
-			g, err := ask(t, client(closed(t), r.ssdpPort), wanted)
+			g, err := ask(t, client(closed(t, ipv4), r.ssdpPort), wanted)
 			if !errors.Is(err, c.want) {
 				t.Errorf("%+v, %v, want %v", g, err, c.want)
 			}
@@ -491,7 +494,7 @@ func TestDatagramsWithoutEnd(t *testing.T) {
 		}
 		return out
 	}
-	if _, err := ask(t, client(responder(t, flood), responder(t, flood)), wanted); !errors.Is(err, ErrSilent) {
+	if _, err := ask(t, client(responder(t, ipv4, flood), responder(t, ipv4, flood)), wanted); !errors.Is(err, ErrSilent) {
 		t.Error(err)
 	}
 }

@@ -12,3 +12,6 @@ import (
 func defaultGateway() (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("%w: %w on this system", ErrNoGateway, errors.ErrUnsupported)
 }
+
+// defaultGateway6 is for Linux.
+func defaultGateway6() (netip.Addr, error) { return defaultGateway() }

@@ -22,12 +22,12 @@ var (
 
 // mapPCP asks in PCP and, where the gateway does not know it, in NAT-PMP.
 func (c *Client) mapPCP(ctx context.Context, gateway netip.Addr, r nat.MapRequest) (nat.Grant, error) {
-	conn, local, err := c.dial(ctx, netip.AddrPortFrom(gateway, c.pcpPort))
+	conn, local, err := c.dial(ctx, netip.Addr{}, netip.AddrPortFrom(gateway, c.pcpPort))
 	if err != nil {
 		return nat.Grant{}, err
 	}
 	defer conn.Close()
-	m, err := askPCP(ctx, conn, local, pcp.Mapping{Nonce: c.nonce, Internal: r.Port, External: wish(r), Lifetime: r.Lifetime})
+	m, err := askPCP(ctx, conn, local, pcp.Mapping{Nonce: c.nonce.value, Internal: r.Port, External: wish(r), Lifetime: r.Lifetime})
 	if err == nil {
 		return nat.Grant{Protocol: nat.MapPCP, Port: m.Internal, External: m.External, Lifetime: m.Lifetime}, nil
 	}
@@ -100,7 +100,7 @@ func askNATPMP(ctx context.Context, conn *net.UDPConn, want pcp.Mapping) (pcp.Ma
 
 // releasePCP deletes a mapping: a lifetime of zero does.
 func (c *Client) releasePCP(ctx context.Context, g nat.Grant) error {
-	conn, local, err := c.dial(ctx, netip.AddrPortFrom(g.Gateway, c.pcpPort))
+	conn, local, err := c.dial(ctx, netip.Addr{}, netip.AddrPortFrom(g.Gateway, c.pcpPort))
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (c *Client) releasePCP(ctx context.Context, g nat.Grant) error {
 	if g.Protocol == nat.MapNATPMP {
 		_, err = askNATPMP(ctx, conn, pcp.Mapping{Internal: g.Port})
 	} else {
-		_, err = askPCP(ctx, conn, local, pcp.Mapping{Nonce: c.nonce, Internal: g.Port})
+		_, err = askPCP(ctx, conn, local, pcp.Mapping{Nonce: c.nonce.value, Internal: g.Port})
 	}
 	return err
 }

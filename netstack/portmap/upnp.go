@@ -70,7 +70,7 @@ func (c *Client) mapUPnP(ctx context.Context, gateway netip.Addr, r nat.MapReque
 		}
 	}
 	c.upnp = nil
-	location, err := c.search(ctx, gateway)
+	location, err := c.search(ctx, "udp4", gateway, []netip.Addr{gateway, c.group}, searchFor, parseSearchReply)
 	if err != nil {
 		return nat.Grant{}, err
 	}
@@ -90,12 +90,15 @@ func (c *Client) mapUPnP(ctx context.Context, gateway netip.Addr, r nat.MapReque
 	return nat.Grant{}, errors.Join(failures...)
 }
 
+// searchFor are what is searched for: gateways of both versions.
+var searchFor = []string{"urn:schemas-upnp-org:device:InternetGatewayDevice:1", "urn:schemas-upnp-org:device:InternetGatewayDevice:2"}
+
 // search returns where the gateway describes itself. It asks the gateway alone
 // and, since some listen there only, the group of all devices; what others
 // answer does not count.
-func (c *Client) search(ctx context.Context, gateway netip.Addr) (*url.URL, error) {
+func (c *Client) search(ctx context.Context, network string, gateway netip.Addr, ask []netip.Addr, targets []string, parse func([]byte, netip.Addr) (*url.URL, error)) (*url.URL, error) {
 	lc := net.ListenConfig{Control: c.cfg.Control}
-	conn, err := lc.ListenPacket(ctx, "udp4", ":0")
+	conn, err := lc.ListenPacket(ctx, network, ":0")
 	if err != nil {
 		return nil, fmt.Errorf("portmap: searching for UPnP devices: %w", err)
 	}
@@ -105,13 +108,16 @@ func (c *Client) search(ctx context.Context, gateway netip.Addr) (*url.URL, erro
 	if err := conn.SetReadDeadline(time.Now().Add(searchTime)); err != nil {
 		return nil, fmt.Errorf("portmap: searching for UPnP devices: %w", err)
 	}
-	for _, to := range []netip.Addr{gateway, c.group} {
+	host := netip.AddrPortFrom(ssdpGroup, ssdpPort)
+	if gateway.Is6() {
+		host = netip.AddrPortFrom(ssdpGroup6, ssdpPort)
+	}
+	for _, to := range ask {
 		if !to.IsValid() {
 			continue
 		}
-		for _, version := range []string{"1", "2"} {
-			request := "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n" +
-				"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:" + version + "\r\n\r\n"
+		for _, target := range targets {
+			request := "M-SEARCH * HTTP/1.1\r\nHOST: " + host.String() + "\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: " + target + "\r\n\r\n"
 			// One that cannot be sent is as good as one without an answer.
 			_, _ = conn.WriteTo([]byte(request), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, c.ssdpPort)))
 		}
@@ -125,7 +131,7 @@ func (c *Client) search(ctx context.Context, gateway netip.Addr) (*url.URL, erro
 		if sender, ok := from.(*net.UDPAddr); !ok || sender.AddrPort().Addr().Unmap() != gateway {
 			continue
 		}
-		if location, err := parseSearchReply(buf[:n], gateway); err == nil {
+		if location, err := parse(buf[:n], gateway); err == nil {
 			return location, nil
 		}
 	}
@@ -138,6 +144,19 @@ func (c *Client) search(ctx context.Context, gateway netip.Addr) (*url.URL, erro
 // parseSearchReply returns where the device that answers is described: on the
 // gateway itself, over plain HTTP.
 func parseSearchReply(b []byte, gateway netip.Addr) (*url.URL, error) {
+	location, err := parseLocation(b)
+	if err != nil {
+		return nil, err
+	}
+	if host, err := netip.ParseAddr(location.Hostname()); err != nil || host != gateway {
+		return nil, fmt.Errorf("%w: %s", ErrElsewhere, strconv.Quote(location.Host))
+	}
+	return location, nil
+}
+
+// parseLocation returns where an answer says that its device is described: by
+// plain HTTP, wherever it is.
+func parseLocation(b []byte) (*url.URL, error) {
 	response, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(b)), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: answer to a search: %w", ErrUPnP, err)
@@ -150,16 +169,22 @@ func parseSearchReply(b []byte, gateway netip.Addr) (*url.URL, error) {
 	if err != nil || location.Scheme != "http" || location.User != nil {
 		return nil, fmt.Errorf("%w: answer to a search: no location over HTTP", ErrUPnP)
 	}
-	if host, err := netip.ParseAddr(location.Hostname()); err != nil || host != gateway {
-		return nil, fmt.Errorf("%w: %s", ErrElsewhere, strconv.Quote(location.Host))
-	}
 	return location, nil
 }
 
 // services fetches a description and returns the services that map ports, the
 // newer kinds first.
 func (c *Client) services(ctx context.Context, gateway netip.Addr, location *url.URL) ([]connection, error) {
-	client := c.httpClient(gateway)
+	client := c.httpClient(nil, only(gateway))
+	body, err := fetchDescription(ctx, client, location)
+	if err != nil {
+		return nil, err
+	}
+	return parseDescription(body, location, gateway, client)
+}
+
+// fetchDescription fetches the description of a device.
+func fetchDescription(ctx context.Context, client *http.Client, location *url.URL) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, location.String(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: fetching the description: %w", ErrUPnP, err)
@@ -176,7 +201,7 @@ func (c *Client) services(ctx context.Context, gateway netip.Addr, location *url
 	if err != nil {
 		return nil, fmt.Errorf("%w: fetching the description: %w", ErrUPnP, err)
 	}
-	return parseDescription(body, location, gateway, client)
+	return body, nil
 }
 
 // parseDescription returns the services that map ports of the device that is
@@ -266,7 +291,7 @@ func (c *Client) addMapping(ctx context.Context, gateway netip.Addr, service con
 
 // localAddress returns this machine's address towards the gateway.
 func (c *Client) localAddress(ctx context.Context, gateway netip.Addr) (netip.Addr, error) {
-	conn, local, err := c.dial(ctx, netip.AddrPortFrom(gateway, c.ssdpPort))
+	conn, local, err := c.dial(ctx, netip.Addr{}, netip.AddrPortFrom(gateway, c.ssdpPort))
 	if err != nil {
 		return netip.Addr{}, err
 	}
