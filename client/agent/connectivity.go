@@ -70,7 +70,7 @@ func netcheck(e engine.Status) localapi.NetcheckReply {
 	r := localapi.NetcheckReply{
 		UDP: e.NAT.UDP, IPv4: e.NAT.Public4, IPv6: e.NAT.Public6, MappingVariesByDestIP: known(e.NAT.MappingVaries),
 		Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...),
-		PortMapping: portMappingOf(e), Servers: []localapi.STUNServer{}, Relays: relaysOf(e), Hints: []string{},
+		PortMapping: portMappingOf(e.Mapping), IPv6Pinholes: pinholesOf(e), Servers: []localapi.STUNServer{}, Relays: relaysOf(e), Hints: []string{},
 	}
 	for _, s := range e.NAT.Servers {
 		r.Servers = append(r.Servers, localapi.STUNServer{Server: s.Server, Mapped: s.Mapped, RTT: s.RTT})
@@ -190,7 +190,7 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 		Active: p.Paths.Active, MTU: p.Paths.MTU, LastHandshake: p.LastHandshake, UnansweredHandshakes: p.Unanswered,
 		Candidates: []localapi.PathCandidate{}, Relays: relaysOf(e),
 		Endpoints: append([]netip.AddrPort{}, e.Endpoints...), MappingVariesByDestIP: known(e.NAT.MappingVaries),
-		PortMapping: portMappingOf(e),
+		PortMapping: portMappingOf(e.Mapping), IPv6Pinholes: pinholesOf(e),
 	}
 	var primary path.CandidateState
 	for _, c := range p.Paths.Candidates {

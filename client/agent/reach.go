@@ -12,9 +12,9 @@ import (
 	"github.com/warren-overlay/warren/netstack/nat"
 )
 
-// maxEndpoints bounds the addresses that a user names: a mapping is to have room
-// beside them.
-const maxEndpoints = nat.MaxForwarded - 1
+// maxEndpoints bounds the addresses that a user names: a mapping and the
+// pinholes are to have room beside them.
+const maxEndpoints = nat.MaxForwarded - 1 - nat.MaxPinholes
 
 // resetReach puts the settings of localapi.Reach back to their defaults.
 func resetReach(p *statefile.Preferences) { p.NoPortMapping, p.Endpoints = false, nil }
@@ -58,14 +58,22 @@ func turnedOff(v *control.View, p *localapi.PortMapping) {
 }
 
 // portMappingOf puts how port mapping stands in the words of the local API.
-func portMappingOf(e engine.Status) localapi.PortMapping {
-	m := e.Mapping
-	out := localapi.PortMapping{State: m.State.String(), Gateway: m.Gateway, External: m.External, Until: m.Until}
+func portMappingOf(m nat.Mapping) localapi.PortMapping {
+	out := localapi.PortMapping{State: m.State.String(), Gateway: m.Gateway, Internal: m.Internal, External: m.External, Until: m.Until}
 	if m.Protocol != nat.MapNone {
 		out.Protocol = m.Protocol.String()
 	}
 	if m.Error != nil {
 		out.Error = m.Error.Error()
+	}
+	return out
+}
+
+// pinholesOf does so for the pinholes.
+func pinholesOf(e engine.Status) []localapi.PortMapping {
+	out := []localapi.PortMapping{}
+	for _, m := range e.Pinholes {
+		out = append(out, portMappingOf(m))
 	}
 	return out
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/client/statefile"
 	"github.com/warren-overlay/warren/coordinator/wire"
-	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 )
 
@@ -70,7 +69,7 @@ func TestPortMappingOf(t *testing.T) {
 			localapi.PortMapping{State: "active", Protocol: "UPnP", Gateway: gateway, External: external, Until: until},
 		},
 	} {
-		if got := portMappingOf(engine.Status{Mapping: c.mapping}); got != c.want {
+		if got := portMappingOf(c.mapping); got != c.want {
 			t.Errorf("%+v, want %+v", got, c.want)
 		}
 	}

@@ -31,6 +31,9 @@ type NetcheckReply struct {
 	MappingVariesByDestIP *bool `json:"mapping_varies_by_dest_ip"`
 	// PortMapping says whether the gateway forwards the port.
 	PortMapping PortMapping `json:"port_mapping"`
+	// IPv6Pinholes say for each of this device's global IPv6 addresses whether its
+	// gateway lets in what comes to the port; none while PortMapping is off.
+	IPv6Pinholes []PortMapping `json:"ipv6_pinholes"`
 	// CaptivePortal says whether something else than the coordinator answers in
 	// its place.
 	CaptivePortal *bool `json:"captive_portal"`
@@ -55,6 +58,8 @@ type PortMapping struct {
 	// Protocol is "PCP", "NAT-PMP" or "UPnP" where it is active.
 	Protocol string     `json:"protocol,omitempty"`
 	Gateway  netip.Addr `json:"gateway,omitzero"`
+	// Internal is this device's IPv6 address that it is for; left out for IPv4.
+	Internal netip.Addr `json:"internal,omitzero"`
 	// External is where the gateway forwards from, Until when that ends unless
 	// it is renewed.
 	External netip.AddrPort `json:"external,omitzero"`
@@ -105,6 +110,7 @@ type PathsReply struct {
 	Endpoints             []netip.AddrPort `json:"endpoints"`
 	MappingVariesByDestIP *bool            `json:"mapping_varies_by_dest_ip"`
 	PortMapping           PortMapping      `json:"port_mapping"`
+	IPv6Pinholes          []PortMapping    `json:"ipv6_pinholes"`
 }
 
 // PathCandidate is one address of a peer.

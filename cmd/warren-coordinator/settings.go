@@ -16,8 +16,8 @@ func (m *Main) settings() *cobra.Command {
 in it: devices that are connected stop within seconds, others when they come
 back. Nothing can be turned on that a device's own settings have off.
 
-  port-mapping  asking routers to forward ports (PCP, NAT-PMP, UPnP); devices
-                delete what they had forwarded`,
+  port-mapping  asking routers to forward ports (PCP, NAT-PMP, UPnP) and to let
+                in IPv6; devices delete what they had opened`,
 	})
 
 	list := &cobra.Command{Use: "list", Short: "Show what can be turned off, and what is"}

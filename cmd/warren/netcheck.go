@@ -47,6 +47,9 @@ func (m *Main) printNetcheck(r localapi.NetcheckReply) {
 	line("IPv6", yesAddress(r.IPv6))
 	line("MappingVariesByDestIP", knownText(r.MappingVariesByDestIP))
 	line("PortMapping", portMappingText(r.PortMapping))
+	for _, p := range r.IPv6Pinholes {
+		line("IPv6Pinhole", pinholeText(p))
+	}
 	line("CaptivePortal", knownText(r.CaptivePortal))
 	nearest := r.NearestRelay
 	if nearest == "" {
@@ -100,6 +103,14 @@ func portMappingText(p localapi.PortMapping) string {
 		return p.State + ": " + p.Error
 	}
 	return p.State
+}
+
+// pinholeText says whether the gateway lets in what comes to an IPv6 address.
+func pinholeText(p localapi.PortMapping) string {
+	if p.External.IsValid() {
+		return portMappingText(p)
+	}
+	return fmt.Sprintf("%v: %s", p.Internal, portMappingText(p))
 }
 
 func relayText(r localapi.Relay) string {
@@ -198,8 +209,11 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	for _, e := range r.Endpoints {
 		fmt.Fprintf(m.Stdout, "  %v\n", e)
 	}
-	_, err := fmt.Fprintf(m.Stdout, "  MappingVariesByDestIP: %s\n  PortMapping: %s\n", knownText(r.MappingVariesByDestIP), portMappingText(r.PortMapping))
-	return err
+	fmt.Fprintf(m.Stdout, "  MappingVariesByDestIP: %s\n  PortMapping: %s\n", knownText(r.MappingVariesByDestIP), portMappingText(r.PortMapping))
+	for _, p := range r.IPv6Pinholes {
+		fmt.Fprintf(m.Stdout, "  IPv6Pinhole: %s\n", pinholeText(p))
+	}
+	return nil
 }
 
 // completePeer offers the names of peers for a first argument.

@@ -17,7 +17,7 @@ type reachFlags struct {
 
 func (r *reachFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.BoolVar(&r.portMapping, "port-mapping", true, "ask the gateway to forward the UDP port to this device (PCP, NAT-PMP, UPnP)")
+	f.BoolVar(&r.portMapping, "port-mapping", true, "ask the gateway to forward the UDP port to this device (PCP, NAT-PMP, UPnP), and to let it in over IPv6")
 	f.StringArrayVar(&r.endpoints, "endpoint", nil, "ADDR:PORT outside that leads to this device's UDP port, such as that of a forwarded port; may be repeated; \"\" for none")
 }
 

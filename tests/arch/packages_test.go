@@ -60,7 +60,7 @@ var table = []pkg{
 	{"netstack/config", pure, "the desired data plane, shared by client and engine", []string{"acl/ident", "acl/ruleset", "acl/authority"}},
 	{"netstack/nat", pure, "a node's own public endpoints", []string{"netstack/stun", "acl/ident"}},
 	{"netstack/pcp", pure, "codec of PCP and NAT-PMP, by which gateways forward ports", nil},
-	{"netstack/portmap", shell, "asks the gateway to forward a port: PCP, NAT-PMP, UPnP", []string{"netstack/nat", "netstack/pcp"}},
+	{"netstack/portmap", shell, "asks the gateways to forward a port, and to let it in over IPv6: PCP, NAT-PMP, UPnP", []string{"netstack/nat", "netstack/pcp"}},
 	{"netstack/path", pure, "chooses the path to one peer", []string{"netstack/disco", "acl/ident"}},
 	{"netstack/proxy", shell, "SOCKS5 and HTTP CONNECT proxies into the overlay", nil},
 	{"netstack/relay", pure, "relay frames, client session, server core", []string{"acl/ident"}},

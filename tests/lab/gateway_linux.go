@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -98,10 +99,15 @@ type GatewayConfig struct {
 	Port uint16
 	// NoIPv4 and NoIPv6 leave a family out on the LAN.
 	NoIPv4, NoIPv6 bool
+	// TranslateIPv6 has it give what its hosts send over IPv6 its own address and a
+	// random port for each destination, as Symmetric does to IPv4: nobody outside can
+	// tell from where they will send.
+	TranslateIPv6 bool
 }
 
 // Gateway is a router with a NAT and a LAN behind it. To IPv6 it is a stateful
-// firewall: it lets in what belongs to what went out.
+// firewall: it lets in what belongs to what went out, and what its chain
+// "pinholes" accepts.
 type Gateway struct {
 	Host *Host
 	// Proxy is the HTTP proxy of a ProxyOnly gateway, else nil.
@@ -208,10 +214,33 @@ func (g *Gateway) Attach(h *Host, name string) {
 	}
 }
 
+// linkLocal is the link-local address of a gateway that announces itself.
+var linkLocal = netip.MustParseAddr("fe80::1")
+
+// Announce has a host of the LAN reach the internet by the gateway's link-local
+// address, as hosts do that heard a router's announcement (RFC 4861, section
+// 6.3.4), over its interface of the given name.
+func (g *Gateway) Announce(h *Host, name string) {
+	g.lab.t.Helper()
+	g.Host.Address("lan0", linkLocal.String()+"/64")
+	h.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{
+			Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: linkLocal.AsSlice(), LinkIndex: link.Attrs().Index,
+		})
+	})
+}
+
 // load puts the gateway's rules in force, in place of those before.
 func (g *Gateway) load() {
 	g.lab.t.Helper()
-	restrict := ""
+	restrict, translate := "", ""
+	if g.config.TranslateIPv6 {
+		translate = "\tchain source6 {\n\t\ttype nat hook postrouting priority srcnat;\n\t\tmeta nfproto ipv6 oifname \"wan0\" masquerade random,fully-random\n\t}\n"
+	}
 	switch g.config.Restrict {
 	case Unrestricted:
 	case NoUDP:
@@ -235,9 +264,11 @@ table inet gateway {
 		type filter hook forward priority filter;
 ` + restrict + `		ct state established,related accept
 		ct status dnat accept
+		jump pinholes
 		iifname "wan0" drop
 	}
-` + g.config.NAT.rules(g.config.Port) + "}\n")
+	chain pinholes { }
+` + g.config.NAT.rules(g.config.Port) + translate + "}\n")
 }
 
 // Rebind makes the gateway forget every connection, as one that restarts, and
