@@ -80,7 +80,10 @@ func (c *control) eventMetrics() []prometheus.Metric {
 	for _, m := range []struct {
 		desc   *prometheus.Desc
 		events map[string]uint64
-	}{{pathEventDesc, paths}, {stunEventDesc, stunEvents(c.nat.Stats())}, {mappingEventDesc, mappingEvents(c.mapping.mapper.Stats())},
+	}{
+		{pathEventDesc, paths},
+		{stunEventDesc, stunEvents(c.nat.Stats())},
+		{mappingEventDesc, mappingEvents(c.mapping.mapper.Stats())},
 		{pinholeEventDesc, pinholeEvents(c.mapping.pinholes.Stats())},
 	} {
 		for _, event := range slices.Sorted(maps.Keys(m.events)) {
