@@ -22,6 +22,13 @@ import (
 // its own and one that is being read.
 const relayQueue = 2 * conn.IdealBatchSize
 
+// minBatch is how many packets the device takes at once at the least, where the
+// system hands out fewer: packets of relays and of further sockets come in
+// batches all the same. The device keeps a buffer of 64 KiB for each packet of a
+// batch, for each socket and for the queues, so eight take 0.5 MiB where
+// conn.IdealBatchSize takes 8 MiB.
+const minBatch = 8
+
 // bind is the conn.Bind through which the device sends and receives.
 type bind struct {
 	listen  func(port uint16) (sock.Conn, error)
@@ -40,6 +47,7 @@ type bind struct {
 	listenFurther func() (sock.Conn, error)
 	reading       sync.WaitGroup // by the readers of further sockets
 	current       atomic.Pointer[opened]
+	batch         atomic.Int64 // how many packets the last port opened takes at once
 
 	// strangers and paths limit the initiations that are opened.
 	strangers, paths limiter
@@ -62,7 +70,7 @@ type opened struct {
 var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
-	return &bind{
+	b := &bind{
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		unwrap:  cfg.Unwrap,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
@@ -76,6 +84,8 @@ func newBind(cfg *Config) *bind {
 		strangers: newLimiter(strangerRate, strangerBurst),
 		paths:     newLimiter(pathRate, pathBurst),
 	}
+	b.batch.Store(minBatch)
+	return b
 }
 
 // move sets the path of p, notes whose its direct address is, and returns the
@@ -146,6 +156,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, err
 	}
 	o := &opened{conn: c, closed: make(chan struct{})}
+	b.batch.Store(int64(max(c.BatchSize(), minBatch)))
 	b.current.Store(o)
 	fns := []conn.ReceiveFunc{b.receiveQueued(o)}
 	for _, r := range c.Readers() {
@@ -172,8 +183,9 @@ func (b *bind) SetMark(mark uint32) error {
 	return nil
 }
 
-// BatchSize implements conn.Bind.
-func (b *bind) BatchSize() int { return conn.IdealBatchSize }
+// BatchSize implements conn.Bind. The device asks after each Open, and before the
+// first one for its reader of the TUN device, which has a batch of its own.
+func (b *bind) BatchSize() int { return int(b.batch.Load()) }
 
 // ParseEndpoint implements conn.Bind: the text is a peer's key in hexadecimal,
 // as Device.SetPeers writes it. An address is not an endpoint here.
@@ -278,7 +290,7 @@ func (path *Path) write(c sock.Conn, to ident.NodeKey, bufs [][]byte) error {
 // receiveDirect returns the function that reads one socket straight into the
 // device's buffers.
 func (b *bind) receiveDirect(r sock.Reader) conn.ReceiveFunc {
-	from := make([]netip.AddrPort, conn.IdealBatchSize)
+	from := make([]netip.AddrPort, b.BatchSize())
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		n, err := r.ReadBatch(bufs, sizes, from)
 		if err != nil {
