@@ -1,11 +1,7 @@
 package engine
 
 import (
-	"context"
-	"crypto/rand"
 	"fmt"
-	"log/slog"
-	"net/http/httptest"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -15,7 +11,6 @@ import (
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/relay"
-	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/sock"
 )
 
@@ -41,24 +36,7 @@ func TestRelayedDatagrams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: "home", Admitter: admitAll{}, Rand: rand.Reader},
-		Datagrams:    port, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- server.Run(ctx) }()
-	h := httptest.NewServer(server)
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		h.Close()
-	})
+	server, url := serveRelay(t, port)
 	at := netip.AddrPortFrom(loopback, port.LocalPort())
 	var open atomic.Bool
 	open.Store(true)
@@ -67,7 +45,7 @@ func TestRelayedDatagrams(t *testing.T) {
 	a, b := newNodeOn(t, network.Join("laptop", nil), wrap), newNodeOn(t, network.Join("db", nil), wrap)
 	for _, n := range []struct{ n, peer *node }{{a, b}, {b, a}} {
 		c := n.n.Config(time.Now(), enginetest.AllowAll(n.peer.Member), n.peer.Member)
-		c.Relays = []config.Relay{{Name: "home", URL: h.URL, UDP: at.String()}}
+		c.Relays = []config.Relay{{Name: "home", URL: url, UDP: at.String()}}
 		n.n.apply(t, c)
 	}
 	// exchange sends one packet each way until both arrived, whatever is lost.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,32 @@ type node struct {
 	tun    *simnet.TUN
 }
 
+// background runs what ends with its context, an engine or a server, until stop is
+// called or the test ends, and reports its error. stop returns when it has ended.
+func background(t *testing.T, run func(context.Context) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// onLoopback lets an engine have the loopback interface only.
+func onLoopback(cfg Config) Config {
+	cfg.Listen = func(port uint16) (sock.Conn, error) {
+		return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
+	}
+	cfg.LocalAddresses = func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil }
+	return cfg
+}
+
 func newNode(t *testing.T, m *enginetest.Member) *node {
 	t.Helper()
 	return newNodeOn(t, m, func(c sock.Conn) sock.Conn { return c })
@@ -43,30 +70,22 @@ func newNodeOn(t *testing.T, m *enginetest.Member, wrap func(sock.Conn) sock.Con
 	t.Helper()
 	n := &node{Member: m, tun: simnet.NewTUN(0)}
 	var err error
-	n.engine, err = New(Config{
+	cfg := onLoopback(Config{
 		TUN: n.tun, ManageDevice: false,
-		Listen: func(port uint16) (sock.Conn, error) {
-			c, err := sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
-			if err != nil {
-				return nil, err
-			}
-			return wrap(c), nil
-		},
-		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
-		Logger:         slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	if err != nil {
+	listen := cfg.Listen
+	cfg.Listen = func(port uint16) (sock.Conn, error) {
+		c, err := listen(port)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(c), nil
+	}
+	if n.engine, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- n.engine.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("%s: %v", m.Certificate.Name, err)
-		}
-	})
+	background(t, n.engine.Run)
 	if err := n.engine.Apply(nil); err != nil { // it runs
 		t.Fatal(err)
 	}
@@ -236,31 +255,31 @@ func (admitAll) Admit(ident.NodeKey, []byte, time.Time) (string, time.Time, erro
 
 func (admitAll) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) { return time.Time{}, false }
 
-func TestRelayCarriesWhatHasNoDirectPath(t *testing.T) {
-	_, a, b := two(t)
+// serveRelay runs a relay that admits everybody until the test ends; datagrams is
+// the port at which it takes datagrams, nil for none.
+func serveRelay(t *testing.T, datagrams sock.Conn) (server *relayhttp.Server, url string) {
+	t.Helper()
 	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
 		ServerConfig: relay.ServerConfig{Name: "home", Admitter: admitAll{}, Rand: rand.Reader},
-		Logger:       slog.New(slog.DiscardHandler),
+		Datagrams:    datagrams, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- server.Run(ctx) }()
 	h := httptest.NewServer(server)
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		h.Close()
-	})
+	t.Cleanup(h.Close)
+	background(t, server.Run)
+	return server, h.URL
+}
+
+func TestRelayCarriesWhatHasNoDirectPath(t *testing.T) {
+	_, a, b := two(t)
+	server, url := serveRelay(t, nil)
 	now := time.Now()
 	for _, n := range []struct{ n, peer *node }{{a, b}, {b, a}} {
 		c := n.n.Config(now, enginetest.AllowAll(n.peer.Member), n.peer.Member)
 		c.Peers[0].Endpoints = nil // nobody says where the other is
-		c.Relays = []config.Relay{{Name: "home", URL: h.URL}}
+		c.Relays = []config.Relay{{Name: "home", URL: url}}
 		n.n.apply(t, c)
 	}
 	for _, n := range []*node{a, b} {

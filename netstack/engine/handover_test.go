@@ -13,7 +13,6 @@ import (
 	"github.com/warren-overlay/warren/acl/ruleset"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/simnet"
-	"github.com/warren-overlay/warren/netstack/sock"
 )
 
 // run is one run of a node's program.
@@ -27,29 +26,15 @@ func startRun(t *testing.T, m *enginetest.Member, inherited *filter.Snapshot) *r
 	t.Helper()
 	r := &run{node: &node{Member: m, tun: simnet.NewTUN(0)}}
 	var err error
-	r.engine, err = New(Config{
+	r.engine, err = New(onLoopback(Config{
 		TUN: r.tun, Inherited: inherited,
 		HandOver: func(s *filter.Snapshot) { r.left = s },
-		Listen: func(port uint16) (sock.Conn, error) {
-			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
-		},
-		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
-		Logger:         slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
-	})
+		Logger:   slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.engine.Run(ctx) }()
-	r.stop = func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		done <- nil
-	}
-	t.Cleanup(r.stop)
+	r.stop = background(t, r.engine.Run)
 	if err := r.engine.Apply(nil); err != nil {
 		t.Fatal(err)
 	}

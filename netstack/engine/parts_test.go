@@ -374,15 +374,7 @@ func TestCertificateThatHasEndedIsNoPeer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- e.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	background(t, e.Run)
 	if err := e.Apply(c); err != nil {
 		t.Fatal(err)
 	}

@@ -69,9 +69,8 @@ func TestCheckNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	server, done := stunserver.New(conn), make(chan error, 1)
-	go func() { done <- server.Run(ctx) }()
+	server := stunserver.New(conn)
+	stop := background(t, server.Run)
 	cfg := a.Config(time.Now(), nil)
 	cfg.STUN = []string{netip.AddrPortFrom(loopback, server.Port()).String()}
 	a.apply(t, cfg)
@@ -81,10 +80,7 @@ func TestCheckNetwork(t *testing.T) {
 	if report := a.engine.Status().NAT; report.Public4 != a.Endpoints[0] {
 		t.Errorf("report %v", report)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	check()
 	if report := a.engine.Status().NAT; report.UDP {
 		t.Errorf("the server is gone, and the report is %v", report)

@@ -14,7 +14,6 @@ import (
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/simnet"
-	"github.com/warren-overlay/warren/netstack/sock"
 )
 
 // gateway is a PortMapper that grants what it is told to.
@@ -73,20 +72,14 @@ func TestPortMapping(t *testing.T) {
 	network := enginetest.NewNetwork(t, 1, time.Now())
 	member := network.Join("laptop", nil)
 	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000")}
-	e, err := New(Config{
+	e, err := New(onLoopback(Config{
 		TUN: simnet.NewTUN(0), PortMapper: router,
-		Listen: func(port uint16) (sock.Conn, error) {
-			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
-		},
-		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
-		Logger:         slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- e.Run(ctx) }()
+	stop := background(t, e.Run)
 	until := func(what string, ok func(Status) bool) {
 		t.Helper()
 		for deadline := time.Now().Add(patience); ; {
@@ -142,10 +135,7 @@ func TestPortMapping(t *testing.T) {
 	})
 	apply(true)
 	until("mapped at the end", func(s Status) bool { return s.Mapping.External == moved })
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if len(router.released) != 2 {
 		t.Errorf("released %+v", router.released)
 	}
@@ -161,24 +151,20 @@ func TestPinholes(t *testing.T) {
 	var mu sync.Mutex
 	first, second := netip.MustParseAddr("2001:db8:5::1"), netip.MustParseAddr("2001:db8:5::2")
 	local := []netip.Addr{loopback, first, netip.MustParseAddr("fd00::1")}
-	e, err := New(Config{
+	cfg := onLoopback(Config{
 		TUN: simnet.NewTUN(0), PortMapper: router,
-		Listen: func(port uint16) (sock.Conn, error) {
-			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
-		},
-		LocalAddresses: func() ([]netip.Addr, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return slices.Clone(local), nil
-		},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
+	cfg.LocalAddresses = func() ([]netip.Addr, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(local), nil
+	}
+	e, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- e.Run(ctx) }()
+	stop := background(t, e.Run)
 	until := func(what string, ok func(Status) bool) {
 		t.Helper()
 		for deadline := time.Now().Add(patience); ; {
@@ -247,10 +233,7 @@ func TestPinholes(t *testing.T) {
 	})
 	apply(true)
 	until("open again", func(s Status) bool { return open(s, first, second) })
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if got := released(); len(got) != 4 || !slices.Contains(got[2:], first) || !slices.Contains(got[2:], second) {
 		t.Errorf("released %v", got)
 	}
@@ -263,26 +246,13 @@ func TestPortMappingOffWhileAsking(t *testing.T) {
 	network := enginetest.NewNetwork(t, 1, time.Now())
 	member := network.Join("laptop", nil)
 	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000"), hold: make(chan struct{})}
-	e, err := New(Config{
-		TUN: simnet.NewTUN(0), PortMapper: router,
-		Listen: func(port uint16) (sock.Conn, error) {
-			return sock.Listen(sock.Config{Port: port, Addresses: []netip.Addr{loopback}})
-		},
-		LocalAddresses: func() ([]netip.Addr, error) { return []netip.Addr{loopback}, nil },
-		Logger:         slog.New(slog.DiscardHandler),
-	})
+	e, err := New(onLoopback(Config{
+		TUN: simnet.NewTUN(0), PortMapper: router, Logger: slog.New(slog.DiscardHandler),
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- e.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	background(t, e.Run)
 	apply := func(on bool) {
 		t.Helper()
 		cfg := member.Config(time.Now(), nil)
