@@ -42,9 +42,7 @@ func (s *sim) guessed(hardBegins bool) {
 		easy, _ = n.Internet().NewLAN("easy", simnet.PortRestricted, netip.MustParseAddr("198.51.100.13"), netip.Prefix{})
 	})
 	a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-	s.know(a, b)
-	a.connected()
-	b.connected()
+	s.meet(a, b)
 	from, to := b, a
 	if hardBegins {
 		from, to = a, b
@@ -85,23 +83,18 @@ func (s *sim) guessed(hardBegins bool) {
 func TestRelayCarriesWhereGuessesAreInVain(t *testing.T) {
 	run(t, 28, func(s *sim) {
 		s.twoServers()
-		hostA, _ := s.behind("a", simnet.Symmetric, 11)
-		hostB, _ := s.behind("b", simnet.PortRestricted, 12)
-		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		a, b := s.behindNATs(simnet.Symmetric, simnet.PortRestricted)
 		s.world.Do(func(n *simnet.Network) {
-			n.Cut(hostA, hostB, true)
-			n.Cut(hostB, hostA, true)
+			n.Cut(a.host, b.host, true)
+			n.Cut(b.host, a.host, true)
 		})
 		st := s.startStream(a, b)
 		s.sleep(5 * time.Second)
-		if n := s.world.OpenPorts(hostA); n != 1+256 {
+		if n := s.world.OpenPorts(a.host); n != 1+256 {
 			s.Errorf("%d ports are open during an attempt", n)
 		}
 		s.sleep(time.Minute)
-		if n := s.world.OpenPorts(hostA); n != 1 {
+		if n := s.world.OpenPorts(a.host); n != 1 {
 			s.Errorf("%d ports are open after it", n)
 		}
 		if gap := st.worst(); gap > time.Second {

@@ -15,12 +15,7 @@ import (
 func TestHostThatMovesIsFoundAgain(t *testing.T) {
 	run(t, 21, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
-		hostA, _ := s.behind("a", nat, 11)
-		hostB, _ := s.behind("b", nat, 12)
-		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		a, b := s.behindNATs(nat, nat)
 		direct := func() bool { return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect }
 		a.until(b, 10*time.Second, "a direct path", direct)
 
@@ -42,12 +37,7 @@ func TestHostThatMovesIsFoundAgain(t *testing.T) {
 func TestRelayThatRestartsIsFoundAgain(t *testing.T) {
 	run(t, 22, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent}
-		hostA, _ := s.behind("a", nat, 11)
-		hostB, _ := s.behind("b", nat, 12)
-		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		a, b := s.behindNATs(nat, nat)
 		if !a.passes(b, time.Second) {
 			s.Fatal("nothing passes")
 		}
@@ -119,12 +109,7 @@ func TestShieldsKeepPeersOut(t *testing.T) {
 
 func TestBadNetworkKeepsItsPath(t *testing.T) {
 	run(t, 25, func(s *sim) {
-		hostA, _ := s.behind("a", simnet.FullCone, 11)
-		hostB, _ := s.behind("b", simnet.FullCone, 12)
-		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		a, b := s.behindNATs(simnet.FullCone, simnet.FullCone)
 		a.until(b, 10*time.Second, "a direct path", func() bool { return a.path(b).Kind == engine.PathDirect })
 		s.world.Do(func(n *simnet.Network) {
 			n.SetPath(simnet.Path{

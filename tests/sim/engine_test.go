@@ -39,6 +39,25 @@ func (s *sim) behind(name string, kind simnet.NAT, last byte) (*simnet.Host, *si
 	return h, r
 }
 
+// meet tells the nodes of each other, and waits until the relay has admitted all.
+func (s *sim) meet(nodes ...*node) {
+	s.Helper()
+	s.know(nodes...)
+	for _, n := range nodes {
+		n.connected()
+	}
+}
+
+// behindNATs starts two nodes behind NATs of their own, which meet.
+func (s *sim) behindNATs(kindA, kindB simnet.NAT) (a, b *node) {
+	s.Helper()
+	hostA, _ := s.behind("a", kindA, 11)
+	hostB, _ := s.behind("b", kindB, 12)
+	a, b = s.start("a", hostA, nil), s.start("b", hostB, nil)
+	s.meet(a, b)
+	return a, b
+}
+
 func TestKeysAreRenewedWhileTrafficGoesOn(t *testing.T) {
 	run(t, 1, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
@@ -64,12 +83,7 @@ func TestKeysAreRenewedWhileTrafficGoesOn(t *testing.T) {
 func TestFirstPacketGoesOverTheRelayAndThenDirectly(t *testing.T) {
 	run(t, 2, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
-		hostA, _ := s.behind("a", nat, 11)
-		hostB, _ := s.behind("b", nat, 12)
-		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		a, b := s.behindNATs(nat, nat)
 		// Over the relay: two round trips of the handshake and the packet's way.
 		if !a.passes(b, 300*time.Millisecond) {
 			s.Fatalf("the first packet did not arrive: %+v", a.engine.Status())
@@ -92,9 +106,7 @@ func TestRelayRemainsWhereNATsAllowNothingElse(t *testing.T) {
 			}
 		})
 		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		for range 30 {
 			if !a.passes(b, time.Second) || !b.passes(a, time.Second) {
 				s.Fatalf("a packet was lost: %+v", a.engine.Status())
@@ -110,9 +122,7 @@ func TestRelayRemainsWhereNATsAllowNothingElse(t *testing.T) {
 func TestRelayTakesOverAndGivesBack(t *testing.T) {
 	run(t, 4, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		direct := func() bool { return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect }
 		a.until(b, 5*time.Second, "a direct path", direct)
 		cut := func(cut bool) {
@@ -305,9 +315,7 @@ func TestRuleEndsWithoutAWord(t *testing.T) {
 func TestPingTellsPathAndTime(t *testing.T) {
 	run(t, 8, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		s.running.Go(func() {
 			for {
 				select {

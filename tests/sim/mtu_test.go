@@ -66,9 +66,7 @@ func TestPacketsFitThePath(t *testing.T) {
 			run(t, uint64(20+i), func(s *sim) {
 				s.world.Do(func(n *simnet.Network) { n.SetMTU(test.link) })
 				a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-				s.know(a, b)
-				a.connected()
-				b.connected()
+				s.meet(a, b)
 				a.until(b, 10*time.Second, "both ends know what the path carries", func() bool {
 					return a.path(b).Kind == engine.PathDirect && a.mtu(b) == test.want && b.mtu(a) == test.want
 				})
@@ -115,9 +113,7 @@ func TestPathThatBeginsToSwallow(t *testing.T) {
 	}
 	run(t, 30, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		a.until(b, 10*time.Second, "the whole MTU", func() bool {
 			return a.path(b).Kind == engine.PathDirect && a.mtu(b) == 1420
 		})

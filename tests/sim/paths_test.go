@@ -49,9 +49,7 @@ func TestUpgradeUnderAStream(t *testing.T) {
 			n.Cut(a.host, b.host, true)
 			n.Cut(b.host, a.host, true)
 		})
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		st := s.startStream(a, b)
 		s.sleep(10 * time.Second)
 		if got := a.path(b).Kind; got != engine.PathRelay {
@@ -89,9 +87,7 @@ func TestUpgradeUnderAStream(t *testing.T) {
 func TestFailoverUnderAStream(t *testing.T) {
 	run(t, 22, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		st := s.startStream(a, b)
 		var gaps []time.Duration
 		for i := range 21 {
@@ -141,9 +137,7 @@ func (s *sim) rebind(other simnet.NAT) {
 	hostA, router := s.behind("a", simnet.PortRestricted, 11)
 	hostB, _ := s.behind("b", other, 12)
 	a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-	s.know(a, b)
-	a.connected()
-	b.connected()
+	s.meet(a, b)
 	st := s.startStream(a, b)
 	s.direct(a, b, 10*time.Second)
 	kinds := []simnet.NAT{simnet.PortRestricted, simnet.PortRestricted, simnet.Symmetric}
@@ -193,9 +187,7 @@ func TestRoamingUnderAStream(t *testing.T) {
 			hostA = home.NewHost("a", netip.MustParseAddr("192.168.1.2"))
 		})
 		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		st := s.startStream(a, b)
 		s.direct(a, b, 10*time.Second)
 		places := []struct {
@@ -276,9 +268,7 @@ func TestPortsInARowAreGuessed(t *testing.T) {
 		hostB, _ := s.behind("b", simnet.PortRestricted, 12)
 		s.twoServers()
 		a, b := s.start("a", hostA, nil), s.start("b", hostB, nil)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		s.startStream(b, a)
 		s.direct(a, b, 10*time.Second)
 	})

@@ -89,15 +89,7 @@ const maxQueued = 1 << 20
 func TestRelayQueueIsBounded(t *testing.T) {
 	run(t, 1, func(s *sim) {
 		r := s.addRelay("fra-1", 11)
-		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
-		a, b := s.secluded("a", 1), s.secluded("b", 2)
-		s.know(a, b)
-		a.connected()
-		b.connected()
-		s.know(a, b)
-		if !a.passes(b, failover) {
-			s.Fatalf("nothing arrives: %+v", a.engine.Status())
-		}
+		a, b := s.secludedPair()
 		s.world.Do(func(*simnet.Network) { r.host.SetDown(true) })
 		most, payload := 0, strings.Repeat("x", 1000)
 		for range 100 {

@@ -3,12 +3,8 @@ package sim
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
@@ -16,7 +12,6 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/netstack/engine"
-	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/simnet"
 )
@@ -49,42 +44,12 @@ func (s *sim) addRelay(name string, last byte) *relaySite {
 
 // start starts the relay's process.
 func (r *relaySite) start() {
-	s := r.sim
-	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: r.name, Admitter: admitMembers{s.Genesis}, Rand: rand.Reader},
-		Logger:       slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		s.Fatal(err)
-	}
-	listener, err := s.world.Listen(r.host, 80)
-	if err != nil {
-		s.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(s.ctx)
-	mux := http.NewServeMux()
-	mux.HandleFunc(relayhttp.Path, func(w http.ResponseWriter, q *http.Request) {
-		s.running.Add(1)
-		defer s.running.Done()
-		server.ServeHTTP(w, q)
-	})
-	web := &http.Server{Handler: mux, ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+	ctx, cancel := context.WithCancel(r.sim.ctx)
+	server := r.sim.serveRelay(ctx, r.name, r.host, func(c net.Conn) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.conns = append(r.conns, c)
-		return ctx
-	}}
-	s.running.Go(func() {
-		if err := server.Run(ctx); err != nil {
-			s.Error(err)
-		}
 	})
-	s.running.Go(func() {
-		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.Error(err)
-		}
-	})
-	context.AfterFunc(ctx, func() { web.Close() })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.server, r.stop = server, cancel
@@ -122,6 +87,21 @@ func (s *sim) secluded(name string, last byte) *node {
 	h, router := s.behind(name, simnet.NAT{}, last)
 	s.world.Do(func(*simnet.Network) { router.BlockUDP(true) })
 	return s.start(name, h, nil)
+}
+
+// secludedPair starts two nodes that reach each other by the relays that were
+// added alone, and returns when a packet has passed. The relay of the test's world
+// is cut off.
+func (s *sim) secludedPair() (a, b *node) {
+	s.Helper()
+	s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
+	a, b = s.secluded("a", 1), s.secluded("b", 2)
+	s.meet(a, b)
+	s.know(a, b) // and their homes
+	if !a.passes(b, failover) {
+		s.Fatalf("nothing arrives: %+v", a.engine.Status())
+	}
+	return a, b
 }
 
 // talk is two nodes that send to each other, at the very same moments: both begin
@@ -219,15 +199,7 @@ func TestRelayFails(t *testing.T) {
 			run(t, 1, func(s *sim) {
 				s.addRelay("fra-1", 11)
 				s.addRelay("ams-1", 12)
-				s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
-				a, b := s.secluded("a", 1), s.secluded("b", 2)
-				s.know(a, b)
-				a.connected()
-				b.connected()
-				s.know(a, b)
-				if !a.passes(b, failover) {
-					s.Fatalf("nothing arrives: %+v", a.engine.Status())
-				}
+				a, b := s.secludedPair()
 				ab := &talk{a: a, b: b}
 				if s.talk(10*time.Second, ab); ab.gap > 500*time.Millisecond || ab.lost > 0 {
 					s.Fatalf("a gap of %v and %d packets lost before anything failed: %+v", ab.gap, ab.lost, a.engine.Status())
@@ -252,16 +224,10 @@ func TestRelayFails(t *testing.T) {
 func TestNoRelayIsLeft(t *testing.T) {
 	run(t, 1, func(s *sim) {
 		r1, r2 := s.addRelay("fra-1", 11), s.addRelay("ams-1", 12)
-		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
-		a, b := s.secluded("a", 1), s.secluded("b", 2)
+		a, b := s.secludedPair()
 		c, d := s.start("c", s.public("c", 3), nil), s.start("d", s.public("d", 4), nil)
+		s.meet(a, b, c, d)
 		s.know(a, b, c, d)
-		a.connected()
-		b.connected()
-		s.know(a, b, c, d)
-		if !a.passes(b, failover) {
-			s.Fatalf("nothing arrives: %+v", a.engine.Status())
-		}
 		c.until(d, 15*time.Second, "direct", func() bool { return c.path(d).Kind == engine.PathDirect && d.path(c).Kind == engine.PathDirect })
 		r1.kill()
 		r2.kill()
@@ -292,9 +258,7 @@ func TestHomeIsFound(t *testing.T) {
 		a, b := s.secluded("a", 1), s.secluded("b", 2)
 		r1.cut(b, true)
 		r2.cut(a, true)
-		s.know(a, b)
-		a.connected()
-		b.connected()
+		s.meet(a, b)
 		r1.cut(b, false)
 		r2.cut(a, false)
 		s.know(a, b)

@@ -58,7 +58,6 @@ type sim struct {
 	*testing.T
 	*enginetest.Network
 	world  *simnet.World
-	relay  *relayhttp.Server
 	server *simnet.Host
 	more   []*relaySite // beside it
 	stun   []string     // servers that the nodes are told of
@@ -105,7 +104,7 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 			n.SetPath(simnet.Path{Delay: 20 * time.Millisecond})
 			s.server = n.Internet().NewHost("server", serverAddr)
 		})
-		s.startRelay()
+		s.serveRelay(ctx, "home", s.server, func(net.Conn) {})
 		s.startSTUN(s.server)
 		test(s)
 	})
@@ -124,16 +123,18 @@ func (admitMembers) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-func (s *sim) startRelay() {
-	var err error
-	s.relay, err = relayhttp.NewServer(relayhttp.ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: "home", Admitter: admitMembers{s.Genesis}, Rand: rand.Reader},
+// serveRelay runs a relay on a host until ctx ends, and tells opened of each
+// connection to it.
+func (s *sim) serveRelay(ctx context.Context, name string, on *simnet.Host, opened func(net.Conn)) *relayhttp.Server {
+	s.Helper()
+	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
+		ServerConfig: relay.ServerConfig{Name: name, Admitter: admitMembers{s.Genesis}, Rand: rand.Reader},
 		Logger:       slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.Fatal(err)
 	}
-	listener, err := s.world.Listen(s.server, 80)
+	listener, err := s.world.Listen(on, 80)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -141,11 +142,14 @@ func (s *sim) startRelay() {
 	mux.HandleFunc(relayhttp.Path, func(w http.ResponseWriter, r *http.Request) {
 		s.running.Add(1)
 		defer s.running.Done()
-		s.relay.ServeHTTP(w, r)
+		server.ServeHTTP(w, r)
 	})
-	web := &http.Server{Handler: mux}
+	web := &http.Server{Handler: mux, ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		opened(c)
+		return ctx
+	}}
 	s.running.Go(func() {
-		if err := s.relay.Run(s.ctx); err != nil {
+		if err := server.Run(ctx); err != nil {
 			s.Error(err)
 		}
 	})
@@ -154,7 +158,8 @@ func (s *sim) startRelay() {
 			s.Error(err)
 		}
 	})
-	context.AfterFunc(s.ctx, func() { web.Close() })
+	context.AfterFunc(ctx, func() { web.Close() })
+	return server
 }
 
 func (s *sim) startSTUN(on *simnet.Host) {
