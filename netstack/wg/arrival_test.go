@@ -1,8 +1,6 @@
 package wg
 
 import (
-	"bytes"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -34,23 +32,7 @@ func TestSourceOfOpenedPackets(t *testing.T) {
 		t.Errorf("direct: from %v, %v, want %v", from, ok, a.at)
 	}
 
-	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sink.Close()
-	atA.SetPath(Path{Direct: sink.LocalAddr().(*net.UDPAddr).AddrPort()})
-	fresh := packet(a.addr, b.addr, 11)
-	a.tun.out <- fresh
-	buf := make([]byte, 2048)
-	n, _, err := sink.ReadFrom(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger(t, b.at, buf[:n])
-	if got := receive(t, b.tun.in); !bytes.Equal(got, fresh) {
-		t.Fatalf("got % x", got)
-	}
+	carried(t, a, b, 11)
 	if from, ok := source(11); !ok || from == a.at || !from.IsValid() {
 		t.Errorf("carried by a stranger: from %v, %v", from, ok)
 	}

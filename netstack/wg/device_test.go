@@ -209,6 +209,29 @@ func stranger(t *testing.T, to netip.AddrPort, packets ...[]byte) {
 	}
 }
 
+// carried sends a packet that does not reach b from a, whose path leads to a
+// stranger from now on: the stranger delivers it.
+func carried(t *testing.T, a, b *side, content byte) {
+	t.Helper()
+	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	a.device.Peer(b.key).SetPath(Path{Direct: sink.LocalAddr().(*net.UDPAddr).AddrPort()})
+	fresh := packet(a.addr, b.addr, content)
+	a.tun.out <- fresh
+	buf := make([]byte, 2048)
+	n, _, err := sink.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger(t, b.at, buf[:n])
+	if got := receive(t, b.tun.in); !bytes.Equal(got, fresh) {
+		t.Fatalf("got % x, want the packet that the stranger carried", got)
+	}
+}
+
 func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 	a, b, _, atB := connected(t)
 	var captured [][]byte
@@ -221,28 +244,11 @@ func TestCapturedPacketsFromElsewhereMoveNothing(t *testing.T) {
 
 	// A packet that is authentic and new, but never reached b from a: the
 	// stranger is the first to deliver it.
-	atA := a.device.Peer(b.key)
-	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sink.Close()
-	atA.SetPath(Path{Direct: sink.LocalAddr().(*net.UDPAddr).AddrPort()})
-	fresh := packet(a.addr, b.addr, 3)
-	a.tun.out <- fresh
-	buf := make([]byte, 2048)
-	n, _, err := sink.ReadFrom(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger(t, b.at, buf[:n])
-	if got := receive(t, b.tun.in); !bytes.Equal(got, fresh) {
-		t.Fatalf("got % x, want the packet that the stranger carried", got)
-	}
+	carried(t, a, b, 3)
 	if got := atB.Path().Direct; got != a.at {
 		t.Fatalf("path moved to %v", got)
 	}
-	atA.SetPath(Path{Direct: b.at})
+	a.device.Peer(b.key).SetPath(Path{Direct: b.at})
 	pass(t, b, a, 4)
 	pass(t, a, b, 5)
 }
