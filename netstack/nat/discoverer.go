@@ -323,11 +323,17 @@ func (d *Discoverer) deadline() (time.Time, bool) {
 			next = s.next
 		}
 	}
+	return notBefore(next, d.now)
+}
+
+// notBefore returns when there is something to do next, not before now; false where
+// next is zero.
+func notBefore(next, now time.Time) (time.Time, bool) {
 	if next.IsZero() {
 		return time.Time{}, false
 	}
-	if next.Before(d.now) {
-		next = d.now
+	if next.Before(now) {
+		next = now
 	}
 	return next, true
 }

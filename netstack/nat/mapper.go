@@ -403,13 +403,7 @@ func (m *Mapper) deadline() (time.Time, bool) {
 	if m.mapping.State == MappingActive && (next.IsZero() || m.mapping.Until.Before(next)) {
 		next = m.mapping.Until
 	}
-	if next.IsZero() {
-		return time.Time{}, false
-	}
-	if next.Before(m.now) {
-		next = m.now
-	}
-	return next, true
+	return notBefore(next, m.now)
 }
 
 // advance moves the clock to now. However late it is, there is one request.
