@@ -22,6 +22,9 @@ const maxHostileHeap = 1 << 30
 // TestHostileMemory bounds the heap while documents that are made to be
 // expensive are parsed, compiled, tested and changed.
 func TestHostileMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes ten seconds of a processor, and the race detector memory of its own")
+	}
 	texts := hostileDocuments()
 	texts["refused: many errors"] = `{"acls": [` + strings.Repeat(`{"x": 1},`, policy.MaxRules) + `]}`
 	texts["refused: deep"] = strings.Repeat(`{"a":`, 500_000)
