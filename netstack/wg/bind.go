@@ -216,6 +216,10 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		case typeResponse:
 			now := time.Now()
 			b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, now)
+			// The device sends each alone.
+			if id := b.identity.Load(); len(bufs) == 1 && isInitiation(packet) && id != nil && p.defers(packet, id.public, now) {
+				return nil
+			}
 			p.sends(packet, now)
 		}
 	}

@@ -17,6 +17,10 @@ const (
 	// wait: for a round trip over a relay on another continent. Where its own was
 	// lost, that is what is lost with it.
 	yieldTime = 500 * time.Millisecond
+	// answerTime is how long the device has to answer an initiation that it was given
+	// before it began a handshake itself, until its own is sent after all. It takes it
+	// a millisecond, on a machine with more work than it can do a hundred times that.
+	answerTime = 100 * time.Millisecond
 	// replyInterval spaces the repetitions of a response to one initiation: as many
 	// as an initiation is repeated are enough.
 	replyInterval = 100 * time.Millisecond
@@ -61,6 +65,10 @@ type handshake struct {
 	// held are initiations of the peer's that wait for the answer to ours.
 	held [][]byte
 
+	// taken is when the device was given an initiation of the peer's, or is to be
+	// given a waiting one; zero once it has sent a response. responses counts those.
+	taken     time.Time
+	responses uint64
 	// given is when the device was given a message of the peer's last, or is to be
 	// given one of the waiting ones.
 	given   time.Time
@@ -85,10 +93,44 @@ func (p *Peer) sends(message []byte, now time.Time) {
 	h := &p.handshake
 	h.stop()
 	h.last, h.at, h.repeats, h.replied = bytes.Clone(message), now, 0, now
+	if !isInitiation(message) {
+		h.taken, h.responses = time.Time{}, h.responses+1
+	}
 	p.awaited.Store(uint64(binary.LittleEndian.Uint32(message[4:])) + 1)
 	if isInitiation(message) {
 		p.repeatLater()
 	}
+}
+
+// defers reports whether an initiation that the device sends is not to be sent now:
+// this device has the lesser key, and one of the peer's is just being answered. Which
+// of the two the device handled first cannot be seen from here. If it made its own
+// first, it gives that up for the peer's; sent all the same, it would have the peer
+// give up its own, too, and neither would be answered. So it is sent only where the
+// device did not answer the peer's in time.
+func (p *Peer) defers(initiation []byte, own ident.NodeKey, now time.Time) bool {
+	if bytes.Compare(own[:], p.key[:]) >= 0 {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := &p.handshake
+	left := h.taken.Add(answerTime).Sub(now)
+	if h.taken.IsZero() || left <= 0 || p.removed {
+		return false
+	}
+	message, before := bytes.Clone(initiation), h.responses
+	time.AfterFunc(left, func() {
+		p.mu.Lock()
+		answered := h.responses != before
+		p.mu.Unlock()
+		if !answered {
+			p.sends(message, time.Now())
+			p.bind.send(p, p.path.Load(), [][]byte{message})
+		}
+	})
+	p.bind.counters.yielded.Add(1)
+	return true
 }
 
 func (h *handshake) stop() {
@@ -199,6 +241,7 @@ func (p *Peer) inTurn(message []byte, link Link, now time.Time) bool {
 	wait, waits := p.turn(now)
 	switch {
 	case waits:
+		p.handshake.takesNow(message)
 		p.bind.counters.received[link].addOne(len(message))
 		p.giveLater(message, wait)
 		return false
@@ -206,6 +249,7 @@ func (p *Peer) inTurn(message []byte, link Link, now time.Time) bool {
 		p.bind.counters.limited.Add(1)
 		return false
 	default:
+		p.handshake.takesNow(message)
 		return true
 	}
 }
@@ -225,6 +269,14 @@ func (p *Peer) turn(now time.Time) (wait time.Duration, waits bool) {
 	h.waiting++
 	h.given = next
 	return next.Sub(now), true
+}
+
+// takesNow notes that the device is given a message whose turn it is, or is to be
+// given it then. p.mu is held.
+func (h *handshake) takesNow(message []byte) {
+	if isInitiation(message) {
+		h.taken = h.given
+	}
 }
 
 // giveLater gives the device a message whose turn comes after a while.
@@ -257,6 +309,9 @@ func (p *Peer) release(held []byte) {
 	}
 	p.handshake.held = slices.Delete(p.handshake.held, i, i+1)
 	wait, waits := p.turn(time.Now())
+	if waits || wait == 0 {
+		p.handshake.takesNow(held)
+	}
 	p.mu.Unlock()
 	switch {
 	case waits:

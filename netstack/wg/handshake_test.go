@@ -151,6 +151,46 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 	}
 }
 
+// TestOneBeginsWhileItAnswers: the device with the lesser key that makes an
+// initiation while it is being given the other's does not send it where it answers
+// the other's, or each would give up its own; it does where it does not answer,
+// however many others somebody makes up meanwhile.
+func TestOneBeginsWhileItAnswers(t *testing.T) {
+	for name, test := range map[string]struct {
+		first    bool
+		pause    time.Duration // between the two
+		responds bool
+		forged   bool
+		at, then []uint32 // what is sent at once, and after answerTime
+	}{
+		"answered":               {first: true, responds: true, at: []uint32{typeResponse}},
+		"not answered":           {first: true, then: []uint32{typeInitiation}},
+		"not answered, others":   {first: true, forged: true, then: []uint32{typeInitiation}},
+		"the other's was before": {first: true, pause: answerTime, at: []uint32{typeInitiation}},
+		"the greater key":        {first: false, responds: true, at: []uint32{typeInitiation, typeResponse}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newBound(t, test.first)
+				x.handleRelayed(x.peer.key, x.initiation(1))
+				time.Sleep(test.pause)
+				x.begin(5)
+				if test.responds {
+					x.respond(6)
+				}
+				x.want("at once", x.relay.kinds(), test.at)
+				if test.forged {
+					time.Sleep(apart)
+					x.handleRelayed(x.peer.key, x.initiation(2))
+				}
+				time.Sleep(answerTime)
+				synctest.Wait()
+				x.want("later", x.relay.kinds(), test.then)
+			})
+		})
+	}
+}
+
 // TestOneMessageAtATime: the device is given the next message of a handshake with
 // a peer when it is done with the last, wherever it came from.
 func TestOneMessageAtATime(t *testing.T) {
