@@ -83,6 +83,12 @@ func (i *Internet) Public(name string) *Host {
 	return h
 }
 
+// Bare adds a host that is joined to nothing.
+func (i *Internet) Bare(name string) *Host {
+	i.lab.t.Helper()
+	return i.lab.newHost(name)
+}
+
 // forward makes the host a router.
 func (h *Host) forward() {
 	h.t.Helper()

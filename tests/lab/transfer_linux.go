@@ -63,7 +63,8 @@ func (a *arrivals) Steady(t testing.TB, within time.Duration) {
 type Transfer struct {
 	arrivals
 
-	conn     net.Conn
+	conn     net.Conn // of who dialled
+	sender   net.Conn
 	write    int // how much at once
 	stop     chan struct{}
 	sent     chan result
@@ -113,6 +114,25 @@ func OpenBulk(t testing.TB, from, to *Host, address string) (*Transfer, error) {
 	return openTransfer(t, dialFrom(from, address), to, address, 24<<10)
 }
 
+// OpenDownload is OpenBulk with the bytes going from who listens to who dials.
+func OpenDownload(t testing.TB, to, from *Host, address string) (*Transfer, error) {
+	x := newTransfer(24 << 10)
+	ready := make(chan net.Conn, 1)
+	err := x.open(t, dialFrom(to, address), from, address, func(c net.Conn) { ready <- c })
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case x.sender = <-ready:
+	case <-time.After(30 * time.Second):
+		return nil, errors.New("connected to somebody else")
+	}
+	t.Cleanup(func() { x.sender.Close() })
+	go func() { x.received <- x.receive(x.conn) }()
+	go func() { x.sent <- x.send() }()
+	return x, nil
+}
+
 // OpenBulkBy is OpenBulk over the connection that dial makes, to who listens at the
 // address on the host.
 func OpenBulkBy(t testing.TB, dial func(context.Context) (net.Conn, error), to *Host, address string) (*Transfer, error) {
@@ -123,14 +143,33 @@ func dialFrom(from *Host, address string) func(context.Context) (net.Conn, error
 	return func(ctx context.Context) (net.Conn, error) { return from.Dial(ctx, "tcp", address) }
 }
 
+func newTransfer(write int) *Transfer {
+	return &Transfer{write: write, stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
+}
+
 func openTransfer(t testing.TB, dial func(context.Context) (net.Conn, error), to *Host, address string, write int) (*Transfer, error) {
-	x := &Transfer{write: write, stop: make(chan struct{}), sent: make(chan result, 1), received: make(chan result, 1)}
+	x := newTransfer(write)
+	err := x.open(t, dial, to, address, func(c net.Conn) {
+		defer c.Close()
+		x.received <- x.receive(c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	x.sender = x.conn
+	go func() { x.sent <- x.send() }()
+	return x, nil
+}
+
+// open makes the connection: accepted is called with the other end of it, on a
+// goroutine of its own.
+func (x *Transfer) open(t testing.TB, dial func(context.Context) (net.Conn, error), to *Host, address string, accepted func(net.Conn)) error {
 	var l net.Listener
 	if err := to.Try(func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	}); err != nil {
-		return nil, err
+		return err
 	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -139,20 +178,18 @@ func openTransfer(t testing.TB, dial func(context.Context) (net.Conn, error), to
 			x.received <- result{err: err}
 			return
 		}
-		defer c.Close()
 		keepOpen(c)
-		x.received <- x.receive(c)
+		accepted(c)
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var err error
 	if x.conn, err = dial(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	t.Cleanup(func() { x.conn.Close() })
 	keepOpen(x.conn)
-	go func() { x.sent <- x.send() }()
-	return x, nil
+	return nil
 }
 
 // keepOpen has a connection last without its peer: what Go does by itself ends it
@@ -177,7 +214,7 @@ func (x *Transfer) send() result {
 		}
 		source.Read(b)
 		sum.Write(b)
-		n, err := x.conn.Write(b)
+		n, err := x.sender.Write(b)
 		if r.bytes += int64(n); err != nil {
 			r.err = err
 			return r
@@ -214,7 +251,7 @@ func (x *Transfer) Finish(t testing.TB) int64 {
 	t.Helper()
 	close(x.stop)
 	sent := <-x.sent
-	closeWrite(x.conn)
+	closeWrite(x.sender)
 	select {
 	case received := <-x.received:
 		if sent != received || sent.err != nil {
