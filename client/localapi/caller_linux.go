@@ -1,29 +1,12 @@
 package localapi
 
-import (
-	"net"
+import "golang.org/x/sys/unix"
 
-	"golang.org/x/sys/unix"
-)
-
-// callerOf asks the kernel who connected (unix(7), SO_PEERCRED).
-func callerOf(c net.Conn) caller {
-	conn, ok := c.(*net.UnixConn)
-	if !ok {
-		return caller{}
-	}
-	raw, err := conn.SyscallConn()
+// peerUser returns the user at the other end of a socket (unix(7), SO_PEERCRED).
+func peerUser(fd int) (uid int, err error) {
+	credentials, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return caller{}
+		return 0, err
 	}
-	var out caller
-	err = raw.Control(func(fd uintptr) {
-		if credentials, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			out = caller{uid: int(credentials.Uid), known: true}
-		}
-	})
-	if err != nil {
-		return caller{}
-	}
-	return out
+	return int(credentials.Uid), nil
 }
