@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -105,6 +106,15 @@ func (in *input) load(cmd *cobra.Command, file string, dir compile.Directory) (*
 	return p, nil
 }
 
+// directoryAt returns the directory of the inventory, and the time that is asked about.
+func (in *input) directoryAt(cmd *cobra.Command) (dir compile.Directory, now time.Time, err error) {
+	if now, err = in.time(); err != nil {
+		return dir, now, err
+	}
+	dir, err = in.directory(cmd)
+	return dir, now, err
+}
+
 func testCommand() *cobra.Command {
 	var in input
 	cmd := &cobra.Command{
@@ -155,11 +165,7 @@ a host or an address.`,
 			if from == "" || to == "" || port == "" {
 				return fmt.Errorf("%w: --from, --to and --port are needed", ErrUsage)
 			}
-			now, err := in.time()
-			if err != nil {
-				return err
-			}
-			dir, err := in.directory(cmd)
+			dir, now, err := in.directoryAt(cmd)
 			if err != nil {
 				return err
 			}
@@ -264,11 +270,7 @@ func diffCommand() *cobra.Command {
 			if in.inventory == "" {
 				return fmt.Errorf("%w: --inventory is needed: access is between devices", ErrUsage)
 			}
-			now, err := in.time()
-			if err != nil {
-				return err
-			}
-			dir, err := in.directory(cmd)
+			dir, now, err := in.directoryAt(cmd)
 			if err != nil {
 				return err
 			}
