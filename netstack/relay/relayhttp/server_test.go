@@ -37,16 +37,7 @@ func tokenIsNetwork(_ ident.NodeKey, token []byte) (string, error) {
 
 func newServer(t *testing.T) (*Server, string) {
 	t.Helper()
-	s, err := NewServer(ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: "test", Admitter: admitter(tokenIsNetwork), Rand: rand.Reader},
-		Logger:       slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- s.Run(ctx) }()
+	s, cancel, done := running(t)
 	mux := http.NewServeMux()
 	mux.Handle(Path, s)
 	h := httptest.NewServer(mux)
@@ -236,7 +227,7 @@ func running(t *testing.T) (s *Server, cancel context.CancelFunc, done <-chan er
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
 	return s, cancel, ended
