@@ -84,6 +84,15 @@ func (s source) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// newPair returns a lab of two nodes that know each other, and each other's homes.
+func newPair(t testing.TB, seed uint64, relays int) (l *lab, a, b *node) {
+	l = newLab(t, seed, relays, 2)
+	l.configure()
+	l.pass(10*time.Second, nil)
+	l.tellHomes()
+	return l, l.nodes[0], l.nodes[1]
+}
+
 func newLab(t testing.TB, seed uint64, relays, nodes int) *lab {
 	l := &lab{TB: t, r: rand.New(rand.NewPCG(seed, 1)), now: start}
 	for i := range relays {

@@ -66,11 +66,7 @@ func TestHomeDoesNotFlap(t *testing.T) {
 // that both reach.
 func TestFailover(t *testing.T) {
 	for seed := range uint64(200) {
-		l := newLab(t, seed, 2+int(seed%4), 2)
-		a, b := l.nodes[0], l.nodes[1]
-		l.configure()
-		l.pass(10*time.Second, nil)
-		l.tellHomes()
+		l, a, b := newPair(t, seed, 2+int(seed%4))
 		if gap := l.talk(a, b, 20*time.Second); gap > time.Second {
 			t.Errorf("seed %d: a gap of %v at first contact", seed, gap)
 		}
@@ -103,11 +99,7 @@ func TestFailover(t *testing.T) {
 // a second later (F07).
 func TestLeaving(t *testing.T) {
 	for seed := range uint64(50) {
-		l := newLab(t, seed, 3, 2)
-		a, b := l.nodes[0], l.nodes[1]
-		l.configure()
-		l.pass(10*time.Second, nil)
-		l.tellHomes()
+		l, a, b := newPair(t, seed, 3)
 		l.talk(a, b, 20*time.Second)
 		s := l.site(a.via[b.key])
 		s.leave = true
@@ -126,11 +118,7 @@ func TestLeaving(t *testing.T) {
 // cut: the receiver has nothing to send by which it could be found.
 func TestOneWay(t *testing.T) {
 	for seed := range uint64(50) {
-		l := newLab(t, seed, 3, 2)
-		a, b := l.nodes[0], l.nodes[1]
-		l.configure()
-		l.pass(10*time.Second, nil)
-		l.tellHomes()
+		l, a, b := newPair(t, seed, 3)
 		gap, n := time.Duration(0), 0
 		stream := func() {
 			if n++; n%10 == 0 {
@@ -152,11 +140,7 @@ func TestOneWay(t *testing.T) {
 // TestNoRelay takes all relays away for a minute from nodes that talk.
 func TestNoRelay(t *testing.T) {
 	for seed := range uint64(50) {
-		l := newLab(t, seed, 2, 2)
-		a, b := l.nodes[0], l.nodes[1]
-		l.configure()
-		l.pass(10*time.Second, nil)
-		l.tellHomes()
+		l, a, b := newPair(t, seed, 2)
 		l.talk(a, b, 20*time.Second)
 		for _, s := range l.sites {
 			s.alive = false
@@ -178,11 +162,7 @@ func TestNoRelay(t *testing.T) {
 // all the same, without the coordinator.
 func TestIdleNode(t *testing.T) {
 	for seed := range uint64(50) {
-		l := newLab(t, seed, 3, 2)
-		a, b := l.nodes[0], l.nodes[1]
-		l.configure()
-		l.pass(10*time.Second, nil)
-		l.tellHomes()
+		l, a, b := newPair(t, seed, 3)
 		l.site(b.m.Home()).alive = false
 		l.pass(30*time.Second, nil)
 		b.got[a.key] = time.Time{}
