@@ -15,6 +15,7 @@ import (
 // stream between them notices neither the guessing nor the change. Of 256 sockets
 // one is left, for as long as its path is of use.
 func TestRandomPortsAreGuessed(t *testing.T) {
+	t.Parallel()
 	for name, begins := range map[string]bool{"hard begins": true, "easy begins": false} {
 		t.Run(name, func(t *testing.T) {
 			run(t, 27, func(s *sim) { s.guessed(begins) })
@@ -81,6 +82,7 @@ func (s *sim) guessed(hardBegins bool) {
 // TestRelayCarriesWhereGuessesAreInVain: a firewall that lets nothing but relays
 // through costs one attempt, whose sockets are closed, and no packet.
 func TestRelayCarriesWhereGuessesAreInVain(t *testing.T) {
+	t.Parallel()
 	run(t, 28, func(s *sim) {
 		s.twoServers()
 		a, b := s.behindNATs(simnet.Symmetric, simnet.PortRestricted)

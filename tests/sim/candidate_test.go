@@ -21,6 +21,7 @@ import (
 // it away, under flows of all kinds that lose nothing. Each node says of every
 // new flow and of every denial what the candidate would have made of it.
 func TestCandidateIsReportedAndChangesNothing(t *testing.T) {
+	t.Parallel()
 	run(t, 91, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)

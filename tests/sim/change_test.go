@@ -13,6 +13,7 @@ import (
 )
 
 func TestHostThatMovesIsFoundAgain(t *testing.T) {
+	t.Parallel()
 	run(t, 21, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
 		a, b := s.behindNATs(nat, nat)
@@ -35,6 +36,7 @@ func TestHostThatMovesIsFoundAgain(t *testing.T) {
 }
 
 func TestRelayThatRestartsIsFoundAgain(t *testing.T) {
+	t.Parallel()
 	run(t, 22, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent}
 		a, b := s.behindNATs(nat, nat)
@@ -54,6 +56,7 @@ func TestRelayThatRestartsIsFoundAgain(t *testing.T) {
 }
 
 func TestNodeKeyCanChange(t *testing.T) {
+	t.Parallel()
 	run(t, 23, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)
@@ -80,6 +83,7 @@ func TestNodeKeyCanChange(t *testing.T) {
 }
 
 func TestShieldsKeepPeersOut(t *testing.T) {
+	t.Parallel()
 	run(t, 24, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)
@@ -108,6 +112,7 @@ func TestShieldsKeepPeersOut(t *testing.T) {
 }
 
 func TestBadNetworkKeepsItsPath(t *testing.T) {
+	t.Parallel()
 	run(t, 25, func(s *sim) {
 		a, b := s.behindNATs(simnet.FullCone, simnet.FullCone)
 		a.until(b, 10*time.Second, "a direct path", func() bool { return a.path(b).Kind == engine.PathDirect })
@@ -146,6 +151,7 @@ func TestBadNetworkKeepsItsPath(t *testing.T) {
 // of the data path holds at a time: the programs on the other side must hear of
 // each, for nothing else tells them.
 func TestShieldsTellEveryPeer(t *testing.T) {
+	t.Parallel()
 	run(t, 26, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)

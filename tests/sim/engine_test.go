@@ -59,6 +59,7 @@ func (s *sim) behindNATs(kindA, kindB simnet.NAT) (a, b *node) {
 }
 
 func TestKeysAreRenewedWhileTrafficGoesOn(t *testing.T) {
+	t.Parallel()
 	run(t, 1, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)
@@ -81,6 +82,7 @@ func TestKeysAreRenewedWhileTrafficGoesOn(t *testing.T) {
 }
 
 func TestFirstPacketGoesOverTheRelayAndThenDirectly(t *testing.T) {
+	t.Parallel()
 	run(t, 2, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.EndpointIndependent, Filtering: simnet.AddressAndPortDependent}
 		a, b := s.behindNATs(nat, nat)
@@ -96,6 +98,7 @@ func TestFirstPacketGoesOverTheRelayAndThenDirectly(t *testing.T) {
 }
 
 func TestRelayRemainsWhereNATsAllowNothingElse(t *testing.T) {
+	t.Parallel()
 	run(t, 3, func(s *sim) {
 		nat := simnet.NAT{Mapping: simnet.AddressAndPortDependent, Filtering: simnet.AddressAndPortDependent}
 		hostA, _ := s.behind("a", nat, 11)
@@ -120,6 +123,7 @@ func TestRelayRemainsWhereNATsAllowNothingElse(t *testing.T) {
 }
 
 func TestRelayTakesOverAndGivesBack(t *testing.T) {
+	t.Parallel()
 	run(t, 4, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.meet(a, b)
@@ -147,6 +151,7 @@ var skews = []time.Duration{0, -time.Hour, -10 * 365 * 24 * time.Hour, 365 * 24 
 // TestClockFoundWrong: a node whose clock is a year ahead knows nobody until it is
 // told so, and then the certificates hold as long as others' clocks say.
 func TestClockFoundWrong(t *testing.T) {
+	t.Parallel()
 	run(t, 9, func(s *sim) {
 		end := time.Now().Add(10 * time.Minute).Truncate(time.Second).UTC()
 		s.skew = 365 * 24 * time.Hour
@@ -174,6 +179,7 @@ func TestClockFoundWrong(t *testing.T) {
 }
 
 func TestCertificateEndsWithoutAWord(t *testing.T) {
+	t.Parallel()
 	for _, skew := range skews {
 		run(t, 5, func(s *sim) {
 			s.skew = skew
@@ -207,6 +213,7 @@ func TestCertificateEndsWithoutAWord(t *testing.T) {
 // suspended, and a certificate or a rule ends meanwhile. What comes as soon as it is
 // awake, before any timer, is not let through, not one packet of it.
 func TestSleptThroughTheEnd(t *testing.T) {
+	t.Parallel()
 	for _, what := range []string{"certificate", "own certificate", "rule"} {
 		run(t, 10, func(s *sim) {
 			end := time.Now().Add(100 * time.Second).Truncate(time.Second).UTC()
@@ -254,6 +261,7 @@ func TestSleptThroughTheEnd(t *testing.T) {
 }
 
 func TestRemovalCutsAtOnce(t *testing.T) {
+	t.Parallel()
 	run(t, 6, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)
@@ -275,6 +283,7 @@ func TestRemovalCutsAtOnce(t *testing.T) {
 }
 
 func TestRuleEndsWithoutAWord(t *testing.T) {
+	t.Parallel()
 	for _, skew := range skews {
 		run(t, 7, func(s *sim) {
 			s.skew = skew
@@ -313,6 +322,7 @@ func TestRuleEndsWithoutAWord(t *testing.T) {
 }
 
 func TestPingTellsPathAndTime(t *testing.T) {
+	t.Parallel()
 	run(t, 8, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.meet(a, b)
@@ -346,6 +356,7 @@ func TestPingTellsPathAndTime(t *testing.T) {
 }
 
 func TestIdlePeersAreSilent(t *testing.T) {
+	t.Parallel()
 	run(t, 9, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.know(a, b)
@@ -370,6 +381,7 @@ func TestIdlePeersAreSilent(t *testing.T) {
 }
 
 func TestManyNodesMeet(t *testing.T) {
+	t.Parallel()
 	run(t, 10, func(s *sim) {
 		var nodes []*node
 		for i := range byte(6) {

@@ -72,6 +72,7 @@ func (n *node) down() {
 // relay that is 20 ms away, for a device that is new to its peer and for one that
 // returns.
 func TestUpToDirect(t *testing.T) {
+	t.Parallel()
 	run(t, 31, func(s *sim) {
 		var hosts [2]*simnet.Host
 		s.world.Do(func(n *simnet.Network) {
@@ -100,6 +101,7 @@ func TestUpToDirect(t *testing.T) {
 
 // TestUpToRelayed is the same for two devices that may not send each other UDP.
 func TestUpToRelayed(t *testing.T) {
+	t.Parallel()
 	run(t, 32, func(s *sim) {
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
 		s.world.Do(func(n *simnet.Network) {

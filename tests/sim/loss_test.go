@@ -16,11 +16,12 @@ import (
 // whose TCP would repeat what is lost. Nothing that was changed on the way
 // arrives.
 func TestHandshakesUnderLoss(t *testing.T) {
+	t.Parallel()
 	const (
-		n      = 24
-		rounds = 4 // of n*(n-1)/2 handshakes each: 1,104
-		limit  = 15 * time.Second
+		n     = 24
+		limit = 15 * time.Second
 	)
+	rounds := sized(4, 1) // of n*(n-1)/2 handshakes each: 1,104
 	var took []time.Duration
 	failed := 0
 	for round := range rounds {
@@ -82,7 +83,7 @@ func TestHandshakesUnderLoss(t *testing.T) {
 	slices.Sort(took)
 	all := len(took) + failed
 	t.Logf("%d of %d within %v; median %v, 99 %% %v, last %v", len(took), all, limit, took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
-	if all < 1000 || failed*1000 > all {
+	if want := rounds * n * (n - 1) / 2; all != want || failed > max(all/1000, 1) {
 		t.Errorf("%d of %d handshakes failed", failed, all)
 	}
 }

@@ -58,6 +58,7 @@ func (n *node) delivered(to *node, b []byte) (there, back []byte) {
 // not is refused with the length that does, connections are opened with it, and
 // what may be cut goes in pieces.
 func TestPacketsFitThePath(t *testing.T) {
+	t.Parallel()
 	if !sock.DontFragment {
 		t.Skip("this system fragments datagrams, so what paths carry is not asked for")
 	}
@@ -108,6 +109,7 @@ func TestPacketsFitThePath(t *testing.T) {
 // TestPathThatBeginsToSwallow: when a path stops carrying long packets while
 // they are sent, the sender is told soon, and the path stays in use.
 func TestPathThatBeginsToSwallow(t *testing.T) {
+	t.Parallel()
 	if !sock.DontFragment {
 		t.Skip("this system fragments datagrams, so what paths carry is not asked for")
 	}

@@ -14,14 +14,15 @@ import (
 // killed, then both relays are away for a minute. Each pair is over the second
 // relay within 5 s, and a direct pair loses nothing. After the minute both sides of
 // every pair have handshakes under way, which cross when the relays are back: every
-// pair is back within 5 s all the same.
+// pair is back within 5 s all the same. With -short there are six pairs.
 func TestTwentyPairs(t *testing.T) {
+	t.Parallel()
 	run(t, 6, func(s *sim) {
 		r1, r2 := s.addRelay("fra-1", 11), s.addRelay("ams-1", 12)
 		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
 		var all []*node
 		var pairs []*talk
-		for i := range 20 {
+		for i := range sized(20, 6) {
 			a, b := s.secluded(fmt.Sprintf("a%d", i), byte(20+2*i)), s.secluded(fmt.Sprintf("b%d", i), byte(21+2*i))
 			all = append(all, a, b)
 			pairs = append(pairs, &talk{a: a, b: b})
@@ -57,7 +58,7 @@ func TestTwentyPairs(t *testing.T) {
 					s.Errorf("%s: a gap of %v from %s, want %v to %v", what, p.gap, p.a.Certificate.Name, from, to)
 				}
 			}
-			s.Logf("%s: the longest gap of twenty pairs is %v", what, slowest)
+			s.Logf("%s: the longest gap of %d pairs is %v", what, len(pairs), slowest)
 			if direct.lost > 0 {
 				s.Errorf("%s: the direct pair lost %d packets", what, direct.lost)
 			}
@@ -87,6 +88,7 @@ const maxQueued = 1 << 20
 // TestRelayQueueIsBounded sends much to a relay that has vanished without a word,
 // until that is noticed: what waits is bounded, and the rest is counted as lost.
 func TestRelayQueueIsBounded(t *testing.T) {
+	t.Parallel()
 	run(t, 1, func(s *sim) {
 		r := s.addRelay("fra-1", 11)
 		a, b := s.secludedPair()

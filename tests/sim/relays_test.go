@@ -185,6 +185,7 @@ func (s *sim) carrier(n, to *node) *relaySite {
 // all ways, without a coordinator that would tell of new homes (F06, F07, F10,
 // F20). The relay of the test's world is cut off from the start.
 func TestRelayFails(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		fail func(r *relaySite, a, b *node)
 		gap  time.Duration
@@ -222,6 +223,7 @@ func TestRelayFails(t *testing.T) {
 // TestNoRelayIsLeft takes all relays away for a minute: what is direct does not
 // notice, and the others are back within 5 s of their return (F06).
 func TestNoRelayIsLeft(t *testing.T) {
+	t.Parallel()
 	run(t, 1, func(s *sim) {
 		r1, r2 := s.addRelay("fra-1", 11), s.addRelay("ams-1", 12)
 		a, b := s.secludedPair()
@@ -252,6 +254,7 @@ func TestNoRelayIsLeft(t *testing.T) {
 // TestHomeIsFound lets two nodes whose homes are different relays speak for the
 // first time: at the home of the one that is spoken to.
 func TestHomeIsFound(t *testing.T) {
+	t.Parallel()
 	run(t, 1, func(s *sim) {
 		r1, r2 := s.addRelay("fra-1", 11), s.addRelay("ams-1", 12)
 		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })

@@ -187,6 +187,7 @@ func (n *node) standing(peer *node) string {
 // the node that it goes to, which remembers nothing (F18b), no packet of the tunnel
 // goes to the attacker.
 func TestReplays(t *testing.T) {
+	t.Parallel()
 	run(t, 81, func(s *sim) {
 		s.taps = true
 		a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)

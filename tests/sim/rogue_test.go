@@ -25,6 +25,7 @@ func (s *sim) rogue(host *simnet.Host, victim *node) *enginetest.Rogue {
 }
 
 func TestRogueMemberGetsNothingThrough(t *testing.T) {
+	t.Parallel()
 	run(t, 31, func(s *sim) {
 		victim, third := s.start("victim", s.public("victim", 1), nil), s.start("third", s.public("third", 2), nil)
 		s.know(victim, third)
@@ -181,6 +182,7 @@ func flood(s *sim, r *enginetest.Rogue, victim *node, counter string, n int, pac
 // with each source that is not the sender's, one of them in a flow that the
 // source's owner has with the victim.
 func TestSpoofedSourcesAreDroppedAndCounted(t *testing.T) {
+	t.Parallel()
 	run(t, 32, func(s *sim) {
 		victim, third, r := rogueWith(s)
 		defer r.Close()
@@ -233,6 +235,7 @@ func TestSpoofedSourcesAreDroppedAndCounted(t *testing.T) {
 // TestClientThatIgnoresItsRevocation is S07: it goes on with its old keys and
 // with handshakes, and nothing arrives any more.
 func TestClientThatIgnoresItsRevocation(t *testing.T) {
+	t.Parallel()
 	run(t, 33, func(s *sim) {
 		victim, third, r := rogueWith(s)
 		defer r.Close()
@@ -267,6 +270,7 @@ func TestClientThatIgnoresItsRevocation(t *testing.T) {
 // TestFloodOfOnePeerCostsTheOthersNothing is L08 on whole engines: one member
 // opens ten times as many flows as it may hold, while another one's go on.
 func TestFloodOfOnePeerCostsTheOthersNothing(t *testing.T) {
+	t.Parallel()
 	run(t, 34, func(s *sim) {
 		victim, third, r := rogueWith(s)
 		defer r.Close()

@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 50, "how many seeds TestSeeds tries")
+	seeds = flag.Int("seeds", 0, "how many seeds TestSeeds tries, 0 for 50, or 15 with -short")
 	seed  = flag.Uint64("seed", 0, "the one seed that TestSeeds tries, 0 for all")
 )
 
@@ -32,7 +32,11 @@ var (
 // A history is the seed's; keys and timers of the engines have a randomness of
 // their own, so that a failure that hangs on them may need some repetitions.
 func TestSeeds(t *testing.T) {
+	t.Parallel()
 	first, last := uint64(1), uint64(*seeds)
+	if *seeds == 0 {
+		last = uint64(sized(50, 15))
+	}
 	if *seed != 0 {
 		first, last = *seed, *seed
 	}

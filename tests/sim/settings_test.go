@@ -163,12 +163,11 @@ func (s *sim) within(limit time.Duration, what string, cond func() bool) time.Du
 // TestPortMappingIsTurnedOffForAll has 100 whole nodes with a port forwarded, and
 // an administrator who turns that off: all of those that are connected have
 // it deleted within 5 seconds; one that is away, when it is back; and one that
-// starts again while the coordinator is away asks for none.
+// starts again while the coordinator is away asks for none. With -short there are 20.
 func TestPortMappingIsTurnedOffForAll(t *testing.T) {
-	const (
-		nodes = 100
-		limit = 5 * time.Second
-	)
+	t.Parallel()
+	const limit = 5 * time.Second
+	nodes := sized(100, 20)
 	run(t, 60, func(s *sim) {
 		data := filepath.Join(s.TempDir(), "coordinator")
 		coordinator, stopCoordinator := s.startCoordinator(data)

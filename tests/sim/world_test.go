@@ -87,6 +87,15 @@ type node struct {
 	stop  func() // ends the engine
 }
 
+// sized returns how large a test is: full, or with -short, which the race detector
+// is run with because it takes eight times as long, short.
+func sized[T any](full, short T) T {
+	if testing.Short() {
+		return short
+	}
+	return full
+}
+
 // run runs a test in a bubble of its own.
 func run(t *testing.T, seed uint64, test func(s *sim)) {
 	synctest.Test(t, func(t *testing.T) {
