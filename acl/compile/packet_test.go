@@ -51,7 +51,7 @@ func mayOpen(reference bool, n *compile.Node, q acltest.Question) bool {
 func TestFilteredEqualsReference(t *testing.T) {
 	const flows = 400
 	passed, checked := 0, 0
-	for seed := uint64(0); checked < *decisions; seed++ {
+	for seed := uint64(0); checked < wanted(); seed++ {
 		r := rand.New(rand.NewPCG(seed, 5))
 		dir := acltest.GenDirectory(r, 8)
 		text := acltest.GenParts(r, 1+r.IntN(12)).String()

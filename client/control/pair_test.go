@@ -78,7 +78,11 @@ type pair struct {
 // way is sound again, the node believes what the coordinator says.
 func TestPairWithSession(t *testing.T) {
 	var faults [3]int
-	for seed := range uint64(30) {
+	seeds := uint64(30)
+	if testing.Short() {
+		seeds = 6
+	}
+	for seed := range seeds {
 		n := newNetwork(t, 1)
 		cfg := n.config()
 		m, err := control.New(cfg, start)

@@ -396,7 +396,11 @@ func randomInputs(rng *rand.Rand) []input {
 // TestJumpEqualsStep: an agent that is only called with inputs, long after its
 // deadlines passed, decides as one that is called at every deadline.
 func TestJumpEqualsStep(t *testing.T) {
-	for seed := range uint64(500) {
+	seeds := uint64(500)
+	if testing.Short() {
+		seeds = 100
+	}
+	for seed := range seeds {
 		in := randomInputs(rand.New(rand.NewPCG(seed, 9)))
 		step, jump := newAgent(t, 1), newAgent(t, 1)
 		now := epoch

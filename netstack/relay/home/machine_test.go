@@ -34,7 +34,11 @@ func TestHomeIsTheNearest(t *testing.T) {
 // TestHomeDoesNotFlap gives two relays round trips that differ by less than
 // their jitter, for a day; then one of them becomes nearer for good.
 func TestHomeDoesNotFlap(t *testing.T) {
-	for seed := range uint64(5) {
+	seeds := uint64(5)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		l := newLab(t, seed, 3, 1)
 		n := l.nodes[0]
 		for i, s := range l.sites {
@@ -65,7 +69,11 @@ func TestHomeDoesNotFlap(t *testing.T) {
 // without a coordinator that tells of new homes, as long as one relay is left
 // that both reach.
 func TestFailover(t *testing.T) {
-	for seed := range uint64(200) {
+	seeds := uint64(200)
+	if testing.Short() {
+		seeds = 40
+	}
+	for seed := range seeds {
 		l, a, b := newPair(t, seed, 2+int(seed%4))
 		if gap := l.talk(a, b, 20*time.Second); gap > time.Second {
 			t.Errorf("seed %d: a gap of %v at first contact", seed, gap)
