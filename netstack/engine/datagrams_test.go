@@ -32,6 +32,7 @@ func (c onlyTo) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
 // packets as datagrams; when those arrive nowhere any more, by the connection, and
 // as datagrams again when they do.
 func TestRelayedDatagrams(t *testing.T) {
+	t.Parallel()
 	port, err := sock.Listen(sock.Config{Addresses: []netip.Addr{loopback}})
 	if err != nil {
 		t.Fatal(err)

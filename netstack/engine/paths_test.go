@@ -54,6 +54,7 @@ func TestPaths(t *testing.T) {
 // TestCheckNetwork: it ends when the servers have answered, and when they are
 // given up.
 func TestCheckNetwork(t *testing.T) {
+	t.Parallel()
 	network := enginetest.NewNetwork(t, 1, time.Now())
 	a := newNode(t, network.Join("laptop", nil))
 	check := func() {

@@ -69,6 +69,7 @@ func (g *gateway) set(external netip.AddrPort, err error) {
 // asked for again when the network changes, and deleted when it is not wanted
 // any more, and when the engine ends.
 func TestPortMapping(t *testing.T) {
+	t.Parallel()
 	network := enginetest.NewNetwork(t, 1, time.Now())
 	member := network.Join("laptop", nil)
 	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000")}
@@ -243,6 +244,7 @@ func TestPinholes(t *testing.T) {
 // way when mapping was switched off is deleted, and a gateway that does not answer
 // is not waited for.
 func TestPortMappingOffWhileAsking(t *testing.T) {
+	t.Parallel()
 	network := enginetest.NewNetwork(t, 1, time.Now())
 	member := network.Join("laptop", nil)
 	router := &gateway{external: netip.MustParseAddrPort("5.5.0.1:7000"), hold: make(chan struct{})}
