@@ -28,6 +28,11 @@ NODE_SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 
 # packages left out have a target of their own below.
 UNIT = $$($(GO) list ./... | grep -v -E '/tests/(arch|sim|lab|netns|cli|docs|bench|soak|demo)(/|$$)')
 
+# Tests that are shorter with -short. The race detector makes them five to ten times
+# as long, and most of them are of pure code, where it finds nothing: it runs them
+# short, and once more they run without it in full length.
+LONG = $$(grep -rl --include='*_test.go' 'testing\.Short()' acl client cmd coordinator netstack | xargs -n1 dirname | sort -u | sed 's|^|./|')
+
 .PHONY: help
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,8 +68,9 @@ install-needs:
 	@$(STEPS) install
 
 .PHONY: unit
-unit: ## all tests that need neither root nor network, with the race detector, shuffled
-	@$(STEPS) test unit -race -shuffle=on -timeout=30m $(UNIT)
+unit: ## all tests that need neither root nor network: with the race detector, and in full length
+	@$(STEPS) test unit -race -short -shuffle=on -timeout=30m $(UNIT)
+	@$(STEPS) test unit-long -shuffle=on -timeout=30m $(LONG)
 
 .PHONY: arch
 arch: ## the rules of the tree: imports, purity, documentation, sizes, dependencies
@@ -76,7 +82,8 @@ sim: ## the simulated system, and pairs behind NATs, with SEEDS=1000 seeds; prin
 
 .PHONY: sim-short
 sim-short:
-	@$(STEPS) test sim -race -count=1 -timeout=30m ./tests/sim/...
+	@$(STEPS) test sim -count=1 -timeout=30m ./tests/sim/...
+	@$(STEPS) test sim-race -race -short -count=1 -timeout=30m ./tests/sim/...
 
 .PHONY: netns
 netns: ## ring 3: real kernel, real TUN devices, in network namespaces; says why it skips
