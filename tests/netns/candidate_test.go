@@ -18,6 +18,7 @@ import (
 // stack in user space: both ends' records say what it would change, refused
 // connections stay refused, and open ones lose nothing.
 func TestCandidateIsReported(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "--tun", "userspace")
 	file := filepath.Join(t.TempDir(), "candidate.hujson")
 	if err := os.WriteFile(file, []byte(`{

@@ -29,6 +29,7 @@ func path(t *testing.T, from *lab.Node, peer string) string {
 // Where the block ends they become direct, and where it comes back they fall
 // back.
 func TestRelay(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t)
 	lab.ServeTCP(t, n.db.Host, address(n.db, "-4", 5432))
 	block := func() {
@@ -68,6 +69,7 @@ func TestRelay(t *testing.T) {
 // from its cache. After the coordinator's return nothing that it had
 // acknowledged is lost.
 func TestCoordinatorKilled(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t)
 	established := lab.StartTCP(t, n.laptop.Host, n.db.Host, address(n.db, "-4", 5432))
 	lab.ServeTCP(t, n.web.Host, address(n.web, "-4", 8080))
@@ -120,6 +122,7 @@ func TestCoordinatorKilled(t *testing.T) {
 // TestStockWireGuard runs Debian's wg(8) against our device, and a stock
 // wireguard-go that knows our key and port but has no certificate.
 func TestStockWireGuard(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("wg"); err != nil {
 		t.Skip("needs wg, of Debian's package wireguard-tools")
 	}

@@ -131,6 +131,7 @@ func noneSeen(t *testing.T, what string, from, to *lab.Host, address string) {
 // TestSubnetRouter reaches a host behind a router: what a rule allows, port by
 // port, in the router's name, and nothing the other way round.
 func TestSubnetRouter(t *testing.T) {
+	t.Parallel()
 	o := newOffice(t)
 	gw := o.router(t, "gw", 1, "tag:router", "--advertise-routes", "10.20.0.0/24,fd20::/64")
 
@@ -225,6 +226,7 @@ func ours(table string) bool { return strings.HasPrefix(table, "warren") }
 
 // TestAutoApprovers uses a route that nobody had to approve by hand.
 func TestAutoApprovers(t *testing.T) {
+	t.Parallel()
 	o := newOffice(t)
 	o.router(t, "gw", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24")
 	o.laptop.CLI("set", "--accept-routes")
@@ -236,6 +238,7 @@ func TestAutoApprovers(t *testing.T) {
 // TestUserspaceRoutes uses the routes of others from a node without a TUN device,
 // through its proxy.
 func TestUserspaceRoutes(t *testing.T) {
+	t.Parallel()
 	o := newOffice(t)
 	o.router(t, "gw", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24")
 	phone := o.lab.Host("phone").Daemon(t, "--tun", userspace, "--socks5", "127.0.0.1:1080")
@@ -336,14 +339,12 @@ func TestExitNode(t *testing.T) {
 // connection through the other.
 const failoverLimit = 5 * time.Second
 
-// TestFailover has two routers for one network. A lost coordinator moves nothing;
-// a lost router does, in time.
-func TestFailover(t *testing.T) {
-	o := newOffice(t)
-	routers := map[string]*lab.Node{
-		"10.20.0.1": o.router(t, "gw1", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24"),
-		"10.20.0.2": o.router(t, "gw2", 2, "tag:auto", "--advertise-routes", "10.20.0.0/24"),
-	}
+// twoRouters starts two routers for the office's network, 10.20.0.1 and 10.20.0.2,
+// and returns when both are approved and the first one carries.
+func (o *office) twoRouters(t *testing.T) (first, second *lab.Node) {
+	t.Helper()
+	first = o.router(t, "gw1", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24")
+	second = o.router(t, "gw2", 2, "tag:auto", "--advertise-routes", "10.20.0.0/24")
 	o.laptop.CLI("set", "--accept-routes")
 	eventuallySeenAs(t, o.laptop.Host, o.host, "10.20.0.10:5432", "10.20.0.1")
 	lab.Eventually(t, 10*time.Second, func() error {
@@ -352,6 +353,14 @@ func TestFailover(t *testing.T) {
 		}
 		return nil
 	})
+	return first, second
+}
+
+// TestFailover has two routers for one network. A lost coordinator moves nothing;
+// a lost router does, in time.
+func TestFailover(t *testing.T) {
+	o := newOffice(t)
+	first, second := o.twoRouters(t)
 
 	visits := watch(t, o)
 	lab.Eventually(t, 5*time.Second, func() error { return visits.from("10.20.0.1", 10) })
@@ -363,7 +372,7 @@ func TestFailover(t *testing.T) {
 
 	// The coordinator is still gone when the router goes.
 	begin := time.Now()
-	routers["10.20.0.1"].Kill()
+	first.Kill()
 	lab.Eventually(t, 15*time.Second, func() error { return visits.from("10.20.0.2", 10) })
 	gap := visits.first("10.20.0.2").Sub(begin)
 	if gap > failoverLimit {
@@ -373,9 +382,9 @@ func TestFailover(t *testing.T) {
 	}
 
 	// It does not go back by itself, and goes when it must.
-	routers["10.20.0.1"].Start()
+	first.Start()
 	begin = time.Now()
-	routers["10.20.0.2"].Kill()
+	second.Kill()
 	before := visits.count("10.20.0.1")
 	lab.Eventually(t, 20*time.Second, func() error { return visits.from("10.20.0.1", before+5) })
 	t.Logf("back through the first router %v after the second was killed", visits.last("10.20.0.1").Sub(begin))
@@ -386,16 +395,7 @@ func TestFailover(t *testing.T) {
 // holds it for present. The other router takes over in time all the same.
 func TestFailoverFromABlackHole(t *testing.T) {
 	o := newOffice(t)
-	first := o.router(t, "gw1", 1, "tag:auto", "--advertise-routes", "10.20.0.0/24")
-	o.router(t, "gw2", 2, "tag:auto", "--advertise-routes", "10.20.0.0/24")
-	o.laptop.CLI("set", "--accept-routes")
-	eventuallySeenAs(t, o.laptop.Host, o.host, "10.20.0.10:5432", "10.20.0.1")
-	lab.Eventually(t, 10*time.Second, func() error {
-		if n := strings.Count(o.coordinator.Admin("devices", "routes"), "policy"); n != 2 {
-			return fmt.Errorf("%d routers are approved", n)
-		}
-		return nil
-	})
+	first, _ := o.twoRouters(t)
 	visits := watch(t, o)
 	lab.Eventually(t, 10*time.Second, func() error { return visits.from("10.20.0.1", 10) })
 

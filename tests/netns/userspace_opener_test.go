@@ -17,6 +17,7 @@ import (
 // passes both filters, and what they do not is refused by the opener's own
 // filter, counted, and explained to the program.
 func TestUserspaceOpener(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	c := l.Host("hub").Coordinator(t)
 	c.Admin("users", "create", "alice@example.com")

@@ -25,6 +25,7 @@ func pings(t *testing.T, from *lab.Host, to string) error {
 // nothing else does; nothing is opened from there, and what was open ends when
 // the route is taken back.
 func TestUserspaceRouter(t *testing.T) {
+	t.Parallel()
 	o := newOffice(t)
 	gw := o.router(t, "gw", 1, "tag:router", userspace, "--advertise-routes", "10.20.0.0/24,fd20::/64")
 	o.coordinator.Admin("devices", "approve-routes", "gw", "10.20.0.0/24,fd20::/64")
@@ -93,6 +94,7 @@ func TestUserspaceRouter(t *testing.T) {
 // internet is reached in its name, by the ports of the rules, and neither the
 // networks that it is connected to nor its own addresses are.
 func TestUserspaceExitNode(t *testing.T) {
+	t.Parallel()
 	o := newOffice(t)
 	gw := o.router(t, "gw", 1, "tag:router", userspace, "--advertise-exit-node")
 	internet := o.lab.Bare("internet")
