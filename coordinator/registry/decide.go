@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/audit"
 )
@@ -20,6 +21,11 @@ const (
 	EphemeralGrace = 30 * time.Minute
 	// KeyGrace is how long a join key is listed that cannot be used any more.
 	KeyGrace = 7 * 24 * time.Hour
+	// FormerKeyLife is how long a node key is remembered that is no device's any more:
+	// as long as relays are to refuse it by name. No token for it is younger, and a
+	// relay may have it admitted once more after its end, while it does not reach the
+	// coordinator.
+	FormerKeyLife = 3 * authority.RelayTokenValidity
 	// MaxPolicy is the longest policy text in bytes.
 	MaxPolicy = 1 << 20
 
@@ -32,6 +38,12 @@ const (
 	// keys one PruneKeys: the audit entry names each of them, and has room for
 	// that.
 	maxRemoved = 32
+	// maxFormerKeys bounds the former keys that are remembered: relays are told of no
+	// more. The oldest are forgotten.
+	maxFormerKeys = authority.MaxRelayRevocations
+	// maxForgotten is how many of them one command forgets: more than it adds, and
+	// little enough for one transaction.
+	maxForgotten = 2 * maxRemoved
 )
 
 // Decide says what cmd changes in s. It refuses with an error of this package
@@ -92,8 +104,39 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 	}
 	if d.entry.Action != "" {
 		d.changes.Audit = &d.entry
+		d.keepFormerKeys()
 	}
 	return d.changes, d.result, nil
+}
+
+// keepFormerKeys remembers the node keys that cease to be a device's, those of
+// revoked devices aside, which are remembered for ever.
+func (d *decision) keepFormerKeys() {
+	ends := func(k ident.NodeKey) {
+		d.changes.FormerKeys = append(d.changes.FormerKeys, FormerKey{k, d.now})
+	}
+	for _, device := range d.changes.Devices {
+		if old := d.state.Device(device.ID); old != nil && old.NodeKey != device.NodeKey {
+			ends(old.NodeKey)
+		}
+	}
+	for _, id := range d.changes.Removed {
+		if old := d.state.Device(id); old != nil && !slices.ContainsFunc(d.changes.Revocations, func(r Revocation) bool { return r.Node == id }) {
+			ends(old.NodeKey)
+		}
+	}
+	if len(d.changes.FormerKeys) == 0 {
+		return
+	}
+	// Whoever adds some takes old ones away, so that there are no more than end in
+	// FormerKeyLife, and some.
+	for _, k := range d.state.FormerKeys() {
+		over := len(d.state.former) + len(d.changes.FormerKeys) - len(d.changes.ForgottenKeys) - maxFormerKeys
+		if len(d.changes.ForgottenKeys) == maxForgotten || over <= 0 && d.now.Sub(k.Ended) < FormerKeyLife {
+			break
+		}
+		d.changes.ForgottenKeys = append(d.changes.ForgottenKeys, k.NodeKey)
+	}
 }
 
 // Refused returns the changes that write down a refused registration, and

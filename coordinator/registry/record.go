@@ -109,6 +109,14 @@ type Revocation struct {
 	Revoked time.Time
 }
 
+// FormerKey is a node key that no device has any more though its device was not
+// revoked: another took its place, or the device logged out or was removed. It is
+// remembered for FormerKeyLife.
+type FormerKey struct {
+	NodeKey ident.NodeKey
+	Ended   time.Time
+}
+
 // Policy is one version of the policy's text, or of that of the candidate.
 type Policy struct {
 	// Epoch counts the versions, the first is 1.
@@ -157,15 +165,18 @@ type Consume struct {
 // Changes is what one command changes, to be committed in one transaction and
 // then applied. Records are whole: each replaces the one with its id.
 type Changes struct {
-	Users        []User
-	Keys         []Key // new or revoked; Uses is changed by Consume alone
-	Consume      *Consume
-	RemovedKeys  []string
-	Devices      []Device
-	Removed      []ident.NodeID
-	Revocations  []Revocation
-	Certificates []Certificate
-	Policy       *Policy
+	Users       []User
+	Keys        []Key // new or revoked; Uses is changed by Consume alone
+	Consume     *Consume
+	RemovedKeys []string
+	Devices     []Device
+	Removed     []ident.NodeID
+	Revocations []Revocation
+	// FormerKeys are new ones, ForgottenKeys those that are not remembered any more.
+	FormerKeys    []FormerKey
+	ForgottenKeys []ident.NodeKey
+	Certificates  []Certificate
+	Policy        *Policy
 	// Candidate is the document in audit beside the policy. Its epochs are its
 	// own; an empty Text says that there is none any more.
 	Candidate *Policy

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"bytes"
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -38,6 +40,7 @@ type State struct {
 	revoked  map[ident.NodeID]*Revocation
 	revMach  map[ident.MachineKey]ident.NodeID
 	revNodeK map[ident.NodeKey]ident.NodeID
+	former   map[ident.NodeKey]*FormerKey
 }
 
 // NewState returns the state of a network in which nothing is registered.
@@ -49,7 +52,7 @@ func NewState(network Network) *State {
 		byMach: make(map[ident.MachineKey]ident.NodeID), byKey: make(map[ident.NodeKey]ident.NodeID),
 		byName: make(map[string]ident.NodeID), byAddr: make(map[netip.Addr]ident.NodeID),
 		revoked: make(map[ident.NodeID]*Revocation), revMach: make(map[ident.MachineKey]ident.NodeID),
-		revNodeK: make(map[ident.NodeKey]ident.NodeID),
+		revNodeK: make(map[ident.NodeKey]ident.NodeID), former: make(map[ident.NodeKey]*FormerKey),
 	}
 }
 
@@ -86,6 +89,12 @@ func (s *State) Apply(c *Changes) {
 	for _, r := range c.Revocations {
 		s.revoked[r.Node] = &r
 		s.revMach[r.Machine], s.revNodeK[r.NodeKey] = r.Node, r.Node
+	}
+	for _, k := range c.ForgottenKeys {
+		delete(s.former, k)
+	}
+	for _, k := range c.FormerKeys {
+		s.former[k.NodeKey] = &k
 	}
 	for _, cert := range c.Certificates {
 		s.certs[cert.Node] = &cert
@@ -220,6 +229,14 @@ func (s *State) Certificate(id ident.NodeID) *Certificate { return s.certs[id] }
 // Revocations returns all revocations by ascending id of the device.
 func (s *State) Revocations() []*Revocation { return sorted(s.revoked) }
 
+// FormerKeys returns the node keys that are remembered as no device's any more, the
+// one that ended first at the beginning. One of them may be a device's again.
+func (s *State) FormerKeys() []*FormerKey {
+	return slices.SortedFunc(maps.Values(s.former), func(a, b *FormerKey) int {
+		return cmp.Or(a.Ended.Compare(b.Ended), bytes.Compare(a.NodeKey[:], b.NodeKey[:]))
+	})
+}
+
 // RevokedMachine reports whether the machine key was revoked.
 func (s *State) RevokedMachine(k ident.MachineKey) bool { return s.revMach[k] != 0 }
 
@@ -243,6 +260,9 @@ func (s *State) Export() Changes {
 	}
 	for _, r := range s.Revocations() {
 		c.Revocations = append(c.Revocations, *r)
+	}
+	for _, k := range s.FormerKeys() {
+		c.FormerKeys = append(c.FormerKeys, *k)
 	}
 	for _, cert := range sorted(s.certs) {
 		c.Certificates = append(c.Certificates, *cert)

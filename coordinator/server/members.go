@@ -42,20 +42,17 @@ type goneKey struct {
 }
 
 const (
-	// goneLife is how long relays are told of a key: no token for it is younger,
-	// and a relay may have it admitted once more after its end, while it does not
-	// reach the coordinator.
-	goneLife = 3 * authority.RelayTokenValidity
+	// goneLife is how long relays are told of a key.
+	goneLife = registry.FormerKeyLife
 	// signInterval is how often the time of the record is renewed. Relays want it
 	// to be no older than minutes; whoever asks in between gets the same bytes.
 	signInterval = time.Second
 )
 
-// newMembers begins with what relays were told before the coordinator started, as
-// far as it is on record: devices that were revoked lately, and those of suspended
-// users, whenever that was. A relay that starts after the coordinator knows of
-// nothing else. Keys that were rotated or logged out are not on record: whoever
-// holds one gave it up, and a token for it ends within RelayTokenValidity.
+// newMembers begins with what relays were told before the coordinator started:
+// devices that were revoked lately, keys that their devices gave up lately, and
+// devices of suspended users, whenever that was. A relay that starts after the
+// coordinator knows of nothing else.
 func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Members {
 	m := &Members{
 		genesis: g, network: g.Fingerprint().String(),
@@ -68,10 +65,16 @@ func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Mem
 		}
 		m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
 	}
-	for _, r := range state.Revocations() {
-		if _, member := m.byKey[r.NodeKey]; !member && now.Sub(r.Revoked) < goneLife {
-			m.gone = append(m.gone, goneKey{r.NodeKey, r.Revoked})
+	ended := func(key ident.NodeKey, at time.Time) {
+		if _, member := m.byKey[key]; !member && now.Sub(at) < goneLife {
+			m.gone = append(m.gone, goneKey{key, at})
 		}
+	}
+	for _, r := range state.Revocations() {
+		ended(r.NodeKey, r.Revoked)
+	}
+	for _, k := range state.FormerKeys() {
+		ended(k.NodeKey, k.Ended)
 	}
 	slices.SortStableFunc(m.gone, func(a, b goneKey) int { return a.at.Compare(b.at) })
 	m.forgetLocked(now) // nobody else has m yet

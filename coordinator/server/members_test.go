@@ -11,28 +11,32 @@ import (
 	"github.com/warren-overlay/warren/coordinator/registry"
 )
 
+// told returns the keys that relays are told of now.
+func (o *site) told(t *testing.T) []ident.NodeKey {
+	t.Helper()
+	raw, err := o.Members().Revocations(o.keys.Signing, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := authority.VerifyRelayRevocations(o.Genesis(), raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Keys
+}
+
+// again stops the coordinator and starts it with what it has written.
+func (o *site) again() {
+	o.stop()
+	o.restart()
+	synctest.Wait()
+}
+
 // TestRevocationsOutliveARestart: a relay that starts after the coordinator was
 // started again is told of whom was revoked before, for as long as any token of
 // theirs may hold, and of whom is suspended; not of whom is a member again.
 func TestRevocationsOutliveARestart(t *testing.T) {
 	bubble(t, func(t *testing.T, o *site) {
-		told := func() []ident.NodeKey {
-			t.Helper()
-			raw, err := o.Members().Revocations(o.keys.Signing, time.Now())
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := authority.VerifyRelayRevocations(o.Genesis(), raw)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return r.Keys
-		}
-		again := func() {
-			o.stop()
-			o.restart()
-			synctest.Wait()
-		}
 		b, c, a := o.join(o.bobs(), "b"), o.join(o.bobs(), "c"), o.join(o.alices(), "a")
 		for _, d := range []*device{a, b, c} {
 			d.close()
@@ -44,18 +48,64 @@ func TestRevocationsOutliveARestart(t *testing.T) {
 		}
 		o.must(registry.SuspendUser{Login: "alice@example.com"})
 		want := []ident.NodeKey{b.node, c.node, a.node}
-		if got := told(); !slices.Equal(got, want) {
+		if got := o.told(t); !slices.Equal(got, want) {
 			t.Fatalf("told of %v, want %v", got, want)
 		}
-		again()
-		if got := told(); !slices.Equal(got, want) {
+		o.again()
+		if got := o.told(t); !slices.Equal(got, want) {
 			t.Errorf("after a restart told of %v, want %v", got, want)
 		}
 		o.must(registry.ResumeUser{Login: "alice@example.com"})
 		time.Sleep(goneLife - 90*time.Second)
-		again()
-		if got := told(); !slices.Equal(got, want[1:2]) {
+		o.again()
+		if got := o.told(t); !slices.Equal(got, want[1:2]) {
 			t.Errorf("half an hour later told of %v, want %v", got, want[1:2])
+		}
+	})
+}
+
+// TestFormerKeysOutliveARestart: so is it told of keys that their devices gave up: of
+// one that another took the place of, also in a new registration, and of who logged
+// out; not of one that a device has again.
+func TestFormerKeysOutliveARestart(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		rotated, anew, out, back := o.join(o.alices(), "rotated"), o.join(o.alices(), "anew"), o.join(o.bobs(), "out"), o.join(o.bobs(), "back")
+		for _, d := range []*device{rotated, anew, out, back} {
+			d.close()
+		}
+		synctest.Wait()
+		id := func(name string) ident.NodeID { return o.state.DeviceByName(name).ID }
+		want := []ident.NodeKey{rotated.node, anew.node, out.node}
+		o.must(registry.RotateNodeKey{Node: id("rotated"), NodeKey: ident.NodeKey{1, 1}})
+		time.Sleep(time.Minute)
+		anew.take(newDevice(t))
+		anew.connect(o)
+		if _, refused := anew.register(o.alices(), "anew"); refused != nil {
+			t.Fatal(refused)
+		}
+		anew.ch.Close()
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		o.must(registry.Logout{Node: id("out")})
+		was := back.node
+		o.must(registry.RotateNodeKey{Node: id("back"), NodeKey: ident.NodeKey{3, 3}})
+		o.must(registry.RotateNodeKey{Node: id("back"), NodeKey: was})
+		want = append(want, ident.NodeKey{3, 3})
+		if got := o.told(t); !slices.Equal(got, want) {
+			t.Fatalf("told of %v, want %v", got, want)
+		}
+		for range 2 {
+			o.again()
+			got := o.told(t)
+			slices.SortStableFunc(got, func(a, b ident.NodeKey) int { return slices.Index(want, a) - slices.Index(want, b) }) // two are of one moment
+			if !slices.Equal(got, want) {
+				t.Errorf("after a restart told of %v, want %v", got, want)
+			}
+		}
+		time.Sleep(goneLife - 30*time.Second)
+		o.again()
+		if got := o.told(t); len(got) != 2 || slices.Contains(got, rotated.node) || slices.Contains(got, want[1]) {
+			t.Errorf("half an hour later told of %v, want %v", got, want[2:])
 		}
 	})
 }

@@ -46,6 +46,12 @@ func (db *DB) Commit(ctx context.Context, c *registry.Changes, head audit.Head) 
 			w.exec("INSERT INTO revocations VALUES (?, ?, ?, ?, ?, ?)",
 				uint64(r.Node), r.Machine[:], r.NodeKey[:], r.Name, orNull(r.Owner), millis(r.Revoked))
 		}
+		for _, k := range c.ForgottenKeys {
+			w.exec("DELETE FROM former_keys WHERE node_key = ?", k[:])
+		}
+		for _, k := range c.FormerKeys {
+			w.exec("INSERT OR REPLACE INTO former_keys VALUES (?, ?)", k.NodeKey[:], millis(k.Ended))
+		}
 		for _, cert := range c.Certificates {
 			w.exec("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?, ?, ?)",
 				uint64(cert.Node), cert.Serial, millis(cert.NotBefore), millis(cert.NotAfter), cert.Signed)

@@ -50,6 +50,7 @@ func (db *DB) Load(ctx context.Context, network registry.Network) (*registry.Sta
 	c := registry.Changes{}
 	r.counters(&c.Counters)
 	c.Users, c.Keys, c.Devices = r.users(), r.keys(), r.devices()
+	c.FormerKeys = r.formerKeys()
 	c.Revocations, c.Certificates, c.Policy = r.revocations(), r.certificates(), r.policy("policies")
 	c.Candidate, c.Switches = r.policy("candidates"), r.switches()
 	head := r.head()
@@ -212,6 +213,20 @@ func (r *reader) certificates() (out []registry.Certificate) {
 		err := rows.Scan(&c.Node, &c.Serial, &from, &until, &c.Signed)
 		c.NotBefore, c.NotAfter = instant(from), instant(until)
 		out = append(out, c)
+		return err
+	})
+	return out
+}
+
+func (r *reader) formerKeys() (out []registry.FormerKey) {
+	r.each("SELECT node_key, ended FROM former_keys", func(rows *sql.Rows) error {
+		var k registry.FormerKey
+		var key []byte
+		var ended int64
+		err := rows.Scan(&key, &ended)
+		copy(k.NodeKey[:], key)
+		k.Ended = instant(ended)
+		out = append(out, k)
 		return err
 	})
 	return out
