@@ -28,8 +28,7 @@ import (
 
 func TestJoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		n := startNode(t, filepath.Join(t.TempDir(), "state"), c)
+		c, _, n := newNode(t)
 		if s := n.status(); s.State != localapi.NeedsLogin {
 			t.Errorf("before: %s", s.State)
 		}
@@ -129,9 +128,7 @@ func TestJoin(t *testing.T) {
 // told the rest later.
 func TestRestartWithoutCoordinator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		_, r := n.join(t, c)
 		n.stop()
 
@@ -172,9 +169,7 @@ func hasFact(s localapi.Status, code health.Code) bool {
 
 func TestRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		p, first := n.join(t, c)
 		p.give(&wire.Error{Code: wire.CodeRevoked, Message: "revoked"})
 		synctest.Wait()
@@ -207,9 +202,7 @@ func TestRevoked(t *testing.T) {
 
 func TestDownAndLogout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		_, r := n.join(t, c)
 		if err := n.Down(t.Context()); err != nil {
 			t.Fatal(err)
@@ -294,9 +287,7 @@ func TestUpIsChecked(t *testing.T) {
 
 func TestDamagedState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		_, r := n.join(t, c)
 		n.stop()
 		if err := os.WriteFile(filepath.Join(dir, "membership.json"), []byte("{"), 0o600); err != nil {
@@ -337,9 +328,7 @@ func TestLostMemory(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := newCoordinator(t)
-				dir := filepath.Join(t.TempDir(), "state")
-				n := startNode(t, dir, c)
+				c, dir, n := newNode(t)
 				var key ident.NodeKey
 				if tt.join {
 					_, r := n.join(t, c)
@@ -389,9 +378,7 @@ func TestLostMemory(t *testing.T) {
 // no status and no file, whatever came of it.
 func TestKeysAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		key := c.joinKey()
 		secret := strings.Split(key, "-")[3]
 		up := localapi.UpRequest{LoginServer: "http://c:8080", AuthKey: key}

@@ -3,7 +3,6 @@ package agent_test
 import (
 	"errors"
 	"net/netip"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,8 +48,7 @@ func (p *plane) Capture(engine.CaptureConfig) (*engine.Capture, error) {
 
 func TestFlowsNameDevicesAndUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		n := startNode(t, filepath.Join(t.TempDir(), "state"), c)
+		c, _, n := newNode(t)
 		defer n.stop()
 		n.join(t, c)
 		flows, err := n.Flows(t.Context(), 0)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -265,6 +266,14 @@ type node struct {
 	plane *plane
 	stop  func()
 	log   *bytes.Buffer
+}
+
+// newNode starts a node that has never run, with a coordinator of its own, and
+// returns where it keeps its state.
+func newNode(t *testing.T) (c *coordinator, dir string, n *node) {
+	t.Helper()
+	c, dir = newCoordinator(t), filepath.Join(t.TempDir(), "state")
+	return c, dir, startNode(t, dir, c)
 }
 
 func startNode(t *testing.T, dir string, c *coordinator) *node {

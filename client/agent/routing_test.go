@@ -3,7 +3,6 @@ package agent_test
 import (
 	"errors"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -18,9 +17,7 @@ import (
 // is told and what is kept.
 func TestRoutingSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCoordinator(t)
-		dir := filepath.Join(t.TempDir(), "state")
-		n := startNode(t, dir, c)
+		c, dir, n := newNode(t)
 		p, _ := n.join(t, c)
 		on, none, nobody := true, "", "nobody"
 		routes := []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("10.1.0.0/24")}
