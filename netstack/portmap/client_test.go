@@ -228,6 +228,21 @@ func newRouter(t *testing.T) *router {
 	return r
 }
 
+// readCall reads a call of UPnP: all of it, the action, and the arguments by name.
+func readCall(request *http.Request) (body, action string, argument func(name string) string) {
+	raw, err := io.ReadAll(request.Body)
+	if err != nil {
+		return "", "", nil
+	}
+	body = string(raw)
+	_, action, _ = strings.Cut(strings.Trim(request.Header.Get("SOAPAction"), `"`), "#")
+	return body, action, func(name string) string {
+		_, rest, _ := strings.Cut(body, "<"+name+">")
+		value, _, _ := strings.Cut(rest, "</"+name+">")
+		return value
+	}
+}
+
 // ServeHTTP is the router's web server.
 func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	r.mu.Lock()
@@ -240,17 +255,11 @@ func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		io.WriteString(w, rootDescription)
 		return
 	}
-	body, err := io.ReadAll(request.Body)
-	if err != nil || request.URL.Path != "/ctl" {
+	body, action, argument := readCall(request)
+	if body == "" || request.URL.Path != "/ctl" {
 		http.NotFound(w, request)
 		return
 	}
-	argument := func(name string) string {
-		_, rest, _ := strings.Cut(string(body), "<"+name+">")
-		value, _, _ := strings.Cut(rest, "</"+name+">")
-		return value
-	}
-	_, action, _ := strings.Cut(strings.Trim(request.Header.Get("SOAPAction"), `"`), "#")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	result := ""

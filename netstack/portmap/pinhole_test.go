@@ -217,21 +217,15 @@ func (r *firewallRouter) ServeHTTP(w http.ResponseWriter, request *http.Request)
 		io.WriteString(w, r.description)
 		return
 	}
-	body, err := io.ReadAll(request.Body)
-	if err != nil || request.URL.Path != "/ctl6" {
+	body, action, argument := readCall(request)
+	if body == "" || request.URL.Path != "/ctl6" {
 		http.NotFound(w, request)
 		return
-	}
-	argument := func(name string) string {
-		_, rest, _ := strings.Cut(string(body), "<"+name+">")
-		value, _, _ := strings.Cut(rest, "</"+name+">")
-		return value
 	}
 	if r.refuse != 0 {
 		fault(w, r.refuse)
 		return
 	}
-	_, action, _ := strings.Cut(strings.Trim(request.Header.Get("SOAPAction"), `"`), "#")
 	result := ""
 	switch action {
 	case "AddPinhole":
