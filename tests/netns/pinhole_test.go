@@ -31,13 +31,7 @@ func TestPinholes(t *testing.T) {
 	}{{"PCP", true, false}, {"UPnP", false, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			internet := lab.NewInternet(t)
-			coordinator := internet.Public("hub").Coordinator(t)
-			coordinator.SetPolicy(`{
-	"tagOwners": {"tag:a": ["alice@example.com"]},
-	"grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["*"]}],
-}`)
-			key := coordinator.Key("--tags", "tag:a", "--reusable")
+			internet, coordinator, key := openNetwork(t)
 			router := internet.Gateway("router", lab.GatewayConfig{NAT: lab.Symmetric})
 			router.MapsPorts(t, c.pcp, c.upnp)
 			home := router.Join("a")

@@ -17,6 +17,19 @@ import (
 // after the administrator turned port mapping off.
 const maxTurnOff = 5 * time.Second
 
+// openNetwork returns an internet with a coordinator, and the key of a network in
+// which everybody may do everything.
+func openNetwork(t *testing.T) (internet *lab.Internet, coordinator *lab.Coordinator, key string) {
+	t.Helper()
+	internet = lab.NewInternet(t)
+	coordinator = internet.Public("hub").Coordinator(t)
+	coordinator.SetPolicy(`{
+	"tagOwners": {"tag:a": ["alice@example.com"]},
+	"grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["*"]}],
+}`)
+	return internet, coordinator, coordinator.Key("--tags", "tag:a", "--reusable")
+}
+
 // TestPortMapping has two nodes behind NATs that take another port for each
 // destination, so that neither can be told where the other is: the relay
 // carries. Where the router of one forwards a port, they are direct, without
@@ -33,13 +46,7 @@ func TestPortMapping(t *testing.T) {
 	}{{"PCP", true, false}, {"UPnP", false, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			internet := lab.NewInternet(t)
-			coordinator := internet.Public("hub").Coordinator(t)
-			coordinator.SetPolicy(`{
-	"tagOwners": {"tag:a": ["alice@example.com"]},
-	"grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["*"]}],
-}`)
-			key := coordinator.Key("--tags", "tag:a", "--reusable")
+			internet, coordinator, key := openNetwork(t)
 			router := internet.Gateway("router", lab.GatewayConfig{NAT: lab.Symmetric, NoIPv6: true})
 			outside := router.MapsPorts(t, c.pcp, c.upnp)
 			a := router.Join("a").Daemon(t)
