@@ -14,7 +14,8 @@ const (
 	// forget a UDP mapping after 30 s, some sooner (RFC 4787, REQ-5).
 	idleBind = 15 * time.Second
 	// busyBind is the same while packets are sent: that they arrive nowhere must
-	// show soon.
+	// show soon. It is counted from the last answer, however late HandleUsed says
+	// that there are packets.
 	busyBind = time.Second
 	// bindWait is how long an answer may take before the request is repeated.
 	bindWait = 500 * time.Millisecond
@@ -54,6 +55,7 @@ type datagramBinding struct {
 	// due is when the next request is sent; zero for never.
 	due   time.Time
 	asked time.Time // of the first request without an answer
+	heard time.Time // when the last answer came
 	retry time.Duration
 	rtt   time.Duration
 
@@ -165,7 +167,11 @@ func (s *Session) HandleUsed(now time.Time) {
 		return
 	}
 	d.used = true
-	if soon := s.now.Add(busyBind); d.attempts == 0 && soon.Before(d.due) {
+	soon := d.heard.Add(busyBind)
+	if soon.Before(s.now) {
+		soon = s.now
+	}
+	if d.attempts == 0 && soon.Before(d.due) {
 		d.due = soon
 	}
 }
@@ -219,7 +225,7 @@ func (s *Session) bound(sequence uint64) {
 		d.rtt = s.now.Sub(d.asked) / 2 // two round trips
 	}
 	d.attempts, d.used, d.retry = 0, false, minBindRetry
-	d.due = s.now.Add(idleBind)
+	d.heard, d.due = s.now, s.now.Add(idleBind)
 	wide := sequence <= d.wideBy
 	if !wide && !s.now.Before(d.wideFrom) {
 		d.wideFrom = s.now.Add(wideRetry)

@@ -230,6 +230,42 @@ func TestDatagramsSilent(t *testing.T) {
 	}
 }
 
+// TestDatagramsSilentSoon: whoever sends all the time goes back to the stream within
+// 3 s of the last answer, also where the session is told only now and then that
+// there are packets: at any moment before an answer, after which it is told late.
+func TestDatagramsSilentSoon(t *testing.T) {
+	const limit = busyBind + bindAttempts*bindWait
+	for every := 500 * time.Millisecond; every <= time.Second; every += 10 * time.Millisecond {
+		r := newDatagramRig(t, 0)
+		a := r.joinUDP(1, "net1", "198.51.100.1:1000")
+		deaf, told := false, r.now
+		r.lose = func(_, to netip.AddrPort) bool { return deaf && to == a.addr }
+		step := func() {
+			if !r.now.Before(told) {
+				a.session.HandleUsed(r.now)
+				told = told.Add(every)
+			}
+			r.elapse(10 * time.Millisecond)
+		}
+		for began := r.now; r.now.Sub(began) < 10*time.Second; {
+			step()
+		}
+		answered := a.session.datagrams.answered
+		for began := r.now; a.session.datagrams.answered == answered; {
+			if step(); r.now.Sub(began) > limit {
+				t.Fatalf("told every %v: no answer in %v", every, limit)
+			}
+		}
+		deaf = true
+		began := r.now
+		for a.session.Snapshot().Datagrams.Bound {
+			if step(); r.now.Sub(began) > limit+50*time.Millisecond {
+				t.Fatalf("told every %v: still sending datagrams %v after the last answer", every, r.now.Sub(began))
+			}
+		}
+	}
+}
+
 // TestDatagramsLongWay: answers that take longer than a request is repeated are
 // answers.
 func TestDatagramsLongWay(t *testing.T) {
