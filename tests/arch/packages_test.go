@@ -46,6 +46,7 @@ var table = []pkg{
 	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
 
 	{"netstack/alarm", shell, "wakes a goroutine at a moment that may be moved", nil},
+	{"netstack/aqm", pure, "keeps the queues between host and overlay short", nil},
 	{"netstack/stun", pure, "STUN codec", nil},
 	{"netstack/stun/stunserver", shell, "a STUN server on a socket", []string{"netstack/stun", "netstack/sock"}},
 	{"netstack/disco", pure, "sealed path-probe messages", []string{"acl/ident", "acl/canonical"}},
