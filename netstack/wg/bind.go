@@ -49,6 +49,8 @@ type bind struct {
 	current       atomic.Pointer[opened]
 	batch         atomic.Int64 // how many packets the last port opened takes at once
 
+	made time.Time // where the clock of the stamps begins
+
 	// strangers and paths limit the initiations that are opened.
 	strangers, paths limiter
 
@@ -71,6 +73,7 @@ var _ conn.Bind = (*bind)(nil)
 
 func newBind(cfg *Config) *bind {
 	b := &bind{
+		made:   time.Now(),
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		unwrap:  cfg.Unwrap,
 		indexes: indexTable{peers: make(map[uint32]*Peer)},
@@ -223,6 +226,7 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 			p.sends(packet, now)
 		}
 	}
+	b.noteWaiting(p, bufs)
 	b.send(p, p.path.Load(), bufs)
 	return nil
 }
@@ -316,6 +320,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 	var last *Peer
 	var arrived arrivalBatch
 	defer arrived.end()
+	at := b.sinceMade()
 	for i, buf := range bufs {
 		packet := buf[:sizes[i]]
 		kind := messageType(packet)
@@ -344,10 +349,11 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			if key, inner, ok := b.unwrapped(packet, from[i]); !ok {
 				b.control(packet, from[i])
 			} else if p := b.mapRelayed(key, inner); p != nil {
-				if messageType(inner) == typeTransport {
-					arrived.add(p, inner, source{})
-				}
 				sizes[i], eps[i] = copy(buf, inner), p
+				if packet := buf[:sizes[i]]; messageType(packet) == typeTransport {
+					arrived.add(p, packet, source{})
+					stamp(buf, len(packet), at)
+				}
 			}
 			continue
 		}
@@ -364,6 +370,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		if kind == typeTransport {
 			p.arrived(lastIndex)
 			arrived.add(p, packet, source{addr: from[i]})
+			stamp(buf, len(packet), at)
 		}
 		eps[i] = p
 		b.counters.received[linkOf(from[i])].addOne(len(packet))
@@ -422,10 +429,12 @@ func (b *bind) receiveQueued(o *opened) conn.ReceiveFunc {
 		n := 0
 		var arrived arrivalBatch
 		defer arrived.end()
+		at := b.sinceMade()
 		for {
 			if size := copy(bufs[n], packet.data); size == len(packet.data) {
 				if messageType(packet.data) == typeTransport {
 					arrived.add(packet.of, packet.data, packet.from)
+					stamp(bufs[n], size, at)
 				}
 				sizes[n], eps[n] = size, packet.of
 				n++

@@ -102,8 +102,9 @@ type Device struct {
 // New makes a device without key or peers, opens its port and starts it. The
 // error is Listen's; cfg.TUN is then closed.
 func New(cfg Config) (*Device, error) {
+	b := newBind(&cfg)
 	d := &Device{
-		bind: newBind(&cfg), tun: newAdapter(cfg.TUN), log: cfg.Logger, retain: cfg.Retain,
+		bind: b, tun: newAdapter(cfg.TUN, b), log: cfg.Logger, retain: cfg.Retain,
 		logs:  newLimiter(logRate, logBurst),
 		peers: make(map[ident.NodeKey][]netip.Prefix),
 	}

@@ -50,6 +50,7 @@ type Peer struct {
 	// path, or over a relay under its name.
 	initiations limiter
 	arrivals    arrivals
+	waiting     waiting
 
 	mu        sync.Mutex // protects all below
 	handshake handshake

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
 
@@ -13,7 +14,8 @@ import (
 // adapter gives a TUN the rest of the shape that the implementation wants.
 type adapter struct {
 	TUN
-	events chan tun.Event
+	sinceMade func() time.Duration // the clock of the stamps
+	events    chan tun.Event
 
 	mu     sync.Mutex // protects closed, and sending on events
 	closed bool
@@ -21,11 +23,19 @@ type adapter struct {
 
 var _ tun.Device = (*adapter)(nil)
 
-func newAdapter(t TUN) *adapter { return &adapter{TUN: t, events: make(chan tun.Event, 1)} }
+func newAdapter(t TUN, b *bind) *adapter {
+	return &adapter{TUN: t, sinceMade: b.sinceMade, events: make(chan tun.Event, 1)}
+}
 
 // Read implements tun.Device. The implementation knows its own errors only.
 func (a *adapter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := a.TUN.Read(bufs, sizes, offset)
+	at := a.sinceMade()
+	for i, size := range sizes[:n] {
+		if size > 0 {
+			stamp(bufs[i], offset+size+sealTag, at)
+		}
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, ourtun.ErrTooManySegments):
