@@ -342,6 +342,7 @@ func (c *control) setTunnels() error {
 		if tunnel := c.device.Peer(p.key); tunnel != nil {
 			if p.tunnel != tunnel {
 				p.tunnel = tunnel
+				p.sealing.Store(tunnel)
 				tunnel.SetPath(c.pathOf(p))
 			}
 			if p.retreated {

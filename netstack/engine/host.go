@@ -38,6 +38,8 @@ type hostDevice struct {
 
 	// tooBig counts packets that were too long for the path to their peer.
 	tooBig atomic.Uint64
+	// shed counts what was done to keep queues short, by filter.Direction.
+	shed [2]shedding
 
 	// forwarding is replaced by the control goroutine.
 	forwarding atomic.Pointer[forwarding]
@@ -127,10 +129,11 @@ type holder struct {
 	passed bool // whether one of its packets did
 }
 
-// hold makes p the peer whose mutex is held; nil is none.
-func (h *holder) hold(p *peer) {
+// hold makes p the peer whose mutex is held; nil is none. It reports whether another
+// one was.
+func (h *holder) hold(p *peer) bool {
 	if h.p == p {
-		return
+		return false
 	}
 	if h.p != nil {
 		decided := h.p.filter.Waiting() > 0
@@ -146,6 +149,7 @@ func (h *holder) hold(p *peer) {
 	if h.p = p; p != nil {
 		p.lockForPackets()
 	}
+	return true
 }
 
 // filterOutbound sets the size of every packet that may not leave to zero, which
@@ -177,7 +181,11 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 			captureFault(captures, filter.Outbound, b, "no_peer", now)
 			continue
 		}
-		h.hold(p)
+		if h.hold(p) {
+			if tunnel := p.sealing.Load(); tunnel != nil {
+				p.queues.outbound(tunnel.Waiting(), time.Duration(p.roundTrip.Load()), now)
+			}
+		}
 		decision := p.filter.CheckOutbound(&info, now)
 		if captures != nil {
 			captureDecided(*captures, filter.Outbound, b, p, decision, &info, now)
@@ -197,8 +205,11 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 					continue
 				}
 			}
-			sizes[i] = int(info.Length)
 			h.passed = true
+			if p.queues.shed(filter.Outbound, b, &info, &d.shed, now) {
+				continue
+			}
+			sizes[i] = int(info.Length)
 		case filter.Reject:
 			reject := make([]byte, tun.Headroom, tun.Headroom+rejectRoom)
 			if reject = packet.AppendReject(reject, b); len(reject) > tun.Headroom {
@@ -243,7 +254,15 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	var sender ident.NodeKey
 	known := false
 	var latest []byte
+	var waited time.Duration
+	stamped, size := false, 0
 	if len(bufs) > 0 {
+		if device := d.device.Load(); device != nil {
+			waited, stamped = device.Waited(bufs[len(bufs)-1], offset)
+		}
+		for _, buf := range bufs {
+			size += len(buf)
+		}
 		sender, known = d.sender(bufs[0], offset)
 		latest = bufs[len(bufs)-1]
 	}
@@ -267,7 +286,9 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 			captureFault(captures, filter.Inbound, b, filter.DropSpoof.String(), now)
 			continue
 		}
-		h.hold(p)
+		if h.hold(p) && stamped {
+			p.queues.left(filter.Inbound, size, waited, time.Duration(p.roundTrip.Load()), now)
+		}
 		decision := p.filter.CheckInbound(&info, now)
 		if captures != nil {
 			captureDecided(*captures, filter.Inbound, b, p, decision, &info, now)
@@ -279,6 +300,9 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 			continue
 		}
 		h.passed = true
+		if p.queues.shed(filter.Inbound, b, &info, &d.shed, now) {
+			continue
+		}
 		if decision.MTU != 0 {
 			packet.SetMTU(b, decision.MTU)
 		}

@@ -48,8 +48,14 @@ type peer struct {
 	// which takes it many times in a row, lets them go first (yield).
 	waiting atomic.Int32
 
-	mu       sync.Mutex // protects filter, name, answered and told
+	// sealing is tunnel, for the data path, and roundTrip how long the way to the
+	// peer takes to and fro, in nanoseconds, 0 where that is not known.
+	sealing   atomic.Pointer[wg.Peer]
+	roundTrip atomic.Int64
+
+	mu       sync.Mutex // protects filter, queues, name, answered and told
 	filter   *filter.Peer
+	queues   queues
 	name     string
 	answered time.Time // when it was last answered in band
 	told     time.Time // up to when answers about long packets are used up

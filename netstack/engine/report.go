@@ -88,6 +88,8 @@ func (c *control) losses() map[string]uint64 {
 		"too_big":            c.e.host.tooBig.Load(),
 		"no_peer":            noPeer[filter.Inbound] + noPeer[filter.Outbound],
 		"no_path":            tunnel.NoPath,
+		"queue_outbound":     c.e.host.shed[filter.Outbound].dropped.Load(),
+		"queue_inbound":      c.e.host.shed[filter.Inbound].dropped.Load(),
 		"unknown_initiation": tunnel.UnknownInitiations,
 		"replayed_handshake": tunnel.ReplayedInitiations,
 		"unknown_receiver":   tunnel.UnknownReceivers,

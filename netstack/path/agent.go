@@ -509,6 +509,15 @@ func (a *Agent) HandleRelayState(available bool, now time.Time) {
 // Primary returns the path by which packets go.
 func (a *Agent) Primary() Path { return a.primary }
 
+// RTT returns the least of the recent round trips by the primary path, zero where
+// none is known: it is no Direct one, or was not asked yet.
+func (a *Agent) RTT() time.Duration {
+	if c := a.find(a.primary); a.primary.Kind == Direct && c != nil {
+		return c.rtt()
+	}
+	return 0
+}
+
 // NextTransmit returns the next message to send, if there is one.
 func (a *Agent) NextTransmit() (Transmit, bool) {
 	if len(a.out) == 0 {

@@ -254,6 +254,15 @@ func (m *Machine) HandleRTT(name string, rtt time.Duration, now time.Time) {
 	m.settle()
 }
 
+// RTT returns the least of the recent round trips to the relay, zero where none is
+// known.
+func (m *Machine) RTT(name string) time.Duration {
+	if r := m.find(name); r != nil {
+		return r.rtt()
+	}
+	return 0
+}
+
 // HandlePing says that an authentic disco.Ping of a peer came over a relay, and
 // returns whether to answer it there.
 func (m *Machine) HandlePing(name string, key ident.NodeKey, now time.Time) bool {
