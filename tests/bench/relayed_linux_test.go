@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -47,15 +48,21 @@ func BenchmarkRelayed(b *testing.B) {
 		ways[i].tunnel = &tunnel{name: ways[i].kind, from: h, to: db.Host, address: address, pids: [2]int{node.Pid(), db.Pid()}}
 	}
 	ways[0].node.CLI("ping", "--until-direct", "db")
+	eachCongestionControl(b, func(b *testing.B, use func(net.Conn)) { compareWays(b, c, ways, use) })
+}
+
+func compareWays(b *testing.B, c *lab.Coordinator, ways [2]*loaded, use func(net.Conn)) {
+	b.Helper()
 	for _, w := range ways {
-		w.measure(b) // the numbers of the relay are known after this
+		w.measure(b, use) // the numbers of the relay are known after this
+		w.rates, w.costs, w.trips = nil, nil, nil
 	}
 	var relayCosts []float64
 	for round := 1; b.Loop(); round++ {
 		for i := range ways {
 			w := ways[(i+round)%2] // the one that goes first changes, so that neither gains
 			before := processorTime(b, [2]int{c.Pid(), c.Pid()}) / 2
-			gigabytes := w.load(b)
+			gigabytes := w.load(b, use)
 			if w.kind == "relay" {
 				used := processorTime(b, [2]int{c.Pid(), c.Pid()})/2 - before
 				relayCosts = append(relayCosts, used.Seconds()/gigabytes)
@@ -80,12 +87,12 @@ func BenchmarkRelayed(b *testing.B) {
 
 // load sends one TCP stream and round trips, notes the figures, and returns how
 // many gigabytes were carried.
-func (w *loaded) load(b *testing.B) (gigabytes float64) {
+func (w *loaded) load(b *testing.B, use func(net.Conn)) (gigabytes float64) {
 	b.Helper()
 	stop := make(chan struct{})
 	done := make(chan []time.Duration)
 	go func() { done <- roundTrips(b, w.tunnel, stop) }()
-	gigabits, seconds := w.measure(b)
+	gigabits, seconds := w.measure(b, use)
 	close(stop)
 	trips := <-done
 	if len(trips) == 0 {

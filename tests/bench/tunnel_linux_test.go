@@ -1,7 +1,9 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-overlay/warren/tests/lab"
 )
@@ -25,16 +29,51 @@ func BenchmarkTunnel(b *testing.B) {
 	compare(b, [2]*tunnel{bareTunnel(b, from, to), warrenTunnel(b)})
 }
 
+// congestionControls are those that streams are measured with. Most systems use
+// CUBIC; BBR does not slow down when a packet is lost, so what keeps queues short
+// does not concern it.
+var congestionControls = []string{"cubic", "bbr"}
+
+// eachCongestionControl runs measure for each of them that the kernel has, with a
+// function that makes a connection use it.
+func eachCongestionControl(b *testing.B, measure func(b *testing.B, use func(net.Conn))) {
+	for _, name := range congestionControls {
+		b.Run(name, func(b *testing.B) {
+			measure(b, func(c net.Conn) {
+				raw, err := c.(*net.TCPConn).SyscallConn()
+				if err != nil {
+					b.Fatal(err)
+				}
+				var refused error
+				err = raw.Control(func(fd uintptr) {
+					refused = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
+				})
+				if errors.Is(refused, unix.ENOENT) {
+					b.Skipf("the kernel has no %s", name)
+				}
+				if err := errors.Join(err, refused); err != nil {
+					b.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
 // compare reports the second tunnel's figures, and its ratios to the first's:
 // medians over as many paired measurements as the benchmark has iterations.
 func compare(b *testing.B, tunnels [2]*tunnel) {
+	b.Helper()
+	eachCongestionControl(b, func(b *testing.B, use func(net.Conn)) { compareStreams(b, tunnels, use) })
+}
+
+func compareStreams(b *testing.B, tunnels [2]*tunnel, use func(net.Conn)) {
 	b.Helper()
 	var rate, cost [2][]float64
 	for round := 1; b.Loop(); round++ {
 		for i := range tunnels {
 			// The one that goes first changes, so that neither gains.
 			i = (i + round) % 2
-			gigabits, seconds := tunnels[i].measure(b)
+			gigabits, seconds := tunnels[i].measure(b, use)
 			rate[i], cost[i] = append(rate[i], gigabits), append(cost[i], seconds)
 			b.Logf("round %d: %-12s %.2f Gbit/s, %.2f CPU s/GB", round, tunnels[i].name, gigabits, seconds)
 		}
@@ -70,9 +109,9 @@ func warrenTunnel(b *testing.B) *tunnel {
 	return &tunnel{name: "warren", from: host, to: db.Host, address: address, pids: [2]int{laptop.Pid(), db.Pid()}}
 }
 
-// measure sends one TCP stream for roundTime and returns its rate and the
+// measure sends one TCP stream, which use has prepared, for roundTime and returns its rate and the
 // processor time that both ends of the tunnel took for a gigabyte.
-func (t *tunnel) measure(b *testing.B) (gigabits, secondsPerGB float64) {
+func (t *tunnel) measure(b *testing.B, use func(net.Conn)) (gigabits, secondsPerGB float64) {
 	b.Helper()
 	l := t.to.Listen(b, netip.AddrPortFrom(t.address, 0).String())
 	defer l.Close()
@@ -100,6 +139,7 @@ func (t *tunnel) measure(b *testing.B) (gigabits, secondsPerGB float64) {
 		b.Fatalf("%s: %v", t.name, err)
 	}
 	defer c.Close()
+	use(c)
 	buffer := make([]byte, 256<<10)
 	before := processorTime(b, t.pids)
 	begin := time.Now()
