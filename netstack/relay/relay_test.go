@@ -436,6 +436,54 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+// TestSetLimits: another rate counts for who is connected already, and a lower number
+// of connections ends none.
+func TestSetLimits(t *testing.T) {
+	r := newRig(t, 10_000_000)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	sends := func() (got int) {
+		before := len(b.packets())
+		payload := make([]byte, 1000)
+		for range 100 { // a second, a Megabyte
+			for range 10 {
+				m, _ := AppendSendPacket(nil, b.key.Public(), payload)
+				if err := r.server.HandleMessage(a.id, m, r.now); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.pump()
+			r.now = r.now.Add(10 * time.Millisecond)
+		}
+		return (len(b.packets()) - before) * len(payload)
+	}
+	if got := sends(); got != 1_000_000 {
+		t.Errorf("%d bytes at 10 MB a second", got)
+	}
+	if err := r.server.SetLimits(2, 400_000, r.now); err != nil {
+		t.Fatal(err)
+	}
+	if got := sends(); got < 400_000 || got > 700_000 { // and the quarter of a second, MaxPacket
+		t.Errorf("%d bytes in a second at 400,000", got)
+	}
+	if c := r.join(3, "net1"); c.closed != ReasonFull || a.gone || b.gone {
+		t.Errorf("one above the limit ended with %v; %v, %v", c.closed, a.gone, b.gone)
+	}
+	if err := r.server.SetLimits(1, 0, r.now); err != nil {
+		t.Fatal(err)
+	}
+	if got := sends(); got < 950_000 || a.gone || b.gone { // what there was is spent
+		t.Errorf("%d bytes at the usual rate; %v, %v", got, a.gone, b.gone)
+	}
+	for _, below := range []struct {
+		conns int
+		rate  int64
+	}{{-1, 1}, {1, -1}} {
+		if err := r.server.SetLimits(below.conns, below.rate, r.now); err == nil {
+			t.Errorf("%+v is taken", below)
+		}
+	}
+}
+
 // tick runs all machines until the given time.
 func (r *rig) tick(until time.Time, mute ...*client) {
 	for {

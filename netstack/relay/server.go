@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"crypto/ecdh"
 	"errors"
 	"fmt"
@@ -211,18 +212,18 @@ type Server struct {
 	stats     ServerStats
 }
 
+var errLimits = errors.New("relay: a limit below zero")
+
 // NewServer returns a server without connections. The error says which part of
 // the configuration is missing.
 func NewServer(cfg ServerConfig, now time.Time) (*Server, error) {
-	if cfg.Name == "" || cfg.Admitter == nil || cfg.Rand == nil || cfg.MaxConns < 0 || cfg.Rate < 0 {
+	switch {
+	case cfg.Name == "" || cfg.Admitter == nil || cfg.Rand == nil:
 		return nil, errors.New("relay: a server needs a name, an admitter and a random source")
+	case cfg.MaxConns < 0 || cfg.Rate < 0:
+		return nil, errLimits
 	}
-	if cfg.MaxConns == 0 {
-		cfg.MaxConns = defaultMaxConns
-	}
-	if cfg.Rate == 0 {
-		cfg.Rate = DefaultRate
-	}
+	cfg.MaxConns, cfg.Rate = cmp.Or(cfg.MaxConns, defaultMaxConns), cmp.Or(cfg.Rate, DefaultRate)
 	if cfg.HelloPerSource == 0 {
 		cfg.HelloPerSource = defaultHelloPerSource
 	}
@@ -349,6 +350,24 @@ func (s *Server) frame(c *conn, f Frame) error {
 		return s.protocol(c, fmt.Errorf("%w: type %d out of place", ErrFrame, f.Type))
 	default:
 		s.stats.UnknownFrames++
+	}
+	return nil
+}
+
+// SetLimits replaces ServerConfig.MaxConns and ServerConfig.Rate, each as there: the
+// rate for connections that are admitted already as well. Where more are admitted
+// than maxConns, none ends; nobody else is admitted. The error says what is wrong,
+// and nothing changes then.
+func (s *Server) SetLimits(maxConns int, rate int64, now time.Time) error {
+	if maxConns < 0 || rate < 0 {
+		return errLimits
+	}
+	s.cfg.MaxConns, s.cfg.Rate = cmp.Or(maxConns, defaultMaxConns), cmp.Or(rate, DefaultRate)
+	for c := s.admitted.oldest; c != nil; c = c.newer {
+		c.rate.refill(now)
+		fresh := newBucket(s.cfg.Rate, now)
+		fresh.level = min(fresh.level, c.rate.level)
+		c.rate = fresh
 	}
 	return nil
 }

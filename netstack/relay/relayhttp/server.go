@@ -95,6 +95,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}, nil
 }
 
+// SetLimits is relay.Server's.
+func (s *Server) SetLimits(maxConns int, rate int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.core.SetLimits(maxConns, rate, s.now())
+}
+
 // Run ends connections whose time is over and forwards datagrams, until the
 // context ends. Then it ends all connections and refuses new ones, waits for their
 // goroutines, and returns the error of closing the UDP port.

@@ -66,14 +66,15 @@ func TestRenewedCertificate(t *testing.T) {
 		f := &files{t: t, cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"), changed: time.Now()}
 		var log bytes.Buffer
 		logger := slog.New(slog.NewTextHandler(&log, nil))
-		if _, err := Certificate(f.cert, f.key, logger); err == nil || !strings.Contains(err.Error(), "cert.pem") {
+		if _, err := NewCertificate(f.cert, f.key, logger); err == nil || !strings.Contains(err.Error(), "cert.pem") {
 			t.Errorf("without files: %v", err)
 		}
 		f.renew(1)
-		settings, err := Certificate(f.cert, f.key, logger)
+		certificate, err := NewCertificate(f.cert, f.key, logger)
 		if err != nil {
 			t.Fatal(err)
 		}
+		settings := certificate.TLS()
 		serves := func(when string, serial int64) {
 			t.Helper()
 			c, err := settings.GetCertificate(&tls.ClientHelloInfo{})
@@ -119,5 +120,33 @@ func TestRenewedCertificate(t *testing.T) {
 		f.renew(4)
 		time.Sleep(certificateCheck)
 		serves("in order again", 4)
+
+		// By Reload, at once, and from other files.
+		f.renew(5)
+		serves("renewed", 4)
+		if err := certificate.Reload(f.cert, f.key); err != nil {
+			t.Error(err)
+		}
+		serves("read at once", 5)
+		f.renew(6)
+		f.write(f.key, good)
+		for name, cert := range map[string]string{"with another one's key": f.cert, "without a file": f.cert + "x"} {
+			if err := certificate.Reload(cert, f.key); err == nil {
+				t.Errorf("%s it is read", name)
+			}
+			serves(name+", read at once", 5)
+		}
+		f.cert, f.key = filepath.Join(dir, "other.pem"), filepath.Join(dir, "other.key")
+		f.renew(7)
+		if err := certificate.Reload(f.cert, f.key); err != nil {
+			t.Error(err)
+		}
+		serves("of other files", 7)
+		f.renew(8)
+		time.Sleep(certificateCheck)
+		serves("a minute after the other files were renewed", 8)
+		if end := certificate.NotAfter(); !end.Equal(time.Now().Add(time.Hour - certificateCheck).Truncate(time.Second)) {
+			t.Errorf("it ends at %v", end)
+		}
 	})
 }

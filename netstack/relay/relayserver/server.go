@@ -85,6 +85,10 @@ func New(cfg Config, l Listeners) (*Server, error) {
 // Snapshot returns the state and the counters of the relay.
 func (s *Server) Snapshot() relay.ServerSnapshot { return s.relay.Snapshot() }
 
+// SetLimits replaces Config.MaxConns and Config.Rate (relay.Server.SetLimits). It may
+// be called at any time.
+func (s *Server) SetLimits(maxConns int, rate int64) error { return s.relay.SetLimits(maxConns, rate) }
+
 // Run relays until the context ends and relayhttp.Drain is over, and returns nil; or until
 // a listener fails, and returns that.
 func (s *Server) Run(ctx context.Context) error {
