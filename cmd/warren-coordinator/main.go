@@ -20,7 +20,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	m := Main{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Rand: rand.Reader}
+	m := Main{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Rand: rand.Reader, Hangup: make(chan os.Signal, 1)}
 	os.Exit(m.Run(ctx, os.Args[1:]))
 }
 
@@ -29,6 +29,9 @@ type Main struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	Rand           io.Reader
+	// Hangup has serve say that there is nothing to read again. It is where serve has SIGHUP sent;
+	// nil for nowhere.
+	Hangup chan os.Signal
 
 	data string
 	json bool

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -48,7 +50,10 @@ func (m *Main) serve() *cobra.Command {
 makes the network and prints its fingerprint and the next command to type.
 
 Plain HTTP is as safe as HTTPS: devices know the coordinator by the fingerprint
-in their join key. Behind a proxy that terminates TLS, give --public-url.`,
+in their join key. Behind a proxy that terminates TLS, give --public-url.
+
+There is nothing to read again while it runs, and SIGHUP does nothing: certificates
+are the proxy's, and the policy comes by the policy command.`,
 		Example: "  warren-coordinator serve --data DIR --listen 0.0.0.0:8080",
 	}
 	f := c.Flags()
@@ -150,6 +155,19 @@ func withRelayPath(r wire.Relay) wire.Relay {
 	return r
 }
 
+// followHangup answers SIGHUP, which would end the program otherwise: nothing of the
+// coordinator's is read from files while it runs.
+func (m *Main) followHangup(ctx context.Context, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.Hangup:
+			log.Info("SIGHUP: there is nothing to read again: TLS and its certificates are a proxy's, the policy and settings are the database's, and flags take effect at the next start")
+		}
+	}
+}
+
 // runServe wires coordinator, relay and STUN server together and runs them
 // until the context ends or one of them fails.
 func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, log *slog.Logger) error {
@@ -217,6 +235,11 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	if stun != nil && !o.builtin { // else the relay answers there
 		group.Go(func() { report(log, "STUN server", stunserver.New(stun).Run(ctx)) })
 	}
+	if m.Hangup != nil {
+		signal.Notify(m.Hangup, syscall.SIGHUP)
+		defer signal.Stop(m.Hangup)
+	}
+	group.Go(func() { m.followHangup(ctx, log) })
 	group.Go(func() {
 		select {
 		case <-ctx.Done():

@@ -19,7 +19,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	m := Main{Stdout: os.Stdout, Stderr: os.Stderr, Rand: rand.Reader}
+	m := Main{Stdout: os.Stdout, Stderr: os.Stderr, Rand: rand.Reader, Hangup: make(chan os.Signal, 1)}
 	os.Exit(m.Run(ctx, os.Args[1:]))
 }
 
@@ -27,6 +27,9 @@ func main() {
 type Main struct {
 	Stdout, Stderr io.Writer
 	Rand           io.Reader
+	// Hangup has serve read its files again. It is where serve has SIGHUP sent;
+	// nil for nowhere.
+	Hangup chan os.Signal
 }
 
 // Run does what the arguments ask for, until it is done or the context ends,

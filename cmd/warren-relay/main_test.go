@@ -53,6 +53,13 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
+// forget drops what was written.
+func (o *output) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b.Reset()
+}
+
 // wait returns what the first group of a pattern matches of the output.
 func (o *output) wait(t *testing.T, pattern string) string {
 	t.Helper()
@@ -73,10 +80,11 @@ type site struct {
 	t       *testing.T
 	network *acltest.Network
 	dir     string
+	hangup  chan os.Signal // to the programs that serve runs
 }
 
 func newSite(t *testing.T) *site {
-	s := &site{t, acltest.NewNetwork(1, time.Now()), t.TempDir()}
+	s := &site{t, acltest.NewNetwork(1, time.Now()), t.TempDir(), make(chan os.Signal)}
 	if err := os.WriteFile(s.path("genesis"), s.network.Genesis.AppendBinary(nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +100,7 @@ func (s *site) serve(args ...string) (address, metrics string, out *output, stop
 	out = new(output)
 	ctx, cancel := context.WithCancel(s.t.Context())
 	status := make(chan int, 1)
-	m := Main{Stdout: io.Discard, Stderr: out, Rand: rand.Reader}
+	m := Main{Stdout: io.Discard, Stderr: out, Rand: rand.Reader, Hangup: s.hangup}
 	args = append([]string{
 		"serve", "--name", "fra", "--listen", "127.0.0.1:0", "--udp-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0",
 		"--data", s.path("data"), "--fingerprint", s.network.Genesis.Fingerprint().String(),
@@ -168,16 +176,16 @@ func (c *client) next() relay.Event {
 	}
 }
 
-// selfSigned writes a certificate for 127.0.0.1 and returns a client that trusts
-// it.
-func (s *site) selfSigned() *http.Client {
+// selfSigned writes a certificate with a serial for 127.0.0.1 and returns a client
+// that trusts it.
+func (s *site) selfSigned(serial int64) *http.Client {
 	s.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relay"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "relay"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -206,7 +214,7 @@ func (s *site) write(name, kind string, der []byte) []byte {
 // what it counts, and that it tells clients before it stops.
 func TestServe(t *testing.T) {
 	s := newSite(t)
-	h := s.selfSigned()
+	h := s.selfSigned(1)
 	address, metrics, _, stop := s.serve("--genesis", s.path("genesis"), "--tls-cert", s.path("cert.pem"), "--tls-key", s.path("key.pem"))
 	c := s.enter("wss://"+address, s.network.NodeKey(), h, "nyc", "fra")
 	if e := c.next(); e.Kind != relay.EventReady {

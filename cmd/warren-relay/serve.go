@@ -8,8 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
@@ -49,17 +53,43 @@ Nodes are told of the relay by the coordinator, under the same name:
 
 The network's genesis record comes from the coordinator at the first start and
 is kept in the data directory; or it comes from a file. While the coordinator
-cannot be reached, the relay works on; see the administrators' guide.`,
+cannot be reached, the relay works on; see the administrators' guide.
+
+On SIGHUP the certificate and the configuration file are read again. The settings
+tls-cert, tls-key, max-clients, rate and log-level take effect at once, others at
+the next start. Where something is wrong, it is logged and all stays as it was.`,
 		Example: "  warren-relay serve --name fra --tls-cert fra.pem --tls-key fra.key --coordinator https://warren.example.com --fingerprint FINGERPRINT",
 		Args:    commandline.Arguments(0),
 	}
-	f := c.Flags()
+	o.flags(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		given := givenFlags(c)
+		if err := applyFile(c, o.config, c.Flags().Changed("config")); err != nil {
+			return commandline.Wrong(c, err)
+		}
+		level := new(slog.LevelVar)
+		log, err := m.logger(o, level)
+		if err != nil {
+			return commandline.Wrong(c, err)
+		}
+		fingerprint, err := o.check()
+		if err != nil {
+			return commandline.Wrong(c, err)
+		}
+		r := &reloader{given: given, flags: c.Flags(), options: o, level: level, log: log}
+		return m.runServe(c.Context(), r, fingerprint, c.Flags().Changed("metrics-listen"))
+	}
+	return c
+}
+
+// flags defines the flags in f.
+func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.name, "name", "", "the relay's name in the coordinator's configuration")
 	f.StringVar(&o.region, "region", "", "where the relay stands, such as eu-central; shown in metrics and logs")
 	f.StringVar(&o.listen, "listen", "0.0.0.0:8443", "address for nodes, TCP: HTTPS with --tls-cert, else HTTP")
 	f.StringVar(&o.udp, "udp-listen", "0.0.0.0:3478", `address for packets and STUN, UDP, or "off"`)
 	f.StringVar(&o.metrics, "metrics-listen", "127.0.0.1:9091", `address for /metrics and /healthz, TCP, or "off"`)
-	f.StringVar(&o.certificate, "tls-cert", "", "PEM file with the certificate and those it was signed by; read anew when it changes")
+	f.StringVar(&o.certificate, "tls-cert", "", "PEM file with the certificate and those it was signed by; read anew when it changes, and on SIGHUP")
 	f.StringVar(&o.key, "tls-key", "", "PEM file with the certificate's private key")
 	f.BoolVar(&o.proxy, "behind-proxy", false, "all connections come from a proxy, which limits those of one address itself")
 	f.StringVar(&o.coordinator, "coordinator", "", "URL of the coordinator")
@@ -71,21 +101,6 @@ cannot be reached, the relay works on; see the administrators' guide.`,
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.config, "config", configFile, "YAML file with any of these settings, named as here without the dashes; the command line goes before it")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := applyFile(c, o.config, c.Flags().Changed("config")); err != nil {
-			return commandline.Wrong(c, err)
-		}
-		log, err := m.logger(o)
-		if err != nil {
-			return commandline.Wrong(c, err)
-		}
-		fingerprint, err := o.check()
-		if err != nil {
-			return commandline.Wrong(c, err)
-		}
-		return m.runServe(c.Context(), o, fingerprint, c.Flags().Changed("metrics-listen"), log)
-	}
-	return c
 }
 
 // check reports what is wrong with the command line, and returns the fingerprint.
@@ -109,10 +124,10 @@ func (o *options) check() (ident.Fingerprint, error) {
 	return fingerprint, nil
 }
 
-func (m *Main) logger(o options) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", o.logLevel)
+// logger returns a logger of the options; level is set to theirs.
+func (m *Main) logger(o options, level *slog.LevelVar) (*slog.Logger, error) {
+	if err := o.setLevel(level); err != nil {
+		return nil, err
 	}
 	settings := &slog.HandlerOptions{Level: level}
 	switch o.logFormat {
@@ -124,8 +139,17 @@ func (m *Main) logger(o options) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %q is neither text nor json", o.logFormat)
 }
 
+// setLevel sets level to what the options say.
+func (o *options) setLevel(level *slog.LevelVar) error {
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level %q is none of debug, info, warn, error", o.logLevel)
+	}
+	return nil
+}
+
 // runServe opens the listeners and relays until the context ends.
-func (m *Main) runServe(ctx context.Context, o options, fingerprint ident.Fingerprint, wantMetrics bool, log *slog.Logger) error {
+func (m *Main) runServe(ctx context.Context, r *reloader, fingerprint ident.Fingerprint, wantMetrics bool) error {
+	o, log := r.options, r.log
 	genesis, err := o.network(ctx, fingerprint, log)
 	if err != nil {
 		return err
@@ -136,11 +160,10 @@ func (m *Main) runServe(ctx context.Context, o options, fingerprint ident.Finger
 	}
 	defer l.Public.Close()
 	if o.certificate != "" {
-		settings, err := relayserver.Certificate(o.certificate, o.key, log)
-		if err != nil {
+		if r.certificate, err = relayserver.NewCertificate(o.certificate, o.key, log); err != nil {
 			return err
 		}
-		l.Public = tls.NewListener(l.Public, settings)
+		l.Public = tls.NewListener(l.Public, r.certificate.TLS())
 	}
 	udp := off
 	if o.udp != off {
@@ -176,6 +199,15 @@ func (m *Main) runServe(ctx context.Context, o options, fingerprint ident.Finger
 		return err
 	}
 	log.Info("relaying", "name", o.name, "region", o.region, "network", fingerprint, "address", l.Public.Addr(), "tls", o.certificate != "", "udp", udp)
+	if m.Hangup != nil {
+		signal.Notify(m.Hangup, syscall.SIGHUP)
+		defer signal.Stop(m.Hangup)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var reloading sync.WaitGroup
+	defer reloading.Wait()
+	defer cancel()
+	reloading.Go(func() { r.follow(ctx, m.Hangup, s) })
 	return s.Run(ctx)
 }
 

@@ -64,6 +64,10 @@ var dependencies = []dependency{
 		importers: []string{"client/policy", "cmd/internal/commandline", "cmd/warren", "cmd/warren-coordinator", "cmd/warren-relay"},
 	},
 	{
+		path: "github.com/spf13/pflag", why: "cobra's flags by name: a relay compares those of its start with those of now",
+		importers: []string{"cmd/warren-relay"},
+	},
+	{
 		path: "github.com/tailscale/hujson", why: "the policy's text: JSON with comments and trailing commas, with positions",
 		importers: []string{"acl/policy"},
 	},
