@@ -45,8 +45,8 @@ type Options struct {
 	// Device is the name of the network interface, or Userspace.
 	Device string
 	// MTU is the device's in bytes. Zero means what this machine's links carry
-	// (engine.Config.FollowLinks), and tun.DefaultMTU in userspace. What the path to
-	// a peer does not carry of it is found out for each.
+	// (engine.Config.FollowLinks), in userspace, too. What the path to a peer does not
+	// carry of it is found out for each.
 	MTU int
 	// Port is the UDP port that is asked for first; zero means any.
 	Port uint16
@@ -126,7 +126,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		}
 	}
 	if d.engine, err = engine.New(engine.Config{
-		TUN: d.device, ManageDevice: true, FollowLinks: o.MTU == 0 && o.Device != Userspace, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
+		TUN: d.device, ManageDevice: true, FollowLinks: o.MTU == 0, Port: port, Logger: o.Logger.With("part", "engine"), Now: now.Now,
 		Inherited: inherited, HandOver: d.handOver(), PortMapper: d.portMapper(),
 		Router: d.router, Listen: d.openPort, ListenFurther: d.openFurther, DialRelay: relayhttp.Dialer{Client: &http.Client{Transport: newTransport()}}.Dial,
 		LookupHost: func(ctx context.Context, host string) ([]netip.Addr, error) {

@@ -77,7 +77,7 @@ advertises are served by connections of the daemon's own: TCP, UDP and ping.`,
 	f.StringVar(&o.Device, "tun", defaultDevice(), `network interface to make, or "userspace" for none`)
 	f.Uint16Var(&port, "port", 41641, "UDP port for packets of peers; 0 for any. One that is taken is replaced by another")
 	f.BoolVar(&o.PortMapping, "port-mapping", true, "ask the gateway to forward the UDP port (PCP, NAT-PMP, UPnP), and to let it in over IPv6; false forbids it whatever the settings say")
-	f.IntVar(&o.MTU, "mtu", 0, "length in bytes of the longest packet inside the overlay, 1280 to 9000; 0 for what the machine's links carry, 1420 on Ethernet, and 1420 in userspace. What the path to a device carries of it is found out by itself")
+	f.IntVar(&o.MTU, "mtu", 0, "length in bytes of the longest packet inside the overlay, 1280 to 9000; 0 for what the machine's links carry, 1420 on Ethernet. What the path to a device carries of it is found out by itself")
 	f.StringVar(&o.SOCKS5, "socks5", "", "address of a SOCKS5 proxy into the overlay, such as 127.0.0.1:1055")
 	f.StringVar(&o.HTTPProxy, "http-proxy", "", "address of an HTTP proxy into the overlay, such as 127.0.0.1:1056")
 	f.StringVar(&o.Metrics, "metrics-listen", "127.0.0.1:9095", `loopback address of /metrics and /healthz, or "off"`)

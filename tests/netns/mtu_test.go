@@ -211,39 +211,61 @@ func devices(t *testing.T, want int, hosts ...*lab.Host) {
 }
 
 // TestPathMTUInUserspace is F14 between a node with a TUN device and one without:
-// connections that either opens, in both families, over a hop of 1280 bytes that
-// says nothing.
+// connections that either opens, in both families, over a hop that says nothing: of
+// 1280 bytes, and of jumbo frames at first and 1280 bytes later, when the links become
+// narrow as well.
 func TestPathMTUInUserspace(t *testing.T) {
 	t.Parallel()
-	n := newTravellers(t)
-	between := newNarrows(n.internet, 1280, "", "a", "u")
-	const proxy = "127.0.0.1:1081"
-	a, u := n.join(t, between.hosts[0]), n.join(t, between.hosts[1], "--tun", userspace, "--http-proxy", proxy)
-	begin := time.Now()
-	var flows []*lab.Transfer
-	for i, family := range families {
-		there, back := address(u, family, 7000), address(a, family, 7001)
-		opened, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
-			return a.Host.Dial(ctx, "tcp", there)
-		}, u.Host, joined([]string{"127.0.0.1", "::1"}[i], 7000))
-		if err != nil {
-			t.Fatal(err)
-		}
-		asked, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
-			c, err := dialCONNECT(ctx, u.Host, proxy, back)
-			if err == nil {
-				err = c.SetDeadline(time.Time{})
+	for _, test := range []struct {
+		hop  int
+		want [][2]int
+	}{
+		{1280, [][2]int{both(1216), both(1200)}}, // by IPv4 or IPv6, whichever is nearer
+		{9000, [][2]int{both(8920)}},
+	} {
+		t.Run(fmt.Sprint(test.hop), func(t *testing.T) {
+			n := newTravellers(t)
+			between := newNarrows(n.internet, test.hop, "", "a", "u")
+			if test.hop > 1500 {
+				between.links(test.hop)
+				between.hop(test.hop)
 			}
-			return c, err
-		}, a.Host, back)
-		if err != nil {
-			t.Fatal(err)
-		}
-		flows = append(flows, opened, asked)
+			const proxy = "127.0.0.1:1081"
+			a, u := n.join(t, between.hosts[0]), n.join(t, between.hosts[1], "--tun", userspace, "--http-proxy", proxy)
+			begin := time.Now()
+			var flows []*lab.Transfer
+			for i, family := range families {
+				there, back := address(u, family, 7000), address(a, family, 7001)
+				opened, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
+					return a.Host.Dial(ctx, "tcp", there)
+				}, u.Host, joined([]string{"127.0.0.1", "::1"}[i], 7000))
+				if err != nil {
+					t.Fatal(err)
+				}
+				asked, err := lab.OpenBulkBy(t, func(ctx context.Context) (net.Conn, error) {
+					c, err := dialCONNECT(ctx, u.Host, proxy, back)
+					if err == nil {
+						err = c.SetDeadline(time.Time{})
+					}
+					return c, err
+				}, a.Host, back)
+				if err != nil {
+					t.Fatal(err)
+				}
+				flows = append(flows, opened, asked)
+			}
+			fits(t, a, u, test.want...)
+			goOn(t, flows, begin, "")
+			if test.hop > 1500 {
+				begin = time.Now()
+				between.hop(1280)
+				between.links(1500)
+				fits(t, a, u, both(1216), both(1200))
+				goOn(t, flows, begin, "when links and path had shrunk")
+			}
+			finish(t, flows)
+		})
 	}
-	fits(t, a, u, both(1216), both(1200)) // by IPv4 or IPv6, whichever is nearer
-	goOn(t, flows, begin, "")
-	finish(t, flows)
 }
 
 // behindPolicy lets nodes reach each other, and what is behind routers.
