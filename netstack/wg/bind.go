@@ -362,12 +362,8 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			sizes[i] = 0
 			continue
 		}
-		if kind == typeResponse || kind == typeTransport {
-			if p.unanswered.Load() != 0 {
-				p.unanswered.Store(0)
-			}
-		}
 		if kind == typeTransport {
+			p.isHeard()
 			p.arrived(lastIndex)
 			arrived.add(p, packet, source{addr: from[i]})
 			stamp(buf, len(packet), at)
@@ -484,9 +480,7 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 		b.counters.nobody[kind-1].Add(1)
 		return nil
 	}
-	if p.unanswered.Load() != 0 {
-		p.unanswered.Store(0)
-	}
+	p.isHeard()
 	if !b.notes(p, packet, LinkRelay) {
 		return nil
 	}

@@ -229,6 +229,7 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, now time.T
 // answers notes a response that came from the peer, and reports whether the device
 // is to be given it now.
 func (p *Peer) answers(response []byte, link Link, now time.Time) bool {
+	p.isHeard()
 	p.arrived(binary.LittleEndian.Uint32(response[8:]))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -238,56 +239,53 @@ func (p *Peer) answers(response []byte, link Link, now time.Time) bool {
 // inTurn reports whether the device is to be given a message of a handshake now. If
 // not, it is counted, and the device is given it when its time has come. p.mu is held.
 func (p *Peer) inTurn(message []byte, link Link, now time.Time) bool {
-	wait, waits := p.turn(now)
-	switch {
-	case waits:
-		p.handshake.takesNow(message)
+	turn := p.takeTurn(message, now)
+	if turn == turnLater {
 		p.bind.counters.received[link].addOne(len(message))
-		p.giveLater(message, wait)
-		return false
-	case wait > 0:
-		p.bind.counters.limited.Add(1)
-		return false
-	default:
-		p.handshake.takesNow(message)
-		return true
 	}
+	return turn == turnNow
 }
 
-// turn returns how long a message has to wait for its turn, zero for not at all, and
-// whether there is room for it to do so. p.mu is held.
-func (p *Peer) turn(now time.Time) (wait time.Duration, waits bool) {
+// turn says when the device is given a message of a handshake.
+type turn uint8
+
+const (
+	turnNow turn = iota
+	turnLater
+	turnNever // too many wait
+)
+
+// takeTurn says when a message's turn is. The device is given it then where that is
+// later; what has none is counted. p.mu is held.
+func (p *Peer) takeTurn(message []byte, now time.Time) turn {
 	h := &p.handshake
 	next := h.given.Add(apart)
-	if !next.After(now) {
-		h.given = now
-		return 0, false
-	}
-	if h.waiting == maxHeld || p.removed {
-		return next.Sub(now), false
+	switch {
+	case !next.After(now):
+		h.gives(message, now)
+		return turnNow
+	case h.waiting == maxHeld || p.removed:
+		p.bind.counters.limited.Add(1)
+		return turnNever
 	}
 	h.waiting++
-	h.given = next
-	return next.Sub(now), true
-}
-
-// takesNow notes that the device is given a message whose turn it is, or is to be
-// given it then. p.mu is held.
-func (h *handshake) takesNow(message []byte) {
-	if isInitiation(message) {
-		h.taken = h.given
-	}
-}
-
-// giveLater gives the device a message whose turn comes after a while.
-func (p *Peer) giveLater(message []byte, wait time.Duration) {
+	h.gives(message, next)
 	message = bytes.Clone(message)
-	time.AfterFunc(wait, func() {
+	time.AfterFunc(next.Sub(now), func() {
 		p.mu.Lock()
-		p.handshake.waiting--
+		h.waiting--
 		p.mu.Unlock()
 		p.give(message)
 	})
+	return turnLater
+}
+
+// gives notes that the device is given a message at a time.
+func (h *handshake) gives(message []byte, at time.Time) {
+	h.given = at
+	if isInitiation(message) {
+		h.taken = at
+	}
 }
 
 // give gives the device a message that has waited.
@@ -299,26 +297,17 @@ func (p *Peer) give(message []byte) {
 	}
 }
 
-// release gives the device an initiation that has waited in vain.
+// release gives the device an initiation that has waited in vain, in its turn.
 func (p *Peer) release(held []byte) {
 	p.mu.Lock()
-	i := slices.IndexFunc(p.handshake.held, func(h []byte) bool { return &h[0] == &held[0] })
+	defer p.mu.Unlock()
+	h := &p.handshake
+	i := slices.IndexFunc(h.held, func(other []byte) bool { return &other[0] == &held[0] })
 	if i < 0 {
-		p.mu.Unlock()
 		return // ours was answered
 	}
-	p.handshake.held = slices.Delete(p.handshake.held, i, i+1)
-	wait, waits := p.turn(time.Now())
-	if waits || wait == 0 {
-		p.handshake.takesNow(held)
-	}
-	p.mu.Unlock()
-	switch {
-	case waits:
-		p.giveLater(held, wait)
-	case wait > 0:
-		p.bind.counters.limited.Add(1)
-	default:
+	h.held = slices.Delete(h.held, i, i+1)
+	if p.takeTurn(held, time.Now()) == turnNow {
 		p.give(held)
 	}
 }

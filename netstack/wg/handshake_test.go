@@ -238,6 +238,52 @@ func TestOneMessageAtATime(t *testing.T) {
 	})
 }
 
+// TestResponseThatWaitsIsAnAnswer: handshakes count as answered as soon as the
+// response is there, by whichever way it comes and whether or not the device is given
+// it at once.
+func TestResponseThatWaitsIsAnAnswer(t *testing.T) {
+	from := netip.MustParseAddrPort("192.0.2.1:1")
+	for way, give := range map[string]func(x *bound, response []byte) (atOnce bool){
+		"relay": func(x *bound, response []byte) bool {
+			x.handleRelayed(x.peer.key, response)
+			return len(x.given()) > 0
+		},
+		"direct": func(x *bound, response []byte) bool {
+			sizes := []int{len(response)}
+			x.mapBatch([][]byte{response}, sizes, []netip.AddrPort{from}, make([]conn.Endpoint, 1))
+			return sizes[0] > 0
+		},
+		"further socket": func(x *bound, response []byte) bool {
+			s := &Socket{bind: x.bind, closed: make(chan struct{})}
+			s.take(response, from)
+			return len(x.furtherIn) > 0
+		},
+	} {
+		for name, waits := range map[string]bool{"alone": false, "in its turn": true} {
+			t.Run(way+", "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					x := newBound(t, false)
+					if waits {
+						x.handleRelayed(x.peer.key, x.initiation(1))
+						x.given()
+					}
+					x.begin(5)
+					if n := x.peer.Unanswered(); n != 1 {
+						t.Fatalf("%d unanswered after one initiation", n)
+					}
+					if atOnce := give(x, answer(typeResponse, 5)); atOnce == waits {
+						t.Errorf("given to the device at once: %v", atOnce)
+					}
+					if n := x.peer.Unanswered(); n != 0 {
+						t.Errorf("%d unanswered after the response", n)
+					}
+					time.Sleep(2 * apart)
+				})
+			})
+		}
+	}
+}
+
 // TestWaitingInitiationsAreFew: what waits is bounded, and what does not fit goes
 // to the device, as without waiting.
 func TestWaitingInitiationsAreFew(t *testing.T) {

@@ -98,6 +98,13 @@ func (path *Path) way() Path {
 // authenticated.
 func (p *Peer) Unanswered() int { return int(p.unanswered.Load()) }
 
+// isHeard notes that a packet came that seems to be the peer's.
+func (p *Peer) isHeard() {
+	if p.unanswered.Load() != 0 { // packets mostly leave it alone
+		p.unanswered.Store(0)
+	}
+}
+
 // ClearSrc implements conn.Endpoint: the system chooses source addresses.
 func (p *Peer) ClearSrc() {}
 

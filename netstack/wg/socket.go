@@ -152,8 +152,8 @@ func (s *Socket) take(packet []byte, from netip.AddrPort) {
 		b.counters.nobody[kind-1].Add(1)
 		return
 	}
-	if (kind == typeResponse || kind == typeTransport) && p.unanswered.Load() != 0 {
-		p.unanswered.Store(0)
+	if kind == typeTransport {
+		p.isHeard()
 	}
 	if !b.notes(p, packet, linkOf(from)) {
 		return
