@@ -106,7 +106,7 @@ func relaysOf(e engine.Status) []localapi.Relay {
 }
 
 func relayOf(r engine.RelayStatus) localapi.Relay {
-	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, Error: r.Error}
+	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, Error: r.Error, Barred: r.Barred}
 }
 
 // hints says what is wrong with a network and what to do.
@@ -191,6 +191,9 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 		Candidates: []localapi.PathCandidate{}, Relays: relaysOf(e),
 		Endpoints: append([]netip.AddrPort{}, e.Endpoints...), MappingVariesByDestIP: known(e.NAT.MappingVaries),
 		PortMapping: portMappingOf(e.Mapping), IPv6Pinholes: pinholesOf(e),
+	}
+	for _, b := range p.Barred {
+		r.BarredRelays = append(r.BarredRelays, localapi.BarredRelay{Name: b.Relay, Since: b.Since, Until: b.Until})
 	}
 	var primary path.CandidateState
 	for _, c := range p.Paths.Candidates {

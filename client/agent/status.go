@@ -72,7 +72,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 		WantRunning: s.preferences.WantRunning, LoginServer: s.preferences.LoginServer, Network: fingerprintText(s.preferences.Network),
 		Retry: s.control.Retry, Cached: s.view.Cached, Sequence: s.view.Sequence,
 		Device: e.Device, Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...), Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
-		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, a.cfg.Now())),
+		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, a.cfg.Now()), barFacts(e.Relays, a.cfg.Now())),
 	}
 	out.State, out.Reason = stateOf(s)
 	if e.Relay != nil {
@@ -107,6 +107,25 @@ func flapFacts(peers []engine.PeerStatus, now time.Time) []health.Fact {
 				Text: fmt.Sprintf("The path to %s changes again and again. A network on the way works by turns, or somebody there interferes. Packets arrive by whatever works; warren debug paths %s shows more.", p.Name, p.Name),
 			})
 		}
+	}
+	return facts
+}
+
+// barFacts are about the relays that answer and carry no data.
+func barFacts(relays []engine.RelayStatus, now time.Time) []health.Fact {
+	var facts []health.Fact
+	for _, r := range relays {
+		if r.Barred == 0 {
+			continue
+		}
+		devices := "a device"
+		if r.Barred > 1 {
+			devices = fmt.Sprintf("%d devices", r.Barred)
+		}
+		facts = append(facts, health.Fact{
+			Code: health.RelayDropsData, Severity: health.Warning, Subject: r.Name, Since: now,
+			Text: fmt.Sprintf("The relay %s answers, and drops the data that it is to carry to %s. Another is used where there is one; warren debug paths NAME shows more.", r.Name, devices),
+		})
 	}
 	return facts
 }

@@ -71,6 +71,8 @@ const (
 	CandidateRefused Code = "candidate-refused"
 	// PathFlapping: the path to a peer changes more often than networks make it.
 	PathFlapping Code = "path-flapping"
+	// RelayDropsData: a relay answers, and drops the data of a tunnel.
+	RelayDropsData Code = "relay-drops-data"
 )
 
 // Severity says how bad a fact is. The order is from harmless to bad.

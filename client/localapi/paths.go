@@ -106,11 +106,22 @@ type PathsReply struct {
 	// known.
 	Candidates []PathCandidate `json:"candidates"`
 	Relays     []Relay         `json:"relays"`
+	// BarredRelays are those of them that carry no data to this peer.
+	BarredRelays []BarredRelay `json:"barred_relays,omitempty"`
 	// Endpoints are this device's own addresses that the peer is told.
 	Endpoints             []netip.AddrPort `json:"endpoints"`
 	MappingVariesByDestIP *bool            `json:"mapping_varies_by_dest_ip"`
 	PortMapping           PortMapping      `json:"port_mapping"`
 	IPv6Pinholes          []PortMapping    `json:"ipv6_pinholes"`
+}
+
+// BarredRelay is a relay that is not used for a peer where there is another.
+type BarredRelay struct {
+	Name string `json:"name"`
+	// Since is when it was last found that it answers and carries no data, Until to
+	// when it is not used.
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
 }
 
 // PathCandidate is one address of a peer.

@@ -86,6 +86,9 @@ type Relay struct {
 	RTT time.Duration `json:"rtt_ns,omitempty"`
 	// Error is why there is no connection.
 	Error string `json:"error,omitempty"`
+	// Barred is for how many peers it is not used where there is another, since it
+	// answered and carried no data to them.
+	Barred int `json:"barred,omitempty"`
 }
 
 // Path is how packets reach a peer.

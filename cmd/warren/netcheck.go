@@ -203,7 +203,7 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	}
 	fmt.Fprintln(m.Stdout, "\nRelays:")
 	for _, relay := range r.Relays {
-		fmt.Fprintf(m.Stdout, "  %s: %s\n", relayName(relay), relayText(relay))
+		fmt.Fprintf(m.Stdout, "  %s: %s%s\n", relayName(relay), relayText(relay), barText(r, relay.Name))
 	}
 	fmt.Fprintln(m.Stdout, "\nThis device:")
 	for _, e := range r.Endpoints {
@@ -214,6 +214,18 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 		fmt.Fprintf(m.Stdout, "  IPv6Pinhole: %s\n", pinholeText(p))
 	}
 	return nil
+}
+
+// barText says that a relay carries no data to the device, empty where it is not
+// known to do so.
+func barText(r localapi.PathsReply, relay string) string {
+	for _, b := range r.BarredRelays {
+		if b.Name == relay {
+			return fmt.Sprintf("; it answers and carries no data to this device, found %v ago: not used for another %v where there is another relay",
+				r.Time.Sub(b.Since).Round(time.Second), b.Until.Sub(r.Time).Round(time.Second))
+		}
+	}
+	return ""
 }
 
 // completePeer offers the names of peers for a first argument.

@@ -40,8 +40,9 @@ func samples() []Message {
 		Ping{TxID{1, 2, 3}, 1 << 63, 7, 0},
 		Ping{TxID{1, 2, 3}, 1 << 63, 7, 1},
 		Ping{TxID{1, 2, 3}, 1 << 63, 7, MaxPadding},
-		Pong{TxID{4}, v4},
-		Pong{TxID{4}, v6},
+		Pong{TxID: TxID{4}, Observed: v4},
+		Pong{TxID: TxID{4}, Observed: v6},
+		Pong{TxID: TxID{4}, InTunnel: true},
 		Pong{TxID: TxID{4}}, // over a relay
 		CallMe{[]netip.AddrPort{}},
 		CallMe{[]netip.AddrPort{v4, v6}},
@@ -73,6 +74,18 @@ func TestRoundTrip(t *testing.T) {
 		if !bytes.Equal(packet, before) {
 			t.Errorf("%#v: packet was changed", m)
 		}
+	}
+}
+
+// TestInTunnelIsAnAddressToOlderNodes: they take a pong's 18 bytes for zeros or for
+// an address that a packet can come from, and refuse any other pong.
+func TestInTunnelIsAnAddressToOlderNodes(t *testing.T) {
+	plain, err := Pong{TxID: TxID{4}, InTunnel: true}.appendTo(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if observed, err := parseAddrPort(plain[13:31]); err != nil || len(plain) != plainSize || plain[31] != 0 {
+		t.Errorf("%x: address %v, %v", plain, observed, err)
 	}
 }
 
@@ -180,6 +193,8 @@ func TestSealRefuses(t *testing.T) {
 		Pong{Observed: netip.MustParseAddrPort("1.2.3.4:0")},
 		Pong{Observed: netip.MustParseAddrPort("[fe80::1%eth0]:1")},
 		Pong{Observed: netip.MustParseAddrPort("224.0.0.1:1")},
+		Pong{Observed: netip.MustParseAddrPort("192.0.2.1:1"), InTunnel: true},
+		Pong{Observed: netip.MustParseAddrPort("[100::1]:1")},
 		CallMe{make([]netip.AddrPort, MaxEndpoints+1)},
 		CallMe{make([]netip.AddrPort, 1)},
 		Mapping{Varies: true},

@@ -43,7 +43,16 @@ type Pong struct {
 	// Pong saw it, zero where that came over a relay. It is what the peer says, and
 	// proves nothing.
 	Observed netip.AddrPort
+	// InTunnel says that the sender also answers questions inside the tunnel. It goes
+	// over relays, where Observed is zero, which it must be. Nodes of versions before
+	// it never set it, and do not look at it.
+	InTunnel bool
 }
+
+// inTunnel is what stands in the place of Observed for InTunnel: an address that
+// packets never come from (the discard prefix of RFC 6666), since nodes of versions
+// before it take nothing for a Pong but what has an address there, or zeros.
+var inTunnel = netip.AddrPortFrom(netip.MustParseAddr("100::1"), 1)
 
 // CallMe asks the receiver to probe the sender at the given addresses, now,
 // while the sender probes in its turn. It travels over the relay.
@@ -119,10 +128,16 @@ func (m Pong) appendTo(dst []byte) ([]byte, error) {
 	start := len(dst)
 	dst = append(dst, kindPong)
 	dst = append(dst, m.TxID[:]...)
-	if m.Observed == (netip.AddrPort{}) {
+	observed := m.Observed
+	switch {
+	case m.InTunnel && observed == (netip.AddrPort{}):
+		observed = inTunnel
+	case m.InTunnel, observed == inTunnel:
+		return nil, fmt.Errorf("%w: pong with address %v, in the tunnel %v", ErrMalformed, observed, m.InTunnel)
+	case observed == (netip.AddrPort{}):
 		return pad(dst, start), nil
 	}
-	dst, err := appendAddrPort(dst, m.Observed)
+	dst, err := appendAddrPort(dst, observed)
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +255,9 @@ func parseMessage(b []byte) (Message, error) {
 		observed, err := parseAddrPort(b[13:31])
 		if err != nil {
 			return nil, err
+		}
+		if observed == inTunnel {
+			return Pong{TxID: TxID(b[1:13]), InTunnel: true}, nil
 		}
 		return Pong{TxID: TxID(b[1:13]), Observed: observed}, nil
 	case kindCallMe:

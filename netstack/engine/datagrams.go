@@ -11,6 +11,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/sock"
+	"github.com/warren-overlay/warren/netstack/wg"
 )
 
 const (
@@ -35,7 +36,8 @@ const (
 // relayDatagrams is how packets go to one relay as datagrams, beside the
 // session's connection, from the device's own port.
 type relayDatagrams struct {
-	e *Engine
+	e    *Engine
+	over *relayConn
 	// timer tells the session's goroutine to look.
 	timer chan<- struct{}
 
@@ -62,9 +64,9 @@ type earlyDatagram struct {
 	since    time.Time
 }
 
-func newRelayDatagrams(e *Engine, timer chan<- struct{}, heard func(ident.NodeKey, []byte) bool) *relayDatagrams {
+func newRelayDatagrams(r *relayConn, timer chan<- struct{}, heard func(ident.NodeKey, []byte) bool) *relayDatagrams {
 	return &relayDatagrams{
-		e: e, timer: timer, heard: heard,
+		e: r.e, over: r, timer: timer, heard: heard,
 		wanted: make(chan ident.NodeKey, maxWanted), notices: make(chan []byte, maxNotices),
 		early: make(chan []byte, maxEarly),
 	}
@@ -269,19 +271,20 @@ func (l *relayLinks) set(from netip.AddrPort, old, d *relayDatagrams) {
 }
 
 // unwrap is wg.Config.Unwrap.
-func (l *relayLinks) unwrap(datagram []byte, from netip.AddrPort) (peer ident.NodeKey, packet []byte, ok bool) {
+func (l *relayLinks) unwrap(datagram []byte, from netip.AddrPort) (over wg.Relay, peer ident.NodeKey, packet []byte, ok bool) {
 	if !relay.IsDatagram(datagram) {
-		return peer, nil, false
+		return nil, peer, nil, false
 	}
 	m := l.current.Load()
 	if m == nil {
-		return peer, nil, false
+		return nil, peer, nil, false
 	}
 	d := (*m)[from]
 	if d == nil {
-		return peer, nil, false
+		return nil, peer, nil, false
 	}
-	return d.open(datagram)
+	peer, packet, ok = d.open(datagram)
+	return d.over, peer, packet, ok
 }
 
 // datagramsOf returns the address at which a relay takes datagrams, invalid

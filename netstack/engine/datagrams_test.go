@@ -103,7 +103,7 @@ func TestRelayedDatagrams(t *testing.T) {
 func TestEarlyDatagramsAreBounded(t *testing.T) {
 	e := &Engine{}
 	timer := make(chan struct{}, 1)
-	d := newRelayDatagrams(e, timer, func(ident.NodeKey, []byte) bool { return false })
+	d := newRelayDatagrams(&relayConn{e: e}, timer, func(ident.NodeKey, []byte) bool { return false })
 	handled := 0
 	handle := func(ident.NodeKey, []byte) { handled++ }
 	packet := append(make([]byte, relay.DatagramHeader), "sealed"...)

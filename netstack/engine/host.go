@@ -98,8 +98,13 @@ func (d *hostDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 	d.underway.Lock()
 	d.held = true
-	if own {
+	if own != nil {
 		d.withhold(bufs[n-1], &sizes[n-1], offset)
+		if own.over != nil && sizes[n-1] > 0 {
+			if device := d.device.Load(); device == nil || !device.Divert(bufs[n-1], own.over) {
+				sizes[n-1] = 0 // one that went by another way would prove nothing
+			}
+		}
 	} else if n > 0 {
 		d.filterOutbound(bufs[:n], sizes, offset)
 	}
@@ -127,6 +132,10 @@ type holder struct {
 	e      *Engine
 	p      *peer
 	passed bool // whether one of its packets did
+	// left is the length of its last packet that may leave, 0 for none, and longest
+	// that of the longest.
+	left, longest int
+	now           time.Time
 }
 
 // hold makes p the peer whose mutex is held; nil is none. It reports whether another
@@ -137,6 +146,9 @@ func (h *holder) hold(p *peer) bool {
 	}
 	if h.p != nil {
 		decided := h.p.filter.Waiting() > 0
+		if h.left > 0 {
+			h.p.lengths.note(h.left, h.longest, h.now)
+		}
 		h.p.mu.Unlock()
 		if decided {
 			h.e.note(h.p)
@@ -145,7 +157,7 @@ func (h *holder) hold(p *peer) bool {
 			h.e.touch(h.p)
 		}
 	}
-	h.passed = false
+	h.passed, h.left, h.longest = false, 0, 0
 	if h.p = p; p != nil {
 		p.lockForPackets()
 	}
@@ -160,7 +172,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 	var p *peer
 	var rejects [][]byte
 	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
-	h := holder{e: d.e}
+	h := holder{e: d.e, now: now}
 	if unfiltered {
 		f.touchAll(d.e)
 		return
@@ -210,6 +222,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 				continue
 			}
 			sizes[i] = int(info.Length)
+			h.left, h.longest = sizes[i], max(h.longest, sizes[i])
 		case filter.Reject:
 			reject := make([]byte, tun.Headroom, tun.Headroom+rejectRoom)
 			if reject = packet.AppendReject(reject, b); len(reject) > tun.Headroom {
@@ -246,7 +259,7 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 	var p *peer
 	kept := 0
 	f, now, captures := d.forwarding.Load(), d.now(), d.e.captures.running.Load()
-	h := holder{e: d.e}
+	h := holder{e: d.e, now: now}
 	if unfiltered {
 		f.touchAll(d.e)
 		return len(bufs)
@@ -294,7 +307,7 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 			captureDecided(*captures, filter.Inbound, b, p, decision, &info, now)
 		}
 		if decision.Verdict == filter.Control {
-			d.handleInband(p, b[:info.Length], &info)
+			d.handleInband(p, buf, offset, &info)
 		}
 		if decision.Verdict != filter.Pass {
 			continue

@@ -46,6 +46,7 @@ var (
 	relayHomeDesc  = describe("relay_home", "Whether the relay is where this device listens: 1 or 0.", "relay", "region")
 	relayRTTDesc   = describe("relay_rtt_seconds", "The least of the recent round trips to the relay, where one is known.", "relay", "region")
 	relayQueueDesc = describe("relay_queued_bytes", "Bytes that wait to be sent to the relay.", "relay", "region")
+	relayBarDesc   = describe("relay_barred_peers", "Peers for which the relay is not used where there is another, since it carried questions to them and dropped their tunnel's packets.", "relay", "region")
 	relayEventDesc = describe("relay_events_total", "What happened between this device and its relays.", "event")
 )
 
@@ -58,7 +59,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- passedDesc[d]
 	}
 	for _, d := range []*prometheus.Desc{
-		lostDesc, markedDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayEventDesc,
+		lostDesc, markedDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayBarDesc, relayEventDesc,
 		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc, pinholeEventDesc, pinholesDesc,
 	} {
 		out <- d
@@ -133,7 +134,7 @@ func (c *control) relayMetrics() []prometheus.Metric {
 	}
 	for _, r := range c.relayStatus() {
 		out = append(out, gauge(relayDesc, value(r.Connected), r.Name, r.Region), gauge(relayHomeDesc, value(r.Home), r.Name, r.Region),
-			gauge(relayQueueDesc, float64(r.Queued), r.Name, r.Region))
+			gauge(relayQueueDesc, float64(r.Queued), r.Name, r.Region), gauge(relayBarDesc, float64(r.Barred), r.Name, r.Region))
 		if r.RTT > 0 {
 			out = append(out, gauge(relayRTTDesc, r.RTT.Seconds(), r.Name, r.Region))
 		}
@@ -143,6 +144,7 @@ func (c *control) relayMetrics() []prometheus.Metric {
 		"home_changed": stats.HomeChanges, "route_changed": stats.RouteChanges, "route_lost": stats.RoutesLost,
 		"peer_gone": stats.PeersGone, "connection_lost": stats.ConnectionLosses, "connect_failed": stats.ConnectFailures,
 		"over_cap": stats.OverCap, "ping_over_budget": stats.PingsOverBudget, "pong_unsolicited": stats.PongsUnsolicited,
+		"tunnel_asked": stats.TunnelAsked, "tunnel_answer_unsolicited": stats.TunnelUnsolicited, "route_barred": stats.RoutesBarred,
 	} {
 		out = append(out, counter(relayEventDesc, n, event))
 	}

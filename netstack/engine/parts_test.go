@@ -49,7 +49,7 @@ func TestReaderLetsOwnPacketsThroughDuringARead(t *testing.T) {
 	r.inject([]byte("own 2"))
 	for _, want := range []string{"own 1", "own 2"} {
 		n, own, err := r.read(bufs, sizes, offset)
-		if n != len(bufs) || !own || err != nil {
+		if n != len(bufs) || own == nil || err != nil {
 			t.Fatalf("read: %d, %v, %v", n, own, err)
 		}
 		for i, size := range sizes[:n-1] {
@@ -63,7 +63,7 @@ func TestReaderLetsOwnPacketsThroughDuringARead(t *testing.T) {
 	}
 	device.Send([]byte("of the host"))
 	n, own, err := r.read(bufs, sizes, offset)
-	if n != 1 || own || err != nil || string(bufs[0][offset:offset+sizes[0]]) != "of the host" {
+	if n != 1 || own != nil || err != nil || string(bufs[0][offset:offset+sizes[0]]) != "of the host" {
 		t.Fatalf("read: %d, %v, %v, %q", n, own, err, bufs[0][offset:offset+sizes[0]])
 	}
 	for range maxInjected {

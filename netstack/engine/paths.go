@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/relay/home"
 )
 
 // PeerPaths is all that is known of the ways to one peer.
@@ -21,6 +22,8 @@ type PeerPaths struct {
 	Unanswered int
 	// Relayed says that the relay can carry packets.
 	Relayed bool
+	// Barred are the relays that are not used for the peer where there is another.
+	Barred []home.Barred
 	// Paths is the state of the agent that chooses, Now the moment of it.
 	Paths path.Snapshot
 	Now   time.Time
@@ -61,6 +64,7 @@ func (c *control) paths(p *peer) PeerPaths {
 		Name: p.member.Name(), Path: pathFrom(c.tunnelPath(p, p.agent.Primary())),
 		Unanswered: p.tunnel.Unanswered(), Relayed: c.relayed, Paths: p.agent.Snapshot(), Now: c.now(),
 	}
+	out.Barred = c.relays.machine.Barred(p.key, out.Now)
 	// What it says beside the path is a help; without it the rest still is one.
 	if stats, err := c.device.Stats(); err == nil {
 		out.LastHandshake = stats[p.key].LastHandshake

@@ -53,12 +53,13 @@ type peer struct {
 	sealing   atomic.Pointer[wg.Peer]
 	roundTrip atomic.Int64
 
-	mu       sync.Mutex // protects filter, queues, name, answered and told
+	mu       sync.Mutex // protects filter, queues, name, answered, told and lengths
 	filter   *filter.Peer
 	queues   queues
 	name     string
-	answered time.Time // when it was last answered in band
-	told     time.Time // up to when answers about long packets are used up
+	answered [2]time.Time // when it was last answered in band: an ask, a relay ask
+	told     time.Time    // up to when answers about long packets are used up
+	lengths  lengths      // of packets that left for it
 
 	// What follows belongs to the control goroutine. Before the peer is in a
 	// table of the data path it is in none.
@@ -99,13 +100,13 @@ func (d *hostDevice) arrives(p *peer, buf []byte, offset int, now time.Time) {
 	if device == nil {
 		return
 	}
-	from, socket, ok := device.Source(buf, offset)
+	from, ok := device.Source(buf, offset)
 	if !ok {
 		return
 	}
 	by := path.Path{Kind: path.Relay}
-	if from.IsValid() {
-		by = path.DirectFrom(socket, from)
+	if from.Addr.IsValid() {
+		by = path.DirectFrom(from.Socket, from.Addr)
 	}
 	p.arrived.Store(&arrival{by, now})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/netstack/tun"
+	"github.com/warren-overlay/warren/netstack/wg"
 )
 
 // maxInjected bounds the packets of our own that wait to be sealed: a change of
@@ -27,7 +28,7 @@ type hostReader struct {
 	device   tun.Device
 	requests chan struct{}
 	results  chan readResult
-	injected chan []byte
+	injected chan ownPacket
 	closing  chan struct{} // closed by close
 	ended    chan struct{} // closed when run has returned
 	overflow atomic.Uint64
@@ -42,6 +43,13 @@ type hostReader struct {
 	pending bool // a request is out; the caller's
 }
 
+// ownPacket is a packet of our own.
+type ownPacket struct {
+	data []byte
+	// over is the relay that it is to go over, nil for the path of its peer.
+	over wg.Relay
+}
+
 type readResult struct {
 	n   int
 	err error
@@ -52,7 +60,7 @@ func newHostReader(device tun.Device, onError func(error)) *hostReader {
 		device:   device,
 		requests: make(chan struct{}, 1),
 		results:  make(chan readResult, 1),
-		injected: make(chan []byte, maxInjected),
+		injected: make(chan ownPacket, maxInjected),
 		closing:  make(chan struct{}),
 		ended:    make(chan struct{}),
 		sizes:    make([]int, device.BatchSize()),
@@ -83,9 +91,13 @@ func (r *hostReader) batchSize() int { return r.device.BatchSize() + 1 }
 
 // inject has a packet sealed without asking the filter. It reports whether
 // there was room. The packet must not be written to afterwards.
-func (r *hostReader) inject(packet []byte) bool {
+func (r *hostReader) inject(packet []byte) bool { return r.injectOver(packet, nil) }
+
+// injectOver is inject for a packet that is to go over a relay, whatever the path of
+// its peer is.
+func (r *hostReader) injectOver(packet []byte, over wg.Relay) bool {
 	select {
-	case r.injected <- packet:
+	case r.injected <- ownPacket{packet, over}:
 		return true
 	default:
 		r.overflow.Add(1)
@@ -93,9 +105,9 @@ func (r *hostReader) inject(packet []byte) bool {
 	}
 }
 
-// read returns packets of the device, or one of our own and own set. One call
-// at a time.
-func (r *hostReader) read(bufs [][]byte, sizes []int, offset int) (n int, own bool, err error) {
+// read returns packets of the device, or the last of bufs with one of our own and
+// own set. One call at a time.
+func (r *hostReader) read(bufs [][]byte, sizes []int, offset int) (n int, own *ownPacket, err error) {
 	last := len(bufs) - 1
 	if r.pending {
 		if &r.bufs[0][0] != &bufs[0][0] || len(r.bufs) != last || r.offset != offset {
@@ -113,13 +125,13 @@ func (r *hostReader) read(bufs [][]byte, sizes []int, offset int) (n int, own bo
 	case result := <-r.results:
 		r.pending = false
 		copy(sizes, r.sizes[:result.n])
-		return result.n, false, result.err
+		return result.n, nil, result.err
 	case <-r.closing:
-		return 0, false, os.ErrClosed
+		return 0, nil, os.ErrClosed
 	case packet := <-r.injected:
 		clear(sizes[:last])
-		sizes[last] = copy(bufs[last][offset:], packet)
-		return len(bufs), true, nil
+		sizes[last] = copy(bufs[last][offset:], packet.data)
+		return len(bufs), &packet, nil
 	}
 }
 

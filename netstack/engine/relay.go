@@ -233,7 +233,7 @@ func (a *relayAttempt) connect(engine, ctx context.Context) error {
 		return err
 	}
 	s := &relaySession{attempt: a, engine: engine, conn: conn, session: session, timer: make(chan struct{}, 1)}
-	s.datagrams = newRelayDatagrams(r.e, s.timer, s.heardDatagram)
+	s.datagrams = newRelayDatagrams(r, s.timer, s.heardDatagram)
 	if cfg.Datagrams.IsValid() {
 		r.e.relayLinks.set(cfg.Datagrams, nil, s.datagrams)
 		defer r.e.relayLinks.set(cfg.Datagrams, s.datagrams, nil)
@@ -293,7 +293,7 @@ func (s *relaySession) watch(ctx context.Context) {
 		failed := s.session.Failed()
 		s.mu.Unlock()
 		s.datagrams.late(now, func(peer ident.NodeKey, packet []byte) {
-			s.attempt.conn.device.HandleRelayed(peer, packet) // heardDatagram took what is not WireGuard's
+			s.attempt.conn.device.HandleRelayed(s.attempt.conn, peer, packet) // heardDatagram took what is not WireGuard's
 		})
 		if failed {
 			return
@@ -365,7 +365,7 @@ func (s *relaySession) drainLocked(now time.Time) {
 		}
 		switch event.Kind {
 		case relay.EventPacket:
-			if !r.device.HandleRelayed(event.Peer, event.Packet) {
+			if !r.device.HandleRelayed(r, event.Peer, event.Packet) {
 				r.e.post(datagram{relayed: event.Peer, relay: r.relay.Name}, event.Packet)
 			}
 			s.hint(event.Peer, now)

@@ -161,6 +161,14 @@ func (c *control) drainRelays() {
 			if p := c.peers[o.Peer]; p != nil {
 				c.sendRelayed(p, conn, c.relays.machine.Ping(o))
 			}
+		case home.AskInTunnel:
+			if p := c.peers[o.Peer]; p != nil && conn != nil {
+				c.askInTunnel(p, conn, o)
+			}
+		case home.Handshake:
+			if err := c.device.Renew(o.Peer); err != nil {
+				c.e.log.Debug("renewing a session", "peer", c.nameOf(o.Peer), "error", err)
+			}
 		case home.HomeChanged:
 			c.e.log.Info("home relay", "name", o.Relay)
 			c.publish()
@@ -168,6 +176,8 @@ func (c *control) drainRelays() {
 			if p := c.peers[o.Peer]; p != nil {
 				c.reroute(p)
 			}
+		case home.RouteBarred:
+			c.e.log.Warn("a relay answers and carries no data", "relay", o.Relay, "peer", c.nameOf(o.Peer))
 		case home.OnlineChanged:
 			c.handleOnline(c.relays.machine.Online())
 		}
@@ -215,11 +225,11 @@ func (c *control) handleRelayedProbe(p *peer, name string, m disco.Message, now 
 	switch m := m.(type) {
 	case disco.Ping:
 		if c.relays.machine.HandlePing(name, p.key, now) && c.relays.conns[name] != nil {
-			c.sendRelayed(p, c.relays.conns[name], disco.Pong{TxID: m.TxID})
+			c.sendRelayed(p, c.relays.conns[name], disco.Pong{TxID: m.TxID, InTunnel: true})
 		}
 		handled = true
 	case disco.Pong:
-		err = c.relays.machine.HandlePong(name, p.key, m.TxID, now)
+		err = c.relays.machine.HandlePong(name, p.key, m, now)
 		handled = true
 	}
 	c.drainRelays()
@@ -302,7 +312,7 @@ func (c *control) relayStatus() []RelayStatus {
 	var out []RelayStatus
 	for _, r := range c.relays.machine.Snapshot().Relays {
 		conn := c.relays.conns[r.Name]
-		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, RTT: r.RTT}
+		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, RTT: r.RTT, Barred: r.Barred}
 		s.Connected, s.Error = conn.connected()
 		if session := conn.session.Load(); session != nil {
 			s.Datagrams = session.datagrams.link.Load() != nil

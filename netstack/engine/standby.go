@@ -192,7 +192,11 @@ func (s *standby) step(now time.Time) (due, lost []ident.NodeKey) {
 // sendAsk asks one router, through the tunnel and past the filter.
 func (c *control) sendAsk(key ident.NodeKey, h *routerHealth, now time.Time) {
 	p := c.peers[key]
-	if p == nil || c.cfg == nil {
+	if p == nil {
+		return
+	}
+	from, to, ok := c.inbandAddresses(p)
+	if !ok {
 		return
 	}
 	var raw [8]byte
@@ -201,26 +205,19 @@ func (c *control) sendAsk(key ident.NodeKey, h *routerHealth, now time.Time) {
 		return
 	}
 	h.nonce = binary.BigEndian.Uint64(raw[:])
-	for _, to := range p.member.Identity().Addresses {
-		for _, from := range c.cfg.Self.Identity().Addresses {
-			if from.Is4() == to.Is4() {
-				if h.dead {
-					// One that was started again does not know the session.
-					c.beginHandshake(key)
-				}
-				c.e.host.reader.inject(appendInband(nil, from, to, inband{kind: kindAsk, nonce: h.nonce}))
-				p.agent.HandleOutboundUse(now)
-				c.drain(p)
-				return
-			}
-		}
+	if h.dead {
+		// One that was started again does not know the session.
+		c.beginHandshake(key)
 	}
+	c.e.host.reader.inject(appendInband(nil, from, to, inband{kind: kindAsk, nonce: h.nonce}))
+	p.agent.HandleOutboundUse(now)
+	c.drain(p)
 }
 
-// handleAnswer notices that a router is there, and whether it serves.
-func (c *control) handleAnswer(a answer) {
+// handleRouterAnswer notices that a router is there, and whether it serves.
+func (c *control) handleRouterAnswer(a answer) {
 	h := c.standby.routers[a.p.key]
-	if h == nil || c.peers[a.p.key] != a.p || a.m.nonce != h.nonce || h.nonce == 0 {
+	if h == nil || a.m.nonce != h.nonce || h.nonce == 0 {
 		return
 	}
 	h.nonce = 0

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
-	"github.com/warren-overlay/warren/acl/packet"
 )
 
 // drive runs the standby of one prefix for a time, in steps of 100 ms, with
@@ -107,67 +106,4 @@ func TestStandby(t *testing.T) {
 	if got := idle.choose([]ident.NodeKey{a, b}, b, true); got != b {
 		t.Errorf("all dead: chosen %v", got)
 	}
-}
-
-func inbandMessages() [][]byte {
-	var out [][]byte
-	for _, addrs := range [][2]string{{"100.64.0.1", "100.64.0.2"}, {"fd64::1", "fd64::2"}} {
-		for _, m := range []inband{{kind: kindAsk, nonce: 1 << 60}, {kind: kindAnswer, flags: flagServing, nonce: 7}} {
-			out = append(out, appendInband(nil, netip.MustParseAddr(addrs[0]), netip.MustParseAddr(addrs[1]), m))
-		}
-	}
-	return out
-}
-
-func TestInbandSurvives(t *testing.T) {
-	for i, b := range inbandMessages() {
-		var info packet.Info
-		if fault := packet.Parse(b, &info); fault != packet.None {
-			t.Fatalf("%d: %v", i, fault)
-		}
-		m, err := parseInband(b, &info)
-		want := inband{kind: kindAsk, nonce: 1 << 60}
-		if i%2 == 1 {
-			want = inband{kind: kindAnswer, flags: flagServing, nonce: 7}
-		}
-		if err != nil || m != want || info.Protocol != inbandProtocol {
-			t.Errorf("%d: %+v, %v", i, m, err)
-		}
-		if sum := checksum(b); info.Version == 4 && sum != 0 {
-			t.Errorf("%d: header checksum is off by %x", i, sum)
-		}
-	}
-}
-
-// checksum sums an IPv4 header as RFC 791 does; a right one gives 0.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
-}
-
-// FuzzInband reads anything that the parser accepts.
-func FuzzInband(f *testing.F) {
-	for _, b := range inbandMessages() {
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var info packet.Info
-		if packet.Parse(b, &info) != packet.None || info.Protocol != inbandProtocol {
-			return
-		}
-		m, err := parseInband(b[:info.Length], &info)
-		if err != nil {
-			return
-		}
-		again := appendInband(nil, info.Source.Addr(), info.Destination.Addr(), m)
-		if got, err := parseInband(again, &info); err != nil || got != m {
-			t.Fatalf("%+v becomes %+v, %v", m, got, err)
-		}
-	})
 }

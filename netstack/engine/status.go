@@ -89,6 +89,9 @@ type RelayStatus struct {
 	Queued int `json:"queued,omitempty"`
 	// Error is why there is no connection, empty where there is one.
 	Error string `json:"error,omitempty"`
+	// Barred is for how many peers the relay is not used where there is another, since
+	// it carried questions to them and dropped their tunnel's packets.
+	Barred int `json:"barred,omitempty"`
 }
 
 // Status is the state of the engine at one moment. It shares nothing with the

@@ -16,18 +16,23 @@ const (
 	arrivalSlack = 1 << 14
 )
 
-// source is from where a packet came: from an address to one of our ports, or
-// over a relay, which is the zero value.
-type source struct {
-	addr   netip.AddrPort
-	socket uint32 // the number of the further socket, 0 for the device's own port
+// Origin is from where a packet came: from an address to one of our ports, or over a
+// relay. Origins are comparable, as relays are.
+type Origin struct {
+	// Addr is not valid for a packet that came over a relay.
+	Addr netip.AddrPort
+	// Socket is the number of the further socket that it came to, 0 for the
+	// device's own port.
+	Socket uint32
+	// Relay is what the packet came over, nil where Addr is valid.
+	Relay Relay
 }
 
 // arrivalRun is what transport messages that came in a row have in common.
 type arrivalRun struct {
 	index       uint32 // their receiver
 	first, last uint64 // the least and the greatest of their counters
-	from        source
+	from        Origin
 	noted       bool // false for an empty place
 }
 
@@ -58,7 +63,7 @@ func (a *arrivals) note(r arrivalRun) {
 // source returns from where the message with a receiver and counter came. It reports false where that is not known, and where
 // copies of it came from several places: which of them was opened is not known
 // then.
-func (a *arrivals) source(index uint32, counter uint64) (from source, ok bool) {
+func (a *arrivals) source(index uint32, counter uint64) (from Origin, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.recent {
@@ -66,7 +71,7 @@ func (a *arrivals) source(index uint32, counter uint64) (from source, ok bool) {
 			continue
 		}
 		if ok && r.from != from {
-			return source{}, false
+			return Origin{}, false
 		}
 		from, ok = r.from, true
 	}
@@ -80,7 +85,7 @@ type arrivalBatch struct {
 }
 
 // add adds a transport message of p.
-func (b *arrivalBatch) add(p *Peer, packet []byte, from source) {
+func (b *arrivalBatch) add(p *Peer, packet []byte, from Origin) {
 	index, counter := binary.LittleEndian.Uint32(packet[4:]), binary.LittleEndian.Uint64(packet[8:])
 	if b.p != p || b.run.index != index || b.run.from != from {
 		b.end()
@@ -98,22 +103,19 @@ func (b *arrivalBatch) end() {
 	}
 }
 
-// Source returns from where buf came, a packet as Config.TUN's Write is given
-// it, with its payload at offset: the peer's address and the number of the further
-// socket that it came to, 0 for the device's own port; or no address for a relay.
-// WireGuard has opened the packet, so the peer did send it, and it is
-// what came from there that was opened. It reports false where that is not known
-// any more, or where copies came from several places.
-func (d *Device) Source(buf []byte, offset int) (from netip.AddrPort, socket uint32, ok bool) {
+// Source returns from where buf came, a packet as Config.TUN's Write is given it,
+// with its payload at offset. WireGuard has opened the packet, so the peer did send it,
+// and it is what came from there that was opened. It reports false where that is not
+// known any more, or where copies came from several places.
+func (d *Device) Source(buf []byte, offset int) (from Origin, ok bool) {
 	if offset < sessionHeader || len(buf) < offset {
-		return from, 0, false
+		return from, false
 	}
 	header := buf[offset-sessionHeader:]
 	index := binary.LittleEndian.Uint32(header[4:])
 	p := d.bind.indexes.lookup(index)
 	if p == nil {
-		return from, 0, false
+		return from, false
 	}
-	at, ok := p.arrivals.source(index, binary.LittleEndian.Uint64(header[8:]))
-	return at.addr, at.socket, ok
+	return p.arrivals.source(index, binary.LittleEndian.Uint64(header[8:]))
 }

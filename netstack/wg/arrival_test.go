@@ -11,16 +11,16 @@ import (
 func TestSourceOfOpenedPackets(t *testing.T) {
 	a, b, atA, _ := connected(t)
 	var mu sync.Mutex
-	sources := make(map[byte]netip.AddrPort) // by the packets' last byte; protected by mu
+	sources := make(map[byte]Origin) // by the packets' last byte; protected by mu
 	written := func(buf []byte, offset int) {
 		mu.Lock()
 		defer mu.Unlock()
-		if from, _, ok := b.device.Source(buf, offset); ok {
+		if from, ok := b.device.Source(buf, offset); ok {
 			sources[buf[len(buf)-1]] = from
 		}
 	}
 	b.tun.written.Store(&written)
-	source := func(content byte) (from netip.AddrPort, ok bool) {
+	source := func(content byte) (from Origin, ok bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		from, ok = sources[content]
@@ -28,18 +28,19 @@ func TestSourceOfOpenedPackets(t *testing.T) {
 	}
 
 	pass(t, a, b, 10)
-	if from, ok := source(10); !ok || from != a.at {
+	if from, ok := source(10); !ok || from != (Origin{Addr: a.at}) {
 		t.Errorf("direct: from %v, %v, want %v", from, ok, a.at)
 	}
 
 	carried(t, a, b, 11)
-	if from, ok := source(11); !ok || from == a.at || !from.IsValid() {
+	if from, ok := source(11); !ok || from.Addr == a.at || !from.Addr.IsValid() {
 		t.Errorf("carried by a stranger: from %v, %v", from, ok)
 	}
 
-	atA.SetPath(Path{Relay: pipe{a.key, b.device}})
+	relay := &recordingRelay{}
+	atA.SetPath(Path{Relay: pipe{a.key, b.device, relay}})
 	pass(t, a, b, 12)
-	if from, ok := source(12); !ok || from.IsValid() {
+	if from, ok := source(12); !ok || from != (Origin{Relay: relay}) {
 		t.Errorf("relayed: from %v, %v", from, ok)
 	}
 }
@@ -48,7 +49,7 @@ func TestSourceOfOpenedPackets(t *testing.T) {
 // path's packets are one run however many there are, and a forged counter does
 // not claim all that is to come.
 func TestArrivals(t *testing.T) {
-	x, y := source{addr: netip.MustParseAddrPort("1.1.1.1:1")}, source{addr: netip.MustParseAddrPort("2.2.2.2:2")}
+	x, y := Origin{Addr: netip.MustParseAddrPort("1.1.1.1:1")}, Origin{Addr: netip.MustParseAddrPort("2.2.2.2:2")}
 	var a arrivals
 	if _, ok := a.source(0, 0); ok {
 		t.Error("an empty memory knows something")

@@ -36,11 +36,12 @@ type bind struct {
 	noPath  func(key ident.NodeKey)
 
 	// unwrap is Config.Unwrap.
-	unwrap func(datagram []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool)
+	unwrap func(datagram []byte, from netip.AddrPort) (Relay, ident.NodeKey, []byte, bool)
 
 	identity atomic.Pointer[identity]
 	indexes  indexTable
 	counters counters
+	diverted diversions
 	relayed  chan queued
 	// furtherIn are packets that came to further sockets.
 	furtherIn     chan queued
@@ -211,23 +212,32 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
+	path := p.path.Load()
 	for _, packet := range bufs {
-		switch messageType(packet) {
+		kind := messageType(packet)
+		switch kind {
 		case typeInitiation:
 			p.unanswered.Add(1)
-			fallthrough
 		case typeResponse:
-			now := time.Now()
-			b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, now)
-			// The device sends each alone.
-			if id := b.identity.Load(); len(bufs) == 1 && isInitiation(packet) && id != nil && p.defers(packet, id.public, now) {
-				return nil
-			}
-			p.sends(packet, now)
+			path = p.wayBack(path)
+		default:
+			continue
+		}
+		now := time.Now()
+		b.indexes.learn(binary.LittleEndian.Uint32(packet[4:]), p, now)
+		// The device sends each alone.
+		if id := b.identity.Load(); len(bufs) == 1 && kind == typeInitiation && id != nil && p.defers(packet, id.public, now) {
+			return nil
+		}
+		p.sends(packet, now)
+	}
+	if b.diverted.waiting.Load() > 0 {
+		if bufs = b.divert(p, bufs); len(bufs) == 0 {
+			return nil
 		}
 	}
 	b.noteWaiting(p, bufs)
-	b.send(p, p.path.Load(), bufs)
+	b.send(p, path, bufs)
 	return nil
 }
 
@@ -340,18 +350,18 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 			}
 		case typeInitiation:
 			p = b.identify(packet, func(now time.Time) bool { return b.allowDirect(from[i], now) })
-			if p != nil && !b.takes(p, packet, linkOf(from[i])) {
+			if p != nil && !b.takes(p, packet, linkOf(from[i]), nil) {
 				sizes[i] = 0
 				continue
 			}
 		default:
 			sizes[i] = 0
-			if key, inner, ok := b.unwrapped(packet, from[i]); !ok {
+			if over, key, inner, ok := b.unwrapped(packet, from[i]); !ok {
 				b.control(packet, from[i])
-			} else if p := b.mapRelayed(key, inner); p != nil {
+			} else if p := b.mapRelayed(over, key, inner); p != nil {
 				sizes[i], eps[i] = copy(buf, inner), p
 				if packet := buf[:sizes[i]]; messageType(packet) == typeTransport {
-					arrived.add(p, packet, source{})
+					arrived.add(p, packet, Origin{Relay: over})
 					stamp(buf, len(packet), at)
 				}
 			}
@@ -365,7 +375,7 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		if kind == typeTransport {
 			p.isHeard()
 			p.arrived(lastIndex)
-			arrived.add(p, packet, source{addr: from[i]})
+			arrived.add(p, packet, Origin{Addr: from[i]})
 			stamp(buf, len(packet), at)
 		}
 		eps[i] = p
@@ -373,20 +383,20 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 	}
 }
 
-func (b *bind) unwrapped(packet []byte, from netip.AddrPort) (ident.NodeKey, []byte, bool) {
+func (b *bind) unwrapped(packet []byte, from netip.AddrPort) (Relay, ident.NodeKey, []byte, bool) {
 	if b.unwrap == nil {
-		return ident.NodeKey{}, nil, false
+		return nil, ident.NodeKey{}, nil, false
 	}
 	return b.unwrap(packet, from)
 }
 
 // mapRelayed returns the peer of a packet that came in a relay's datagram, nil
 // where it is not for the device.
-func (b *bind) mapRelayed(from ident.NodeKey, packet []byte) *Peer {
+func (b *bind) mapRelayed(over Relay, from ident.NodeKey, packet []byte) *Peer {
 	if messageType(packet) == 0 {
 		return nil
 	}
-	p := b.relayedPeer(from, packet)
+	p := b.relayedPeer(over, from, packet)
 	if p != nil {
 		b.counters.received[LinkRelay].addOne(len(packet))
 	}
@@ -449,16 +459,16 @@ func (b *bind) receiveQueued(o *opened) conn.ReceiveFunc {
 }
 
 // handleRelayed takes a packet that a relay says is of the peer with the key.
-func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
+func (b *bind) handleRelayed(over Relay, from ident.NodeKey, packet []byte) bool {
 	if messageType(packet) == 0 {
 		return false
 	}
-	p := b.relayedPeer(from, packet)
+	p := b.relayedPeer(over, from, packet)
 	if p == nil {
 		return true
 	}
 	select {
-	case b.relayed <- queued{p, append([]byte(nil), packet...), source{}}:
+	case b.relayed <- queued{p, append([]byte(nil), packet...), Origin{Relay: over}}:
 		b.counters.received[LinkRelay].addOne(len(packet))
 	default:
 		b.counters.relayOverflow.Add(1)
@@ -468,7 +478,7 @@ func (b *bind) handleRelayed(from ident.NodeKey, packet []byte) bool {
 
 // relayedPeer returns the peer of a packet of WireGuard's that a relay says is of
 // the peer with the key, nil where that cannot be or it is not allowed to look.
-func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
+func (b *bind) relayedPeer(over Relay, from ident.NodeKey, packet []byte) *Peer {
 	// The relay's word is not enough for the endpoint: a member of the network
 	// may relay another's packet to us under its own name.
 	kind := messageType(packet)
@@ -481,18 +491,18 @@ func (b *bind) relayedPeer(from ident.NodeKey, packet []byte) *Peer {
 		return nil
 	}
 	p.isHeard()
-	if !b.notes(p, packet, LinkRelay) {
+	if !b.notes(p, packet, LinkRelay, over) {
 		return nil
 	}
 	return p
 }
 
 // notes notes what a packet of p's says of handshakes, and reports whether it is
-// for the device.
-func (b *bind) notes(p *Peer, packet []byte, link Link) bool {
+// for the device. over is the relay that it came over, nil for none.
+func (b *bind) notes(p *Peer, packet []byte, link Link, over Relay) bool {
 	switch messageType(packet) {
 	case typeInitiation:
-		return b.takes(p, packet, link)
+		return b.takes(p, packet, link, over)
 	case typeResponse:
 		return p.answers(packet, link, time.Now())
 	case typeTransport:
@@ -502,7 +512,7 @@ func (b *bind) notes(p *Peer, packet []byte, link Link) bool {
 }
 
 // takes is Peer.takes.
-func (b *bind) takes(p *Peer, initiation []byte, link Link) bool {
+func (b *bind) takes(p *Peer, initiation []byte, link Link, over Relay) bool {
 	id := b.identity.Load()
-	return id == nil || p.takes(initiation, id.public, link, time.Now())
+	return id == nil || p.takes(initiation, id.public, link, over, time.Now())
 }

@@ -46,12 +46,12 @@ type Config struct {
 	// by several goroutines, must not block, and must not keep the packet.
 	Control func(packet []byte, from netip.AddrPort)
 	// Unwrap, if not nil, takes packets out of a relay's datagrams: it is given
-	// every received packet that is not WireGuard's, and returns what it carries,
-	// which aliases it, and who sent that by the relay's word; ok is false for
-	// what is no relay's. It keeps for itself what is not WireGuard's, and returns
+	// every received packet that is not WireGuard's, and returns the relay, what it
+	// carries, which aliases it, and who sent that by the relay's word; ok is false
+	// for what is no relay's. It keeps for itself what is not WireGuard's, and returns
 	// an empty packet then. It is called by several goroutines for every packet
 	// that comes so, and must not block.
-	Unwrap func(datagram []byte, from netip.AddrPort) (peer ident.NodeKey, packet []byte, ok bool)
+	Unwrap func(datagram []byte, from netip.AddrPort) (over Relay, peer ident.NodeKey, packet []byte, ok bool)
 	// NoPath, if not nil, is told that a handshake message to the peer has to
 	// wait for a path. It must not block.
 	NoPath func(key ident.NodeKey)
@@ -289,10 +289,24 @@ func (d *Device) BeginHandshake(key ident.NodeKey) error {
 	return nil
 }
 
+// Renew has a session made with the peer over its path of now: it begins a handshake,
+// or sends the last message of one that is under way again. It does nothing where there
+// is no such peer.
+func (d *Device) Renew(key ident.NodeKey) error {
+	p := d.bind.peer(key)
+	if p == nil {
+		return nil
+	}
+	if path := p.path.Load(); path.Direct.IsValid() || path.Relay != nil {
+		p.sendAgain(path)
+	}
+	return d.BeginHandshake(key)
+}
+
 // HandleRelayed takes a packet that a relay says was sent by the peer with the
 // key, and reports whether it is WireGuard's. The packet is not kept.
-func (d *Device) HandleRelayed(from ident.NodeKey, packet []byte) bool {
-	return d.bind.handleRelayed(from, packet)
+func (d *Device) HandleRelayed(over Relay, from ident.NodeKey, packet []byte) bool {
+	return d.bind.handleRelayed(over, from, packet)
 }
 
 // SendControl sends a packet that is not WireGuard's from the device's port. The

@@ -25,6 +25,8 @@ type channelTUN struct {
 	once    sync.Once
 	// written, if not nil, is called for what is written.
 	written atomic.Pointer[func(buf []byte, offset int)]
+	// reading, if not nil, is called for what is read.
+	reading atomic.Pointer[func(buf []byte, offset int)]
 }
 
 func newChannelTUN() *channelTUN {
@@ -35,6 +37,9 @@ func (c *channelTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	select {
 	case p := <-c.out:
 		sizes[0] = copy(bufs[0][offset:], p)
+		if reading := c.reading.Load(); reading != nil {
+			(*reading)(bufs[0][:offset+sizes[0]], offset)
+		}
 		return 1, nil
 	case <-c.closed:
 		return 0, os.ErrClosed
@@ -123,11 +128,11 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 			default:
 			}
 		},
-		Unwrap: func(datagram []byte, _ netip.AddrPort) (key ident.NodeKey, packet []byte, ok bool) {
+		Unwrap: func(datagram []byte, _ netip.AddrPort) (over Relay, key ident.NodeKey, packet []byte, ok bool) {
 			if len(datagram) < 1+ident.KeySize || datagram[0] != wrapped {
-				return key, nil, false
+				return nil, key, nil, false
 			}
-			return ident.NodeKey(datagram[1:]), datagram[1+ident.KeySize:], true
+			return nil, ident.NodeKey(datagram[1:]), datagram[1+ident.KeySize:], true
 		},
 		Logger: slog.New(slog.DiscardHandler),
 	})
@@ -357,7 +362,7 @@ func TestFloodOfOnePeerLeavesOthersAlone(t *testing.T) {
 		wanted := craftInitiation(t, fuzzKey(t, 1), fuzzKey(t, 3))
 		taken := func(b *bind, p *Peer, initiation []byte) int {
 			before := len(b.relayed)
-			b.handleRelayed(p.key, initiation)
+			b.handleRelayed(nil, p.key, initiation)
 			return len(b.relayed) - before
 		}
 
@@ -459,18 +464,19 @@ func TestHandshakeWaitsForPath(t *testing.T) {
 type pipe struct {
 	from ident.NodeKey
 	to   *Device
+	over Relay // what the receiver knows the relay as
 }
 
 func (p pipe) SendPackets(_ ident.NodeKey, packets [][]byte) {
 	for _, b := range packets {
-		p.to.HandleRelayed(p.from, b)
+		p.to.HandleRelayed(p.over, p.from, b)
 	}
 }
 
 func TestRelayedPackets(t *testing.T) {
 	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
-	a.add(t, b).SetPath(Path{Relay: pipe{a.key, b.device}})
-	b.add(t, a).SetPath(Path{Relay: pipe{b.key, a.device}})
+	a.add(t, b).SetPath(Path{Relay: pipe{a.key, b.device, nil}})
+	b.add(t, a).SetPath(Path{Relay: pipe{b.key, a.device, nil}})
 	pass(t, a, b, 1)
 	pass(t, b, a, 2)
 	if got := b.device.Counters().Received[LinkRelay].Packets; got == 0 {
@@ -489,7 +495,7 @@ func TestRelayedPackets(t *testing.T) {
 func TestRelayedUnderAnotherNameIsDropped(t *testing.T) {
 	a, b := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2")
 	c := newSide(t, "100.64.0.3")
-	a.add(t, b).SetPath(Path{Relay: pipe{c.key, b.device}}) // the relay says it is c's
+	a.add(t, b).SetPath(Path{Relay: pipe{c.key, b.device, nil}}) // the relay says it is c's
 	err := b.device.SetPeers([]PeerConfig{
 		{a.key, []netip.Prefix{netip.PrefixFrom(a.addr, 32)}},
 		{c.key, []netip.Prefix{netip.PrefixFrom(c.addr, 32)}},

@@ -47,7 +47,7 @@ func FuzzReceive(f *testing.F) {
 		case kind == typeTransport && (sizes[0] != 0) != (binary.LittleEndian.Uint32(packet[4:]) == index):
 			t.Fatal("transport packets are told apart by their receiver index")
 		}
-		if taken := b.handleRelayed(p.key, packet); taken != (kind != 0) {
+		if taken := b.handleRelayed(nil, p.key, packet); taken != (kind != 0) {
 			t.Fatalf("relayed packet of type %d: taken %v", kind, taken)
 		}
 	})

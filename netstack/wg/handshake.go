@@ -32,8 +32,9 @@ const (
 // handled at the same moment they mix up what belongs to the one and to the other,
 // and the session that comes of it is dead in one direction, which is noticed only
 // after 15 s (KeepaliveTimeout and RekeyTimeout). It takes a millisecond at most to
-// handle one, on a busy machine some.
-const apart = 20 * time.Millisecond
+// handle one, on a busy machine some. And it refuses a second initiation within 20 ms
+// of when it handled the first (HandshakeInitationRate).
+const apart = 30 * time.Millisecond
 
 // repeatDelays are the distances in which an initiation is sent again that nothing
 // came for. The device makes a new one only after 5 s, whatever was lost. The first
@@ -54,6 +55,7 @@ type handshake struct {
 	// only its receiver can make, or it is too old.
 	last    []byte
 	at      time.Time // when the device sent it
+	sent    time.Time // when it was sent last
 	repeats int       // how often it was repeated because nothing came
 	replied time.Time // when a response was sent last
 	timer   *time.Timer
@@ -62,6 +64,8 @@ type handshake struct {
 	// repetition. It is kept whole, because anybody can make others with its first
 	// half.
 	heard [initiationSize]byte
+	// over is the relay that it came over, nil for none.
+	over Relay
 	// held are initiations of the peer's that wait for the answer to ours.
 	held [][]byte
 
@@ -92,7 +96,7 @@ func (p *Peer) sends(message []byte, now time.Time) {
 	}
 	h := &p.handshake
 	h.stop()
-	h.last, h.at, h.repeats, h.replied = bytes.Clone(message), now, 0, now
+	h.last, h.at, h.sent, h.repeats, h.replied = bytes.Clone(message), now, now, 0, now
 	if !isInitiation(message) {
 		h.taken, h.responses = time.Time{}, h.responses+1
 	}
@@ -176,11 +180,13 @@ func (p *Peer) repeatLater() {
 // on with the peer's that waits for it.
 func (p *Peer) repeat(message []byte) {
 	p.mu.Lock()
-	again := p.underway(time.Now())
+	now := time.Now()
+	again := p.underway(now)
 	if again == nil || &again[0] != &message[0] {
 		p.mu.Unlock()
 		return
 	}
+	p.handshake.sent = now
 	p.repeatLater()
 	p.mu.Unlock()
 	if path := p.path.Load(); path.Direct.IsValid() || path.Relay != nil {
@@ -191,30 +197,31 @@ func (p *Peer) repeat(message []byte) {
 
 // takes reports whether the device is to be given an initiation of the peer's now.
 //
-// It is not where it repeats the last one; the answer to that, which may have been
-// lost, is sent again then, by the peer's path. And not where this device began a
-// handshake itself a moment ago and has the lesser key: the peer answers ours, and
-// is answered only if it does not.
-func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, now time.Time) bool {
+// It is not where it repeats the last one, unless the device answered another since,
+// and so may have refused this one for coming too soon after that; the answer to that, which may have been
+// lost, is sent again then, by the peer's path. And not where this device sent an
+// initiation itself a moment ago, for the first time or again, and has the lesser key:
+// the peer answers ours, and is answered only if it does not.
+func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, over Relay, now time.Time) bool {
 	p.mu.Lock()
 	h := &p.handshake
-	if message := [initiationSize]byte(initiation); message == h.heard {
+	if message := [initiationSize]byte(initiation); message == h.heard && !h.answersAnother() {
 		p.bind.counters.replayed.count.Add(1)
 		answer := p.underway(now)
 		if answer == nil || isInitiation(answer) || now.Sub(h.replied) < replyInterval {
 			p.mu.Unlock()
 			return false
 		}
-		h.replied = now
+		h.replied, h.over = now, over
 		p.mu.Unlock()
-		p.bind.send(p, p.path.Load(), [][]byte{answer})
+		p.bind.send(p, p.wayBack(p.path.Load()), [][]byte{answer})
 		p.bind.counters.repeated.Add(1)
 		return false
 	}
 	defer p.mu.Unlock()
-	h.heard = [initiationSize]byte(initiation)
+	h.heard, h.over = [initiationSize]byte(initiation), over
 	if ours := p.underway(now); ours != nil && isInitiation(ours) && bytes.Compare(own[:], p.key[:]) < 0 {
-		if left := yieldTime - now.Sub(h.at); left > 0 && len(h.held) < maxHeld {
+		if left := yieldTime - now.Sub(h.sent); left > 0 && len(h.held) < maxHeld {
 			held := bytes.Clone(initiation)
 			h.held = append(h.held, held)
 			p.bind.counters.yielded.Add(1)
@@ -224,6 +231,12 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, now time.T
 		}
 	}
 	return p.inTurn(initiation, link, now)
+}
+
+// answersAnother reports whether the last message is a response, and to another
+// initiation than the last one that was heard: each repeats the other's index.
+func (h *handshake) answersAnother() bool {
+	return h.last != nil && !isInitiation(h.last) && !bytes.Equal(h.last[8:12], h.heard[4:8])
 }
 
 // answers notes a response that came from the peer, and reports whether the device
@@ -312,13 +325,57 @@ func (p *Peer) release(held []byte) {
 	}
 }
 
+// wayBack returns how the response to the peer's last initiation goes, where packets to
+// the peer have the given path: over the relay that the initiation came over, if it is
+// a relay that they go over. The peer may have left that one, which carries no
+// packets of the tunnel.
+func (p *Peer) wayBack(path *Path) *Path {
+	if path.Direct.IsValid() || path.Relay == nil {
+		return path
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if over := p.handshake.over; over != nil {
+		return &Path{Relay: over}
+	}
+	return path
+}
+
 // sendAgain sends the last handshake message by a path that it did not go by,
-// where it may not have arrived.
+// where it may not have arrived. Where the device was just given an initiation of the
+// peer's it is about to answer that, and its own would confuse the peer: that goes only
+// where there is no answer in time.
 func (p *Peer) sendAgain(path *Path) {
 	p.mu.Lock()
-	message := p.underway(time.Now())
-	p.mu.Unlock()
-	if message != nil {
-		p.bind.send(p, path, [][]byte{message})
+	now := time.Now()
+	h := &p.handshake
+	message := p.underway(now)
+	if message == nil {
+		p.mu.Unlock()
+		return
 	}
+	wait := time.Duration(0)
+	if isInitiation(message) && !h.taken.IsZero() {
+		wait = h.taken.Add(answerTime).Sub(now)
+	}
+	if wait <= 0 {
+		h.sent = now
+	}
+	p.mu.Unlock()
+	if wait <= 0 {
+		p.bind.send(p, path, [][]byte{message})
+		return
+	}
+	time.AfterFunc(wait, func() {
+		p.mu.Lock()
+		again := p.underway(time.Now())
+		unanswered := again != nil && &again[0] == &message[0]
+		if unanswered {
+			h.sent = time.Now()
+		}
+		p.mu.Unlock()
+		if unanswered {
+			p.bind.send(p, path, [][]byte{again})
+		}
+	})
 }

@@ -65,7 +65,8 @@ func newBound(t *testing.T, first bool) *bound {
 	return x
 }
 
-// begin has the device send an initiation from an index, and respond a response.
+// begin has the device send an initiation from an index, and respond a response to the
+// peer's last initiation.
 func (x *bound) begin(index uint32) {
 	x.sendOwn(renumbered(x.t, x.its, craftInitiation(x.t, x.its, x.own), index))
 }
@@ -74,6 +75,7 @@ func (x *bound) respond(index uint32) {
 	m := make([]byte, responseSize)
 	binary.LittleEndian.PutUint32(m, typeResponse)
 	binary.LittleEndian.PutUint32(m[4:], index)
+	copy(m[8:12], x.peer.handshake.heard[4:8])
 	x.sendOwn(m)
 }
 
@@ -124,12 +126,15 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 	for name, test := range map[string]struct {
 		first    bool
 		age      time.Duration // of our own
+		again    bool          // ours is sent again by another path then
 		answered bool
 		at, then []uint32 // what the device is given at once, and after yieldTime
 	}{
 		"ours is answered": {first: true, answered: true, at: []uint32{typeResponse}},
 		"ours is lost":     {first: true, then: []uint32{typeInitiation}},
 		"ours is old":      {first: true, age: yieldTime, at: []uint32{typeInitiation}},
+		"ours is repeated": {first: true, age: repeatDelays[0] + time.Millisecond, answered: true, at: []uint32{typeResponse}},
+		"ours went again":  {first: true, age: yieldTime, again: true, answered: true, at: []uint32{typeResponse}},
 		"theirs goes on":   {first: false, at: []uint32{typeInitiation}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,10 +142,14 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 				x := newBound(t, test.first)
 				x.begin(5)
 				time.Sleep(test.age)
-				x.handleRelayed(x.peer.key, x.initiation(1))
+				synctest.Wait()
+				if test.again {
+					x.peer.SetPath(Path{Relay: &recordingRelay{}})
+				}
+				x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
 				if test.answered {
 					time.Sleep(100 * time.Millisecond)
-					x.handleRelayed(x.peer.key, answer(typeResponse, 5))
+					x.handleRelayed(x.relay, x.peer.key, answer(typeResponse, 5))
 				}
 				x.want("at once", x.given(), test.at)
 				time.Sleep(2 * yieldTime)
@@ -172,7 +181,7 @@ func TestOneBeginsWhileItAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				x := newBound(t, test.first)
-				x.handleRelayed(x.peer.key, x.initiation(1))
+				x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
 				time.Sleep(test.pause)
 				x.begin(5)
 				if test.responds {
@@ -181,11 +190,38 @@ func TestOneBeginsWhileItAnswers(t *testing.T) {
 				x.want("at once", x.relay.kinds(), test.at)
 				if test.forged {
 					time.Sleep(apart)
-					x.handleRelayed(x.peer.key, x.initiation(2))
+					x.handleRelayed(x.relay, x.peer.key, x.initiation(2))
 				}
 				time.Sleep(answerTime)
 				synctest.Wait()
 				x.want("later", x.relay.kinds(), test.then)
+			})
+		})
+	}
+}
+
+// TestInitiationIsNotSentAgainBesideTheAnswer: a path that comes with the peer's
+// initiation carries the answer to that, and not our own initiation of before.
+func TestInitiationIsNotSentAgainBesideTheAnswer(t *testing.T) {
+	for name, answers := range map[string]bool{"it is answered": true, "the device does not answer": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newBound(t, false)
+				x.peer.SetPath(Path{})
+				x.begin(5)
+				x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
+				x.peer.SetPath(Path{Relay: x.relay})
+				x.want("at once", x.relay.kinds(), nil)
+				want := []uint32{typeInitiation}
+				if answers {
+					x.respond(6)
+					want = []uint32{typeResponse}
+				}
+				time.Sleep(answerTime)
+				synctest.Wait()
+				x.want("then", x.relay.kinds(), want)
+				x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 6))
+				x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 5))
 			})
 		})
 	}
@@ -204,14 +240,14 @@ func TestOneMessageAtATime(t *testing.T) {
 			give func() (direct bool)
 			kind uint32
 		}{
-			{"an initiation by the relay", func() bool { x.handleRelayed(x.peer.key, x.initiation(1)); return false }, typeInitiation},
-			{"a response by the relay", func() bool { x.handleRelayed(x.peer.key, response); return false }, typeResponse},
+			{"an initiation by the relay", func() bool { x.handleRelayed(x.relay, x.peer.key, x.initiation(1)); return false }, typeInitiation},
+			{"a response by the relay", func() bool { x.handleRelayed(x.relay, x.peer.key, response); return false }, typeResponse},
 			{"a response on the direct way", func() bool {
 				sizes := []int{len(response)}
 				x.mapBatch([][]byte{bytes.Clone(response)}, sizes, []netip.AddrPort{from}, make([]conn.Endpoint, 1))
 				return sizes[0] > 0
 			}, typeResponse},
-			{"an initiation by the relay, again", func() bool { x.handleRelayed(x.peer.key, x.initiation(2)); return false }, typeInitiation},
+			{"an initiation by the relay, again", func() bool { x.handleRelayed(x.relay, x.peer.key, x.initiation(2)); return false }, typeInitiation},
 		}
 		for i, m := range messages {
 			if direct := m.give(); direct {
@@ -245,7 +281,7 @@ func TestResponseThatWaitsIsAnAnswer(t *testing.T) {
 	from := netip.MustParseAddrPort("192.0.2.1:1")
 	for way, give := range map[string]func(x *bound, response []byte) (atOnce bool){
 		"relay": func(x *bound, response []byte) bool {
-			x.handleRelayed(x.peer.key, response)
+			x.handleRelayed(x.relay, x.peer.key, response)
 			return len(x.given()) > 0
 		},
 		"direct": func(x *bound, response []byte) bool {
@@ -264,7 +300,7 @@ func TestResponseThatWaitsIsAnAnswer(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					x := newBound(t, false)
 					if waits {
-						x.handleRelayed(x.peer.key, x.initiation(1))
+						x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
 						x.given()
 					}
 					x.begin(5)
@@ -284,6 +320,56 @@ func TestResponseThatWaitsIsAnAnswer(t *testing.T) {
 	}
 }
 
+// TestResponseGoesBack: where relays carry the packets to a peer, the response to its
+// initiation, and each repetition, goes over the relay that the initiation came over.
+func TestResponseGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, false)
+		other := &recordingRelay{}
+		initiation := x.initiation(1)
+		x.handleRelayed(other, x.peer.key, initiation)
+		x.respond(7)
+		time.Sleep(replyInterval)
+		x.handleRelayed(other, x.peer.key, initiation)
+		x.want("where it came from", other.kinds(), []uint32{typeResponse, typeResponse})
+		time.Sleep(replyInterval)
+		x.handleRelayed(x.relay, x.peer.key, initiation)
+		x.want("by the peer's path", x.relay.kinds(), []uint32{typeResponse})
+
+		// What begins at this end goes by the path.
+		x.begin(8)
+		x.want("an initiation", x.relay.kinds(), []uint32{typeInitiation})
+		x.want("where the last one came from", other.kinds(), nil)
+		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 8)) // it has arrived
+	})
+}
+
+// TestRefusedInitiationIsTriedAgain: an initiation that came right after another may be
+// refused by the device, which answers the first. Its repetition is no repetition to
+// the device then, and is not answered by the response to the first.
+func TestRefusedInitiationIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, false)
+		first, second := x.initiation(1), x.initiation(2)
+		x.handleRelayed(x.relay, x.peer.key, first)
+		x.respond(7)
+		x.handleRelayed(x.relay, x.peer.key, second)
+		time.Sleep(replyInterval)
+		synctest.Wait()
+		x.want("both", x.given(), []uint32{typeInitiation, typeInitiation})
+		x.want("the answer to the first", x.relay.kinds(), []uint32{typeResponse})
+		x.handleRelayed(x.relay, x.peer.key, second)
+		x.want("the second, again", x.given(), []uint32{typeInitiation})
+		x.want("what was said to the first", x.relay.kinds(), nil)
+		x.respond(8)
+		time.Sleep(replyInterval)
+		x.handleRelayed(x.relay, x.peer.key, second)
+		x.want("one that is answered", x.given(), nil)
+		x.want("its answer", x.relay.kinds(), []uint32{typeResponse, typeResponse})
+		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 8))
+	})
+}
+
 // TestWaitingInitiationsAreFew: what waits is bounded, and what does not fit goes
 // to the device, as without waiting.
 func TestWaitingInitiationsAreFew(t *testing.T) {
@@ -291,7 +377,7 @@ func TestWaitingInitiationsAreFew(t *testing.T) {
 		x := newBound(t, true)
 		x.begin(5)
 		for i := range uint32(maxHeld + 2) {
-			x.handleRelayed(x.peer.key, x.initiation(i))
+			x.handleRelayed(x.relay, x.peer.key, x.initiation(i))
 		}
 		x.want("what does not fit", x.given(), []uint32{typeInitiation})
 		time.Sleep(apart)
@@ -322,7 +408,7 @@ func TestLostHandshakesAreSentAgain(t *testing.T) {
 
 		x.begin(6)
 		time.Sleep(200 * time.Millisecond)
-		x.handleRelayed(x.peer.key, answer(typeResponse, 6))
+		x.handleRelayed(x.relay, x.peer.key, answer(typeResponse, 6))
 		other := &recordingRelay{}
 		x.peer.SetPath(Path{Relay: other})
 		time.Sleep(pendingLife)
@@ -332,20 +418,20 @@ func TestLostHandshakesAreSentAgain(t *testing.T) {
 		x.given()
 
 		initiation := x.initiation(1)
-		x.handleRelayed(x.peer.key, initiation)
+		x.handleRelayed(other, x.peer.key, initiation)
 		x.respond(7)
 		for range 3 {
 			time.Sleep(replyInterval)
-			x.handleRelayed(x.peer.key, initiation)
-			x.handleRelayed(x.peer.key, initiation)
+			x.handleRelayed(other, x.peer.key, initiation)
+			x.handleRelayed(other, x.peer.key, initiation)
 		}
 		x.want("given to the device", x.given(), []uint32{typeInitiation})
 		x.want("responses", other.kinds(), []uint32{2, 2, 2, 2})
 		x.peer.SetPath(Path{Relay: x.relay})
 		x.want("the response by another path", x.relay.kinds(), []uint32{typeResponse})
-		x.handleRelayed(x.peer.key, answer(typeTransport, 7))
+		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 7))
 		time.Sleep(replyInterval)
-		x.handleRelayed(x.peer.key, initiation)
+		x.handleRelayed(other, x.peer.key, initiation)
 		x.peer.SetPath(Path{Relay: other})
 		x.want("a response that has arrived", slices.Concat(x.relay.kinds(), other.kinds()), nil)
 		if n := x.counters.snapshot(); n.ReplayedInitiations != 7 || n.RepeatedHandshakes != 6 {

@@ -47,7 +47,7 @@ type Socket struct {
 type queued struct {
 	of   *Peer
 	data []byte
-	from source
+	from Origin
 }
 
 // OpenSocket opens a further UDP port and a goroutine for each family of it, which
@@ -155,12 +155,12 @@ func (s *Socket) take(packet []byte, from netip.AddrPort) {
 	if kind == typeTransport {
 		p.isHeard()
 	}
-	if !b.notes(p, packet, linkOf(from)) {
+	if !b.notes(p, packet, linkOf(from), nil) {
 		return
 	}
 	b.counters.received[linkOf(from)].addOne(len(packet))
 	select {
-	case b.furtherIn <- queued{p, append([]byte(nil), packet...), source{from, s.number}}:
+	case b.furtherIn <- queued{p, append([]byte(nil), packet...), Origin{Addr: from, Socket: s.number}}:
 	case <-s.closed:
 	}
 }

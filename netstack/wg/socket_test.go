@@ -27,24 +27,20 @@ func TestFurtherSocket(t *testing.T) {
 	}
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.conn.LocalPort())
 	var mu sync.Mutex
-	type arrival struct {
-		from   netip.AddrPort
-		socket uint32
-	}
-	arrived := make(map[byte]arrival) // by the packets' last byte; protected by mu
+	arrived := make(map[byte]Origin) // by the packets' last byte; protected by mu
 	written := func(side *side) *func(buf []byte, offset int) {
 		f := func(buf []byte, offset int) {
 			mu.Lock()
 			defer mu.Unlock()
-			if from, socket, ok := side.device.Source(buf, offset); ok {
-				arrived[buf[len(buf)-1]] = arrival{from, socket}
+			if from, ok := side.device.Source(buf, offset); ok {
+				arrived[buf[len(buf)-1]] = from
 			}
 		}
 		return &f
 	}
 	a.tun.written.Store(written(a))
 	b.tun.written.Store(written(b))
-	from := func(content byte) arrival {
+	from := func(content byte) Origin {
 		mu.Lock()
 		defer mu.Unlock()
 		return arrived[content]
@@ -66,12 +62,12 @@ func TestFurtherSocket(t *testing.T) {
 	atA.SetPath(Path{Direct: b.at, Socket: s})
 	atB.SetPath(Path{Direct: at})
 	pass(t, a, b, 20)
-	if got := from(20); got != (arrival{at, 0}) {
+	if got := from(20); got != (Origin{Addr: at}) {
 		t.Errorf("at the peer: %v, want from %v", got, at)
 	}
 	for content := byte(21); content < 60; content++ {
 		pass(t, b, a, content)
-		if got := from(content); got != (arrival{b.at, 7}) {
+		if got := from(content); got != (Origin{Addr: b.at, Socket: 7}) {
 			t.Errorf("at the socket: %v, want from %v at 7", got, b.at)
 		}
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -41,11 +42,15 @@ const (
 	DropData
 	// Drop carries nothing, and keeps the connections.
 	Drop
+	// DropDataOneWay is DropData for packets to the node with the lesser key of two.
+	DropDataOneWay
+	// DropLong is DropData for packets longer than longPacket.
+	DropLong
 )
 
 // String returns the name.
 func (m Mischief) String() string {
-	return [...]string{"honest", "reorder", "duplicate", "replay", "swap source", "wrong peer", "corrupt", "drop data", "drop"}[m]
+	return [...]string{"honest", "reorder", "duplicate", "replay", "swap source", "wrong peer", "corrupt", "drop data", "drop", "drop one way", "drop long"}[m]
 }
 
 const (
@@ -53,7 +58,9 @@ const (
 	honestPort = relayPort + 1
 	// reordered is how many packets Reorder holds, remembered how many Replay has
 	// to choose from.
-	reordered  = 8
+	reordered = 8
+	// longPacket is longer than what carries no more than a few words.
+	longPacket = 500
 	remembered = 2048
 )
 
@@ -254,11 +261,12 @@ func (c *hostileConn) deliver(frame []byte) {
 		}
 	case Corrupt:
 		frame[payloadAt+r.intN(len(frame)-payloadAt)] ^= 1 << r.intN(8)
-	case DropData:
-		if kind := binary.LittleEndian.Uint32(append(frame[payloadAt:len(frame):len(frame)], 0, 0, 0, 0)); kind >= 1 && kind <= 4 {
+	case DropData, DropDataOneWay, DropLong:
+		kind := binary.LittleEndian.Uint32(append(frame[payloadAt:len(frame):len(frame)], 0, 0, 0, 0))
+		done = kind >= 1 && kind <= 4 && (mischief != DropDataOneWay || bytes.Compare(c.key[:], frame[sourceAt:payloadAt]) < 0) &&
+			(mischief != DropLong || len(frame) > payloadAt+longPacket)
+		if done {
 			out = nil
-		} else {
-			done = false
 		}
 	case Drop:
 		out = nil

@@ -23,9 +23,9 @@ const hostilePolicy = `{
 // delivered, connections carry what was sent, and where the relay does not carry
 // packets any more the nodes are at the other within 5 s.
 //
-// One that carries the nodes' questions whether it works, and nothing else, is not
-// found out: the questions go beside the tunnel. Of that one it is shown that
-// nothing false is delivered, and that all goes on when it carries data again.
+// One that carries the nodes' questions whether it works, and drops what is the
+// tunnel's, or one direction of it, is found out as well, and both ends say so; one that
+// drops long packets only, by who sends some.
 func TestHostileRelay(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -66,6 +66,7 @@ func TestHostileRelay(t *testing.T) {
 	}
 	for _, mischief := range []lab.Mischief{
 		lab.Reorder, lab.Duplicate, lab.Replay, lab.SwapSource, lab.WrongPeer, lab.Corrupt, lab.Drop, lab.DropData,
+		lab.DropDataOneWay, lab.DropLong,
 	} {
 		evil.Do(lab.Honest)
 		good.Kill()
@@ -89,16 +90,13 @@ func TestHostileRelay(t *testing.T) {
 		mean := time.NewTimer(8 * time.Second)
 		<-mean.C
 		done := evil.Done.Load()
-		if mischief == lab.DropData {
-			evil.Do(lab.Honest)
-		}
 		for _, p := range []*lab.Pulse{up, down, other, foreign} {
 			p.Steady(t, 30*time.Second)
 		}
 		gap := max(up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin))
 		t.Logf("%-12v %5d packets; gaps of %v out, %v back, %v and %v of others, %v of TCP; now %s", mischief, done,
 			up.Gap(begin), down.Gap(begin), other.Gap(begin), foreign.Gap(begin), stream.Gap(begin), strings.Join(strings.Fields(path(t, laptop, "db"))[1:], " "))
-		if gap > failover && mischief != lab.DropData {
+		if gap > failover {
 			t.Errorf("%v: a gap of %v", mischief, gap)
 		}
 		if done < 20 {
@@ -116,6 +114,20 @@ func TestHostileRelay(t *testing.T) {
 		case lab.WrongPeer, lab.Corrupt, lab.Drop:
 			if err := on("good")(); err != nil {
 				t.Errorf("%v: the relay is not left: %v", mischief, err)
+			}
+		case lab.DropData, lab.DropDataOneWay:
+			if err := on("good")(); err != nil {
+				t.Errorf("%v: the relay is not left: %v", mischief, err)
+			}
+			for _, pair := range [][2]*lab.Node{{laptop, db}, {db, laptop}} {
+				out := pair[0].CLI("debug", "paths", pair[1].Host.Name)
+				if !strings.Contains(out, "carries no data to this device") {
+					t.Errorf("%v: %s says of its paths:\n%s", mischief, pair[0].Host.Name, out)
+				}
+			}
+		case lab.DropLong:
+			if line := path(t, laptop, "db"); !strings.Contains(line, `relay "good"`) {
+				t.Errorf("%v: the relay is not left: %s", mischief, line)
 			}
 		}
 	}

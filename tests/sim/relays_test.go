@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/simnet"
@@ -26,6 +29,9 @@ type relaySite struct {
 	url  string
 	host *simnet.Host
 	stop context.CancelFunc // ends the relay as its process's end would
+
+	// drops, where set, says which packets the relay's operator has it drop.
+	drops atomic.Pointer[func(from ident.NodeKey, to *node, packet []byte) bool]
 
 	mu     sync.Mutex // protects all below
 	server *relayhttp.Server
@@ -113,6 +119,8 @@ type talk struct {
 	gap  time.Duration
 	lost int
 
+	// size is the length of the packets' payload, where they are not to be short.
+	size   int
 	prefix []byte
 	heard  [2]time.Time
 }
@@ -151,6 +159,7 @@ func (s *sim) talk(d time.Duration, pairs ...*talk) {
 	for begin := time.Now(); time.Since(begin) < d; step() {
 		for _, t := range pairs {
 			text := string(t.prefix) + time.Since(begin).String()
+			text += strings.Repeat(" ", max(0, t.size-len(text)))
 			t.a.tun.Send(t.a.udp(t.b, text))
 			t.b.tun.Send(t.b.udp(t.a, text))
 			t.lost += 2

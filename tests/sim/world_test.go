@@ -238,10 +238,13 @@ func (n *node) begin() {
 			s.world.Do(func(*simnet.Network) { addrs = append(addrs, host.Addrs()...) })
 			return addrs, nil
 		},
-		DialRelay: relayhttp.Dialer{Client: client}.Dial,
-		Now:       func() time.Time { return time.Now().Round(0).Add(skew + time.Duration(slept.Load())) },
-		Logger:    slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.Certificate.Name),
-		Retain:    retain,
+		DialRelay: func(ctx context.Context, url string) (relayhttp.Conn, error) {
+			conn, err := relayhttp.Dialer{Client: client}.Dial(ctx, url)
+			return n.hostile(conn, url), err
+		},
+		Now:    func() time.Time { return time.Now().Round(0).Add(skew + time.Duration(slept.Load())) },
+		Logger: slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.Certificate.Name),
+		Retain: retain,
 	})
 	if err != nil {
 		s.Fatal(err)

@@ -24,8 +24,11 @@
 // is tried: where the peer answered lately, then its home, then the others in
 // the order of the configuration.
 //
-// A relay that carries these questions and drops all else is not found out by
-// them: they go beside the tunnel, and a relay can tell the two apart.
+// A relay can tell these questions from the tunnel's packets, and may carry the one
+// and drop the others. So a peer is asked inside the tunnel, too, as often. A relay
+// over which it is silent there, and not beside it, is barred for that peer:
+// neither answers beside the tunnel nor the coordinator bring its route back, but
+// only an answer inside it, or five minutes and more. See DESIGN.md.
 //
 // What a relay says of a peer is a hint. It can make a node try another relay,
 // never believe that one works: only a fresh answer of the peer's does.

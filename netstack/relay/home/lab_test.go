@@ -32,7 +32,14 @@ type site struct {
 	drops bool // it takes packets and forwards none
 	leave bool // it says that it is about to stop
 	stun  bool
+	// takes, where not nil, says what is forwarded of the tunnel's packets.
+	takes func(m message) bool
 	links map[*node]*link
+}
+
+// loses reports whether the relay drops a packet that it could carry.
+func (s *site) loses(m message) bool {
+	return s.drops || s.takes != nil && m.tunnel() && !s.takes(m)
 }
 
 // connection is what the shell keeps of one relay.
@@ -53,7 +60,19 @@ type node struct {
 	// got is when a packet of data last came from a peer.
 	got map[ident.NodeKey]time.Time
 	via map[ident.NodeKey]string
+
+	older bool // it does not know questions inside the tunnel
+	mute  bool // nothing answers inside its tunnel, though it says so
+	off   bool // it does not run
+	// asked counts its questions inside the tunnel, renewed the sessions it wanted.
+	asked, renewed int
 }
+
+// askInTunnel and answerInTunnel are packets of the tunnel's.
+type (
+	askInTunnel    uint64
+	answerInTunnel uint64
+)
 
 // message is a packet on its way.
 type message struct {
@@ -62,6 +81,15 @@ type message struct {
 	to   *node
 	via  *site
 	what any // nil for data
+}
+
+// tunnel reports whether a relay takes the packet for the tunnel's.
+func (m message) tunnel() bool {
+	switch m.what.(type) {
+	case disco.Ping, disco.Pong:
+		return false
+	}
+	return true
 }
 
 // lab is nodes and relays in simulated time.
@@ -197,6 +225,15 @@ func (n *node) drain() {
 		case RouteChanged:
 			n.via[o.Peer] = o.Relay
 		case OnlineChanged:
+		case AskInTunnel:
+			n.asked++
+			n.send(l.node(o.Peer), l.site(o.Relay), askInTunnel(o.Nonce))
+		case RouteBarred:
+			if !n.m.peers[o.Peer].barred(n.m.find(o.Relay), l.now) {
+				l.Fatalf("%s is told to be barred, and is not", o.Relay)
+			}
+		case Handshake:
+			n.renewed++
 		default:
 			l.Fatalf("output %+v", o)
 		}
@@ -236,7 +273,7 @@ func (n *node) data(to *node) {
 func (l *lab) deliver(m message) {
 	c := m.to.conns[m.via]
 	switch {
-	case !m.via.alive || m.via.drops:
+	case !m.via.alive || m.via.loses(m) || m.to.off:
 	case c == nil || !c.ready:
 		if m.via.heard(m.from) {
 			m.from.m.HandlePeerGone(m.via.name, m.to.key, l.now)
@@ -247,11 +284,19 @@ func (l *lab) deliver(m message) {
 		switch what := m.what.(type) {
 		case disco.Ping:
 			if m.to.m.HandlePing(m.via.name, m.from.key, l.now) {
-				m.to.send(m.from, m.via, disco.Pong{TxID: what.TxID})
+				m.to.send(m.from, m.via, disco.Pong{TxID: what.TxID, InTunnel: !m.to.older})
 			}
 		case disco.Pong:
 			// One that comes late is refused, and no more.
-			_ = m.to.m.HandlePong(m.via.name, m.from.key, what.TxID, l.now)
+			_ = m.to.m.HandlePong(m.via.name, m.from.key, what, l.now)
+		case askInTunnel:
+			if !m.to.mute && !m.to.older {
+				m.to.m.HandleTunnelAsk(m.via.name, m.from.key, l.now)
+				m.to.send(m.from, m.via, answerInTunnel(what))
+			}
+		case answerInTunnel:
+			// As late as above.
+			_ = m.to.m.HandleTunnelAnswer(m.from.key, uint64(what), l.now)
 		default:
 			m.to.m.HandleInbound(m.via.name, m.from.key, l.now)
 			m.to.m.HandleUse(m.from.key, l.now)

@@ -57,6 +57,15 @@ const (
 	RouteChanged
 	// OnlineChanged says that Online has another value.
 	OnlineChanged
+	// AskInTunnel asks for a question with Nonce to Peer inside the tunnel, over
+	// Relay, and as long as data that goes there: Draw says as long as which. The
+	// answer is HandleTunnelAnswer.
+	AskInTunnel
+	// RouteBarred says that Relay is barred for Peer from now on (Barred).
+	RouteBarred
+	// Handshake asks for a new session with Peer: the present one may be known to
+	// this node only. No answer is due.
+	Handshake
 )
 
 // Output is one thing that the Machine wants or tells.
@@ -64,12 +73,16 @@ type Output struct {
 	Kind  Kind
 	Relay string
 	Peer  ident.NodeKey
-	TxID  disco.TxID
+	TxID  disco.TxID // of a Check
+	Nonce uint64     // of AskInTunnel
+	// Draw is one number for all questions inside the tunnel of one check, drawn at
+	// random: a relay that carries short packets only is not to answer for long ones.
+	Draw byte
 }
 
-// ErrUnsolicited means that a pong answers no question that is outstanding for
-// the peer and the relay.
-var ErrUnsolicited = errors.New("home: pong answers no question over this relay")
+// ErrUnsolicited means that a pong, or an answer inside the tunnel, answers no
+// question that is outstanding for the peer and the relay.
+var ErrUnsolicited = errors.New("home: answer to no question over this relay")
 
 // Stats counts what happened in a Machine.
 type Stats struct {
@@ -86,6 +99,10 @@ type Stats struct {
 	PingsOverBudget  uint64 // pings of peers that were not answered
 	OutputOverCap    uint64 // outputs dropped because nobody drained them
 	RandFailed       uint64 // checks not sent because Rand gave an error
+
+	TunnelAsked       uint64 // questions inside the tunnel
+	TunnelUnsolicited uint64 // answers there to none of them, or too late
+	RoutesBarred      uint64 // relays that carried questions and no tunnel
 }
 
 // maxOutput bounds the outputs, for a driver that does not drain: what one
@@ -264,7 +281,8 @@ func (m *Machine) RTT(name string) time.Duration {
 }
 
 // HandlePing says that an authentic disco.Ping of a peer came over a relay, and
-// returns whether to answer it there.
+// returns whether to answer it there. The peer may be about to send: this node
+// listens at its standby meanwhile, in case that the relay carries nothing else.
 func (m *Machine) HandlePing(name string, key ident.NodeKey, now time.Time) bool {
 	m.begin(now)
 	defer m.settle()
@@ -272,6 +290,7 @@ func (m *Machine) HandlePing(name string, key ident.NodeKey, now time.Time) bool
 	if p == nil || r == nil {
 		return false
 	}
+	m.used = m.now
 	m.hint(p, r)
 	if !p.mayAnswer(m.now) {
 		m.stats.PingsOverBudget++
@@ -282,15 +301,21 @@ func (m *Machine) HandlePing(name string, key ident.NodeKey, now time.Time) bool
 
 // HandlePong says that an authentic disco.Pong of a peer came over a relay. The
 // error is ErrUnsolicited.
-func (m *Machine) HandlePong(name string, key ident.NodeKey, id disco.TxID, now time.Time) error {
+func (m *Machine) HandlePong(name string, key ident.NodeKey, pong disco.Pong, now time.Time) error {
 	m.begin(now)
 	defer m.settle()
 	p, r := m.peers[key], m.find(name)
-	if p == nil || r == nil || !p.takeAnswer(r, id) {
+	if p == nil || r == nil {
 		m.stats.PongsUnsolicited++
 		return ErrUnsolicited
 	}
-	m.proved(p, r)
+	asked, ok := p.takeAnswer(r, pong.TxID)
+	if !ok {
+		m.stats.PongsUnsolicited++
+		return ErrUnsolicited
+	}
+	p.inTunnel = pong.InTunnel
+	m.proved(p, r, asked)
 	return nil
 }
 
@@ -329,7 +354,7 @@ func (m *Machine) HandleNetworkChange(now time.Time) {
 		}
 	}
 	for _, p := range m.active {
-		p.lost = nil
+		p.lost, p.bars, p.tunnel = nil, nil, tunnelCheck{}
 		p.settleAnew(m.now)
 	}
 	m.settle()
@@ -447,6 +472,7 @@ func (m *Machine) settle() {
 	m.chooseHome()
 	m.rest()
 	for _, p := range m.active {
+		m.checkTunnel(p) // which may change the route
 		m.check(p)
 	}
 	m.connect()

@@ -298,7 +298,7 @@ func TestLies(t *testing.T) {
 	l.tellHomes()
 	l.talk(a, b, 5*time.Second)
 	via := a.via[b.key]
-	if err := a.m.HandlePong(via, b.key, disco.TxID{1}, l.now); !errors.Is(err, ErrUnsolicited) {
+	if err := a.m.HandlePong(via, b.key, disco.Pong{TxID: disco.TxID{1}}, l.now); !errors.Is(err, ErrUnsolicited) {
 		t.Errorf("a made-up pong: %v", err)
 	}
 	s := l.site(via)

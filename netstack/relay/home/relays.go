@@ -426,7 +426,7 @@ func (m *Machine) deadline() time.Time {
 		next = earlier(next, end)
 	}
 	for _, p := range m.active {
-		next = earlier(next, m.checkTime(p))
+		next = earlier(earlier(next, m.checkTime(p)), m.tunnelTime(p))
 	}
 	return next
 }

@@ -49,6 +49,7 @@ const (
 type question struct {
 	id  disco.TxID
 	via *relay
+	at  time.Time // when it was sent
 }
 
 // mark is a time noted for a relay.
@@ -77,6 +78,12 @@ type peer struct {
 	lost      []mark     // relays where it was not found, at most one each
 	heard     mark       // where it answered last
 
+	inTunnel bool // its last answer said that it answers inside the tunnel, too
+	tunnel   tunnelCheck
+	carried  bool      // via carried an answer inside it since it was chosen
+	followed time.Time // when via was last chosen since the peer asked over it
+	bars     []bar     // relays that carried no tunnel to it, at most one each
+
 	answers  int       // pings of it that may be answered now
 	answered time.Time // since when the next one grows
 }
@@ -97,23 +104,27 @@ func (p *peer) mayAnswer(now time.Time) bool {
 	return true
 }
 
-func (p *peer) takeAnswer(via *relay, id disco.TxID) bool {
-	i := slices.Index(p.questions, question{id, via})
+// takeAnswer returns when the question was sent that is answered, and whether there
+// is one.
+func (p *peer) takeAnswer(via *relay, id disco.TxID) (asked time.Time, ok bool) {
+	i := slices.IndexFunc(p.questions, func(q question) bool { return q.id == id && q.via == via })
 	if i < 0 {
-		return false
+		return time.Time{}, false
 	}
+	asked = p.questions[i].at
 	p.questions = slices.Delete(p.questions, i, i+1)
-	return true
+	return asked, true
 }
 
-// lostAt returns when the peer was not found at r, zero for not lately.
+// lostAt returns when the peer was not found at r, or r was found to carry no tunnel
+// to it; zero for not lately.
 func (p *peer) lostAt(r *relay, now time.Time) time.Time {
 	for _, l := range p.lost {
 		if l.relay == r && now.Sub(l.at) < lostFor {
-			return l.at
+			return later(l.at, p.barredAt(r, now))
 		}
 	}
-	return time.Time{}
+	return p.barredAt(r, now)
 }
 
 func (p *peer) unmark(r *relay) {
@@ -124,6 +135,7 @@ func (p *peer) unmark(r *relay) {
 func (p *peer) forget(r *relay) {
 	p.unmark(r)
 	p.questions = slices.DeleteFunc(p.questions, func(q question) bool { return q.via == r })
+	p.bars = slices.DeleteFunc(p.bars, func(b bar) bool { return b.relay == r })
 	if p.heard.relay == r {
 		p.heard = mark{}
 	}
@@ -166,7 +178,7 @@ func (m *Machine) rest() {
 			}
 			return false
 		}
-		p.active, p.asked, p.tries, p.questions = false, time.Time{}, 0, nil
+		p.active, p.asked, p.tries, p.questions, p.tunnel = false, time.Time{}, 0, nil, tunnelCheck{}
 		return true
 	})
 }
@@ -186,8 +198,9 @@ func (m *Machine) checkTime(p *peer) time.Time {
 // check asks p over its relay where it is time, and leaves a relay on which
 // nothing is answered.
 func (m *Machine) check(p *peer) {
-	if p.via == nil || m.down(p.via) {
-		if best := m.bestRoute(p); best != nil && (!m.down(best) || p.via == nil) {
+	if barred := p.via != nil && p.barred(p.via, m.now); barred || p.via == nil || m.down(p.via) {
+		best := m.bestRoute(p)
+		if best != nil && (!m.down(best) || p.via == nil) && (!barred || m.down(p.via) || p.lostAt(best, m.now).IsZero()) {
 			m.setRoute(p, best)
 		}
 	}
@@ -225,17 +238,18 @@ func (m *Machine) ask(p *peer) {
 	if len(p.questions) == maxQuestions {
 		p.questions = slices.Delete(p.questions, 0, 1)
 	}
-	p.questions = append(p.questions, question{id, p.via})
+	p.questions = append(p.questions, question{id, p.via, m.now})
 	m.stats.ChecksSent++
 	m.emit(Output{Kind: Check, Relay: p.via.name, Peer: p.key, TxID: id})
 }
 
-// proved notes that p answered over r.
-func (m *Machine) proved(p *peer, r *relay) {
+// proved notes that p answered over r what it was asked at a time.
+func (m *Machine) proved(p *peer, r *relay, asked time.Time) {
 	p.heard = mark{r, m.now}
 	p.unmark(r)
 	if p.via == r {
 		p.hurry = false
+		p.tunnel.answeredBeside(asked, m.now)
 		p.settleAnew(m.now)
 	}
 }
@@ -246,6 +260,9 @@ func (m *Machine) hint(p *peer, r *relay) {
 		return
 	}
 	p.unmark(r)
+	if p.barred(r, m.now) && p.via != nil && !m.down(p.via) {
+		return // what comes so is no sign of the tunnel
+	}
 	if p.via == nil || p.via.state != ready || p.lostAt(p.via, m.now) != (time.Time{}) || p.tries > 1 {
 		m.setRoute(p, r)
 	}
@@ -292,6 +309,9 @@ func (m *Machine) handleHome(p *peer) {
 		return
 	}
 	p.unmark(r)
+	if p.barred(r, m.now) && p.via != nil {
+		return
+	}
 	if p.via == nil || !p.active || p.heard.relay != p.via || m.now.Sub(p.heard.at) >= heardFor {
 		m.setRoute(p, r)
 	}
@@ -308,7 +328,7 @@ func (m *Machine) setRoute(p *peer, r *relay) {
 	if p.via == r {
 		return
 	}
-	p.via, p.chosen = r, m.now
+	p.via, p.chosen, p.tunnel, p.carried = r, m.now, tunnelCheck{}, false
 	p.settleAnew(m.now)
 	if p.active && r != nil {
 		r.used = m.now

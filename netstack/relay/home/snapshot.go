@@ -17,6 +17,8 @@ type RelayState struct {
 	Down bool
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration
+	// Barred is for how many peers the relay is barred at present.
+	Barred int
 }
 
 // Snapshot is the state of a Machine for people. It shares nothing with the
@@ -30,10 +32,18 @@ type Snapshot struct {
 func (m *Machine) Snapshot() Snapshot {
 	s := Snapshot{Relays: make([]RelayState, 0, len(m.relays)), Stats: m.stats}
 	standby := m.standby()
+	barred := make(map[*relay]int)
+	for _, p := range m.ordered() {
+		for _, b := range p.bars {
+			if m.now.Before(b.until) {
+				barred[b.relay]++
+			}
+		}
+	}
 	for _, r := range m.relays {
 		s.Relays = append(s.Relays, RelayState{
 			Name: r.name, Home: r == m.home, Standby: r == standby && r.state == ready, Connected: r.state == ready,
-			Down: m.down(r), RTT: r.rtt(),
+			Down: m.down(r), RTT: r.rtt(), Barred: barred[r],
 		})
 	}
 	return s
