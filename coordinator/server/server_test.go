@@ -475,7 +475,11 @@ func TestParallelRegistrations(t *testing.T) {
 // TestConvergence changes everything at once from many sides while devices
 // come and go: each ends with exactly the map that a fresh one would be.
 func TestConvergence(t *testing.T) {
-	for seed := range uint64(3) {
+	seeds := uint64(3)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		bubble(t, func(t *testing.T, o *site) {
 			keys := []string{o.alices(), o.bobs(), o.key(registry.CreateKey{Tags: []ident.Tag{"tag:db"}, Reusable: true})}
 			devices := make([]*device, 12)

@@ -44,6 +44,7 @@ var table = []pkg{
 	{"acl/flowlog", pure, "records of what the filter decided, bounded, and their format", []string{"acl/ident", "acl/packet", "acl/ruleset", "acl/filter", "acl/flowlog/flowlogpb"}},
 	{"acl/flowlog/flowlogpb", pure, "generated protobuf code of the records of flows", nil},
 	{"acl/acltest", support, "slow references and generators", []string{"acl/..."}},
+	{"acl/acltest/cputime", support, "how long processors have worked, for bounds that hold under load", nil},
 
 	{"netstack/alarm", shell, "wakes a goroutine at a moment that may be moved", nil},
 	{"netstack/aqm", pure, "keeps the queues between host and overlay short", nil},
