@@ -6,9 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
+	"github.com/warren-overlay/warren/netstack/relay/home"
 )
 
 // TestHints: each fault of a network has its hint, and a sound one has none.
@@ -84,6 +86,22 @@ func TestDescribeGuessing(t *testing.T) {
 		if r := describePaths(p, engine.Status{}); r.Guessing != "" {
 			t.Errorf("direct: %q", r.Guessing)
 		}
+	}
+}
+
+// TestDescribeBarredRelays: a relay that carries no data to the peer is named, with
+// when that was found and until when it is not used.
+func TestDescribeBarredRelays(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	bar := home.Barred{Relay: "evil", Since: now.Add(-time.Minute), Until: now.Add(4 * time.Minute)}
+	r := describePaths(engine.PeerPaths{Name: "db", Now: now, Barred: []home.Barred{bar}}, engine.Status{
+		Relays: []engine.RelayStatus{{Name: "evil", Barred: 2}, {Name: "good"}},
+	})
+	if len(r.BarredRelays) != 1 || r.BarredRelays[0] != (localapi.BarredRelay{Name: "evil", Since: bar.Since, Until: bar.Until}) {
+		t.Errorf("barred %+v", r.BarredRelays)
+	}
+	if len(r.Relays) != 2 || r.Relays[0].Barred != 2 || r.Relays[1].Barred != 0 {
+		t.Errorf("relays %+v", r.Relays)
 	}
 }
 
