@@ -19,16 +19,37 @@ const bufferSize = 7 << 20
 
 // socket is one address family's UDP socket.
 type socket struct {
-	conn *net.UDPConn
+	conn      *net.UDPConn
+	raw       syscall.RawConn
+	is6       bool
+	fragments bool // whether datagrams may always be fragmented
+	// fragmenting is held by whoever has the system fragment datagrams, and for
+	// reading by everybody else who sends.
+	fragmenting sync.RWMutex
 }
 
 func controlSocket(syscall.RawConn, bool) error { return nil }
 
-func newSocket(conn *net.UDPConn, _ Config) (*socket, error) {
-	// Best effort: smaller buffers are slower, not wrong.
+func newSocket(conn *net.UDPConn, cfg Config) (*socket, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("sock: %w", err)
+	}
+	s := &socket{conn: conn, raw: raw, fragments: cfg.Fragment, is6: conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().Is6()}
+	// Best effort: smaller buffers are slower, not wrong, and so are fragments.
 	_ = conn.SetReadBuffer(bufferSize)
 	_ = conn.SetWriteBuffer(bufferSize)
-	return &socket{conn: conn}, nil
+	_ = s.setFragmentation(cfg.Fragment)
+	return s, nil
+}
+
+// setFragmentation sets whether datagrams may be fragmented, where the system can.
+func (s *socket) setFragmentation(may bool) error {
+	var err error
+	if controlErr := s.raw.Control(func(fd uintptr) { err = setDontFragment(fd, s.is6, !may) }); controlErr != nil {
+		return controlErr
+	}
+	return err
 }
 
 func (s *socket) setMark(mark uint32) error {
@@ -39,20 +60,37 @@ func (s *socket) setMark(mark uint32) error {
 }
 
 func (s *socket) writeBatch(bufs [][]byte, to netip.AddrPort) error {
+	s.fragmenting.RLock()
+	defer s.fragmenting.RUnlock()
+	return s.send(bufs, to)
+}
+
+func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
+	var tooLong error
 	for _, buf := range bufs {
-		if _, err := s.conn.WriteToUDPAddrPort(buf, to); err != nil {
+		switch _, err := s.conn.WriteToUDPAddrPort(buf, to); {
+		case errors.Is(err, errTooLong):
+			tooLong = fmt.Errorf("%w: %w", ErrTooLong, err)
+		case err != nil:
 			return fmt.Errorf("sock: sending: %w", err)
 		}
 	}
-	return nil
+	return tooLong
 }
 
-// DontFragment says that datagrams of this system's sockets are sent whole or
-// not at all, so that one that arrives proves what its path carries.
-const DontFragment = false
-
+// writeFragmented has the system fragment while it sends. Nothing else is sent
+// meanwhile, so that only these can be.
 func (s *socket) writeFragmented(bufs [][]byte, to netip.AddrPort) error {
-	return s.writeBatch(bufs, to)
+	s.fragmenting.Lock()
+	defer s.fragmenting.Unlock()
+	if err := s.setFragmentation(true); err != nil {
+		return fmt.Errorf("sock: sending: %w", err)
+	}
+	err := s.send(bufs, to)
+	if restore := s.setFragmentation(s.fragments); err == nil && restore != nil {
+		return fmt.Errorf("sock: sending: %w", restore)
+	}
+	return err
 }
 
 // singleReader reads one datagram at a time.
