@@ -248,10 +248,10 @@ func (m *Machine) follows(p *peer, r *relay) bool {
 // barRoute leaves p's relay, which carries no tunnel. Where no other is known to be
 // better it stays: what is wrong may be the tunnel, and not the relays.
 func (m *Machine) barRoute(p *peer) {
-	m.stats.RoutesBarred++
 	again := p.barred(p.via, m.now)
 	p.bar(m.now)
 	if !again {
+		m.stats.RoutesBarred++
 		m.emit(Output{Kind: RouteBarred, Relay: p.via.name, Peer: p.key})
 	}
 	p.tunnel = tunnelCheck{next: m.now.Add(barredSpacing)}

@@ -214,6 +214,9 @@ func TestMutePeer(t *testing.T) {
 		if n := a.asked - asked; n < 60 || n > 600 {
 			t.Errorf("seed %d: %d questions in ten minutes", seed, n)
 		}
+		if n := after.RoutesBarred - before.RoutesBarred; n < 2 || n > 6 {
+			t.Errorf("seed %d: %d bars in ten minutes", seed, n)
+		}
 		if a.renewed == 0 {
 			t.Errorf("seed %d: no new session was tried", seed)
 		}
