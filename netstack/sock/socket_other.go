@@ -83,14 +83,10 @@ func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
 func (s *socket) writeFragmented(bufs [][]byte, to netip.AddrPort) error {
 	s.fragmenting.Lock()
 	defer s.fragmenting.Unlock()
-	if err := s.setFragmentation(true); err != nil {
-		return fmt.Errorf("sock: sending: %w", err)
-	}
-	err := s.send(bufs, to)
-	if restore := s.setFragmentation(s.fragments); err == nil && restore != nil {
-		return fmt.Errorf("sock: sending: %w", restore)
-	}
-	return err
+	// Where the system refuses the option, it fragments anyway.
+	_ = s.setFragmentation(true)
+	defer func() { _ = s.setFragmentation(s.fragments) }()
+	return s.send(bufs, to)
 }
 
 // singleReader reads one datagram at a time.
