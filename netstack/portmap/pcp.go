@@ -14,8 +14,9 @@ import (
 var (
 	// pcpWaits are the waits for an answer, after each of which the request is
 	// sent again. RFC 6887, section 8.1.1 begins with 3 s, for gateways that are
-	// far away; one in the local network answers within milliseconds.
-	pcpWaits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second}
+	// far away; one in the local network answers within milliseconds, and a busy one
+	// is not to take a repetition for a renewal (releaseIPv6).
+	pcpWaits = []time.Duration{time.Second, time.Second}
 	// natpmpWaits are shorter: who does not answer PCP answers NAT-PMP seldom.
 	natpmpWaits = []time.Duration{250 * time.Millisecond, 250 * time.Millisecond}
 )
