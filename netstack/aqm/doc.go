@@ -4,8 +4,8 @@
 // A TUN device forgets whose packets it holds, so a sender is not slowed by what
 // waits in its own host, as it is before a network card. One TCP stream then keeps
 // megabytes on their way, everything else waits behind them, and the processors
-// gain nothing from it. TCP sends less when a packet is lost, or marked (RFC 3168):
-// one in a thousand suffices.
+// gain little from it. TCP sends less when a packet is lost, or marked (RFC 3168): of
+// one stream ten in a million suffice.
 //
 // Control follows CoDel (RFC 8289): it drops one packet when packets wait for longer
 // than Target through an Interval, and more and more often while that goes on. It
