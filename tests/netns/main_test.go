@@ -26,3 +26,12 @@ func times(short, full int) int {
 	}
 	return short
 }
+
+// stops returns for how many seconds a program is stopped (fault F12): briefly, for
+// longer than WireGuard's sessions live, and than it keeps their keys.
+func stops() []int {
+	if *long {
+		return []int{30, 200, 700}
+	}
+	return []int{30}
+}
