@@ -110,14 +110,22 @@ func Decide(s *State, actor string, cmd Command, now time.Time) (Changes, Result
 }
 
 // keepFormerKeys remembers the node keys that cease to be a device's, those of
-// revoked devices aside, which are remembered for ever.
+// revoked devices aside, which are remembered for ever, and forgets those that are a
+// device's again.
 func (d *decision) keepFormerKeys() {
 	ends := func(k ident.NodeKey) {
 		d.changes.FormerKeys = append(d.changes.FormerKeys, FormerKey{k, d.now})
 	}
 	for _, device := range d.changes.Devices {
-		if old := d.state.Device(device.ID); old != nil && old.NodeKey != device.NodeKey {
+		old := d.state.Device(device.ID)
+		if old != nil && old.NodeKey == device.NodeKey {
+			continue
+		}
+		if old != nil {
 			ends(old.NodeKey)
+		}
+		if d.state.former[device.NodeKey] != nil {
+			d.changes.ForgottenKeys = append(d.changes.ForgottenKeys, device.NodeKey)
 		}
 	}
 	for _, id := range d.changes.Removed {
@@ -130,7 +138,11 @@ func (d *decision) keepFormerKeys() {
 	}
 	// Whoever adds some takes old ones away, so that there are no more than end in
 	// FormerKeyLife, and some.
+	regained := d.changes.ForgottenKeys
 	for _, k := range d.state.FormerKeys() {
+		if slices.Contains(regained, k.NodeKey) {
+			continue
+		}
 		over := len(d.state.former) + len(d.changes.FormerKeys) - len(d.changes.ForgottenKeys) - maxFormerKeys
 		if len(d.changes.ForgottenKeys) == maxForgotten || over <= 0 && d.now.Sub(k.Ended) < FormerKeyLife {
 			break

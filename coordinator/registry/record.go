@@ -111,7 +111,7 @@ type Revocation struct {
 
 // FormerKey is a node key that no device has any more though its device was not
 // revoked: another took its place, or the device logged out or was removed. It is
-// remembered for FormerKeyLife.
+// remembered for FormerKeyLife, or until a device has it again.
 type FormerKey struct {
 	NodeKey ident.NodeKey
 	Ended   time.Time
@@ -172,7 +172,8 @@ type Changes struct {
 	Devices     []Device
 	Removed     []ident.NodeID
 	Revocations []Revocation
-	// FormerKeys are new ones, ForgottenKeys those that are not remembered any more.
+	// FormerKeys are new ones, ForgottenKeys those that are not remembered any more:
+	// old ones, and those that are a device's again.
 	FormerKeys    []FormerKey
 	ForgottenKeys []ident.NodeKey
 	Certificates  []Certificate

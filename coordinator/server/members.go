@@ -58,7 +58,11 @@ func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Mem
 		genesis: g, network: g.Fingerprint().String(),
 		keyOf: make(map[ident.NodeID]ident.NodeKey), byKey: make(map[ident.NodeKey]ident.NodeID),
 	}
+	// Each key is told of once: whoever is resumed is taken from the list once. Earlier
+	// releases kept the records of former keys that devices have again.
+	named := make(map[ident.NodeKey]bool)
 	for _, d := range state.Devices() {
+		named[d.NodeKey] = true
 		if state.Suspended(d.Owner) {
 			m.gone = append(m.gone, goneKey{d.NodeKey, now})
 			continue
@@ -66,7 +70,8 @@ func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Mem
 		m.keyOf[d.ID], m.byKey[d.NodeKey] = d.NodeKey, d.ID
 	}
 	ended := func(key ident.NodeKey, at time.Time) {
-		if _, member := m.byKey[key]; !member && now.Sub(at) < goneLife {
+		if !named[key] && now.Sub(at) < goneLife {
+			named[key] = true
 			m.gone = append(m.gone, goneKey{key, at})
 		}
 	}

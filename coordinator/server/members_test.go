@@ -109,3 +109,47 @@ func TestFormerKeysOutliveARestart(t *testing.T) {
 		}
 	})
 }
+
+// TestRegainedKeyOfAResumedUser: relays are told of a suspended user's key once, even
+// where its device gave it up earlier and took it up again, and not when it is a
+// member's again.
+func TestRegainedKeyOfAResumedUser(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		rotated, out := o.join(o.alices(), "rotated"), o.join(o.alices(), "out")
+		rotated.close()
+		out.close()
+		synctest.Wait()
+		other := ident.NodeKey{1, 1}
+		id := o.state.DeviceByName("rotated").ID
+		o.must(registry.RotateNodeKey{Node: id, NodeKey: other})
+		o.must(registry.RotateNodeKey{Node: id, NodeKey: rotated.node})
+		o.must(registry.Logout{Node: o.state.DeviceByName("out").ID})
+		out.connect(o)
+		if _, refused := out.register(o.alices(), "out"); refused != nil {
+			t.Fatal(refused)
+		}
+		out.ch.Close()
+		synctest.Wait()
+		ended := time.Now()
+		time.Sleep(time.Minute)
+		o.must(registry.SuspendUser{Login: "alice@example.com"})
+		o.again()
+		suspended := []ident.NodeKey{other, rotated.node, out.node}
+		if got := o.told(t); !slices.Equal(got, suspended) {
+			t.Errorf("while suspended told of %v, want %v", got, suspended)
+		}
+		// The database of an earlier release has records of regained keys.
+		o.state.Apply(&registry.Changes{FormerKeys: []registry.FormerKey{{NodeKey: rotated.node, Ended: ended}, {NodeKey: out.node, Ended: ended}}})
+		var got []ident.NodeKey
+		for _, g := range newMembers(o.Genesis(), o.state, time.Now()).gone {
+			got = append(got, g.key)
+		}
+		if !slices.Equal(got, suspended) {
+			t.Errorf("with old records told of %v, want %v", got, suspended)
+		}
+		o.must(registry.ResumeUser{Login: "alice@example.com"})
+		if got := o.told(t); !slices.Equal(got, []ident.NodeKey{other}) {
+			t.Errorf("when resumed told of %v, want only %v", got, other)
+		}
+	})
+}
