@@ -174,7 +174,7 @@ func TestPinholes(t *testing.T) {
 				return
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: %+v, endpoints %v", what, s.Pinholes, s.Endpoints)
+				t.Fatalf("%s: %+v, %+v, endpoints %v", what, s.Pinholes, s.Mapping, s.Endpoints)
 			}
 			runtime.Gosched()
 		}
@@ -211,11 +211,14 @@ func TestPinholes(t *testing.T) {
 	apply(false)
 	until("off", func(s Status) bool { return s.Configured && s.Pinholes == nil })
 	apply(true)
+	var opened Status
 	until("open", func(s Status) bool {
-		return open(s, first) && s.Pinholes[0].External == netip.AddrPortFrom(first, s.Port)
+		opened = s
+		return open(s, first) && s.Pinholes[0].External == netip.AddrPortFrom(first, s.Port) &&
+			s.Mapping.State == nat.MappingActive && slices.Contains(s.Endpoints, router.external) // asked for at the same time
 	})
-	if n := slices.IndexFunc(e.Status().Endpoints, func(a netip.AddrPort) bool { return a.Addr() == first }); n < 0 || len(e.Status().Endpoints) != len(local)+1 {
-		t.Errorf("endpoints %v: the pinhole's is told twice, or not", e.Status().Endpoints)
+	if n := slices.IndexFunc(opened.Endpoints, func(a netip.AddrPort) bool { return a.Addr() == first }); n < 0 || len(opened.Endpoints) != len(local)+1 {
+		t.Errorf("endpoints %v: the pinhole's is told twice, or not", opened.Endpoints)
 	}
 	mu.Lock()
 	local = append(local, second)
