@@ -12,8 +12,8 @@ import (
 const MaxForwarded = 8 + MaxPinholes
 
 // SetForwarded says which addresses outside lead to the socket whatever STUN
-// servers see: those of a Mapper and a Pinholes, and those that the user named. The slice is not kept;
-// those over MaxForwarded are left out.
+// servers see: those of a Mapper and a Pinholes, and those that the user named. The
+// slice is not kept; those over MaxForwarded are left out.
 func (d *Discoverer) SetForwarded(addrs []netip.AddrPort, now time.Time) {
 	d.advance(now)
 	forwarded := slices.Clone(addrs[:min(len(addrs), MaxForwarded)])
