@@ -144,6 +144,36 @@ func TestPCP(t *testing.T) {
 	}
 }
 
+// TestPCPNonceStays: a gateway that is not the one of the moment any more is not
+// told the nonce of the one that is.
+func TestPCPNonceStays(t *testing.T) {
+	var mu sync.Mutex
+	asked := 0
+	c := client(responder(t, ipv4, func(b []byte) [][]byte {
+		mu.Lock()
+		defer mu.Unlock()
+		asked++
+		return [][]byte{grantPCP(b, 41641)}
+	}), closed(t, ipv4))
+	g, err := ask(t, c, wanted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := c.nonce.value
+	c.cfg.Gateway = func() (netip.Addr, error) { return netip.MustParseAddr("127.0.0.2"), nil } // where nobody listens
+	if _, err := ask(t, c, wanted); err == nil || c.nonce.value == first {
+		t.Fatalf("%v, and two gateways know one nonce: %v", err, c.nonce.value == first)
+	}
+	if err := release(t, c, g); !errors.Is(err, ErrNoGateway) {
+		t.Errorf("releasing at another gateway: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if asked != 1 {
+		t.Errorf("the first gateway was asked %d times", asked)
+	}
+}
+
 // TestNATPMP: a gateway that does not know PCP says so, and is asked again.
 func TestNATPMP(t *testing.T) {
 	var mu sync.Mutex

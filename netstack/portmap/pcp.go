@@ -3,6 +3,7 @@ package portmap
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -99,8 +100,12 @@ func askNATPMP(ctx context.Context, conn *net.UDPConn, want pcp.Mapping) (pcp.Ma
 	return got, err
 }
 
-// releasePCP deletes a mapping: a lifetime of zero does.
+// releasePCP deletes a mapping: a lifetime of zero does. One of PCP that another
+// gateway granted is left to end, as this one's nonce is not for it to learn.
 func (c *Client) releasePCP(ctx context.Context, g nat.Grant) error {
+	if g.Protocol == nat.MapPCP && !c.nonce.isOf(g.Gateway) {
+		return fmt.Errorf("%w: it is not the gateway any more that mapped the port", ErrNoGateway)
+	}
 	conn, local, err := c.dial(ctx, netip.Addr{}, netip.AddrPortFrom(g.Gateway, c.pcpPort))
 	if err != nil {
 		return err
