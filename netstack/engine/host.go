@@ -99,9 +99,11 @@ func (d *hostDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	d.underway.Lock()
 	d.held = true
 	if own != nil {
-		d.withhold(bufs[n-1], &sizes[n-1], offset)
-		if own.over != nil && sizes[n-1] > 0 {
-			if device := d.device.Load(); device == nil || !device.Divert(bufs[n-1], own.over) {
+		to := d.destination(bufs[n-1][offset : offset+sizes[n-1]])
+		if to == nil {
+			sizes[n-1] = 0
+		} else if own.over != nil {
+			if device := d.device.Load(); device == nil || !device.Divert(bufs[n-1], to.key, own.over) {
 				sizes[n-1] = 0 // one that went by another way would prove nothing
 			}
 		}
@@ -111,13 +113,14 @@ func (d *hostDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return n, err
 }
 
-// withhold sets the size of a packet of our own to zero where it is for nobody:
-// a filter has let it out, but the table may be another by now.
-func (d *hostDevice) withhold(buf []byte, size *int, offset int) {
+// destination returns whom a packet of our own is for, nil for nobody: a filter has let
+// it out, but the table may be another by now.
+func (d *hostDevice) destination(b []byte) *peer {
 	var info packet.Info
-	if packet.Parse(buf[offset:offset+*size], &info) != packet.None || d.forwarding.Load().lookup(info.Destination.Addr()) == nil {
-		*size = 0
+	if packet.Parse(b, &info) != packet.None {
+		return nil
 	}
+	return d.forwarding.Load().lookup(info.Destination.Addr())
 }
 
 // settle returns when every packet that was let out by a table that is not in

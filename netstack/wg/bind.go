@@ -41,7 +41,6 @@ type bind struct {
 	identity atomic.Pointer[identity]
 	indexes  indexTable
 	counters counters
-	diverted diversions
 	relayed  chan queued
 	// furtherIn are packets that came to further sockets.
 	furtherIn     chan queued
@@ -231,7 +230,7 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		}
 		p.sends(packet, now)
 	}
-	if b.diverted.waiting.Load() > 0 {
+	if p.diverted.waiting.Load() > 0 {
 		if bufs = b.divert(p, bufs); len(bufs) == 0 {
 			return nil
 		}

@@ -147,10 +147,13 @@ func newSideAs(t *testing.T, addr string, private ident.NodePrivate) *side {
 	return s
 }
 
-func (s *side) add(t *testing.T, other *side) *Peer {
+func (s *side) add(t *testing.T, other *side, more ...*side) *Peer {
 	t.Helper()
-	err := s.device.SetPeers([]PeerConfig{{other.key, []netip.Prefix{netip.PrefixFrom(other.addr, 32)}}})
-	if err != nil {
+	var peers []PeerConfig
+	for _, p := range append([]*side{other}, more...) {
+		peers = append(peers, PeerConfig{p.key, []netip.Prefix{netip.PrefixFrom(p.addr, 32)}})
+	}
+	if err := s.device.SetPeers(peers); err != nil {
 		t.Fatal(err)
 	}
 	return s.device.Peer(other.key)

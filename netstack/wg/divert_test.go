@@ -20,7 +20,7 @@ func TestDivertedPacket(t *testing.T) {
 	relay := &recordingRelay{}
 	// What is relayed is passed on at the end, so that it can be told from the rest.
 	reading := func(buf []byte, _ int) {
-		if lastByte(buf)%2 == 1 && !a.device.Divert(buf, relay) {
+		if lastByte(buf)%2 == 1 && !a.device.Divert(buf, b.key, relay) {
 			t.Error("no room")
 		}
 	}
@@ -43,7 +43,7 @@ func TestDivertedPacket(t *testing.T) {
 		}
 		return nil
 	})
-	if n := a.device.bind.diverted.waiting.Load(); n > 0 {
+	if n := atA.diverted.waiting.Load(); n > 0 {
 		t.Errorf("%d packets are waited for", n)
 	}
 	relay.mu.Lock()
@@ -83,10 +83,34 @@ func TestDiversions(t *testing.T) {
 	if got := v.take(bufs[0], now); got != nil {
 		t.Error("it is diverted twice")
 	}
-	if got := v.take(bufs[1], now.Add(divertedFor)); got != nil {
+	if n := v.waiting.Load(); n != maxDiverted-1 {
+		t.Errorf("%d wait after one was sent", n)
+	}
+	late := now.Add(divertedFor)
+	if !v.add(bufs[0], relay, late) || v.waiting.Load() != 1 {
+		t.Errorf("%d wait after the time of the others", v.waiting.Load())
+	}
+	// Whatever is sent next ends the wait for what never was.
+	if got := v.take(bufs[1], late.Add(divertedFor)); got != nil {
 		t.Error("it is diverted after its time")
 	}
-	if !v.add(bufs[0], relay, now.Add(divertedFor)) || v.waiting.Load() != 1 {
-		t.Errorf("%d wait after the time of the others", v.waiting.Load())
+	if n := v.waiting.Load(); n != 0 {
+		t.Errorf("%d wait for ever", n)
+	}
+}
+
+// TestDiversionsOfOnePeer: a peer whose packets wait for a session leaves room for
+// those of the others.
+func TestDiversionsOfOnePeer(t *testing.T) {
+	a, silent, well := newSide(t, "100.64.0.1"), newSide(t, "100.64.0.2"), newSide(t, "100.64.0.3")
+	a.add(t, silent, well)
+	relay := &recordingRelay{}
+	for a.device.Divert(make([]byte, 8), silent.key, relay) {
+	}
+	if !a.device.Divert(make([]byte, 8), well.key, relay) {
+		t.Error("no room for another peer's")
+	}
+	if a.device.Divert(make([]byte, 8), a.key, relay) {
+		t.Error("room for one that goes to no peer")
 	}
 }

@@ -51,6 +51,7 @@ type Peer struct {
 	initiations limiter
 	arrivals    arrivals
 	waiting     waiting
+	diverted    diversions
 
 	mu        sync.Mutex // protects all below
 	handshake handshake
