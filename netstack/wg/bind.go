@@ -218,7 +218,7 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		case typeInitiation:
 			p.unanswered.Add(1)
 		case typeResponse:
-			path = p.wayBack(path)
+			path = p.wayBack(path, packet)
 		default:
 			continue
 		}

@@ -64,8 +64,9 @@ type handshake struct {
 	// repetition. It is kept whole, because anybody can make others with its first
 	// half.
 	heard [initiationSize]byte
-	// over is the relay that it came over, nil for none.
-	over Relay
+	// cameOver says which relays the peer's last initiations came over, at most
+	// maxCameOver, the oldest first.
+	cameOver []cameOver
 	// held are initiations of the peer's that wait for the answer to ours.
 	held [][]byte
 
@@ -83,6 +84,37 @@ type handshake struct {
 // the messages that wait for their turn: anybody can make some in its name, which the
 // device refuses, and the peer's own has to be among the first.
 const maxHeld = 4
+
+// cameOver is the relay that an initiation came over last. It is known by the index in
+// it, which the response to it repeats: anybody can make others in the peer's name, and
+// they must not draw the response to its own elsewhere.
+type cameOver struct {
+	index uint32
+	over  Relay
+}
+
+// maxCameOver is above the initiations that relays may bring in a peer's name while its
+// own waits for the device: peerBurst at once, and those of peerRate in the half second
+// of yieldTime and some moments more.
+const maxCameOver = 32
+
+// comes notes the relay that an initiation came over, nil for none. p.mu is held.
+func (h *handshake) comes(initiation []byte, over Relay) {
+	index := binary.LittleEndian.Uint32(initiation[4:])
+	i := slices.IndexFunc(h.cameOver, func(c cameOver) bool { return c.index == index })
+	switch {
+	case over == nil && i < 0:
+	case over == nil:
+		h.cameOver = slices.Delete(h.cameOver, i, i+1)
+	case i >= 0:
+		h.cameOver[i].over = over
+	default:
+		if len(h.cameOver) == maxCameOver {
+			h.cameOver = slices.Delete(h.cameOver, 0, 1)
+		}
+		h.cameOver = append(h.cameOver, cameOver{index, over})
+	}
+}
 
 // isInitiation reports whether a message of a handshake begins it.
 func isInitiation(message []byte) bool { return messageType(message) == typeInitiation }
@@ -205,6 +237,7 @@ func (p *Peer) repeat(message []byte) {
 func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, over Relay, now time.Time) bool {
 	p.mu.Lock()
 	h := &p.handshake
+	h.comes(initiation, over)
 	if message := [initiationSize]byte(initiation); message == h.heard && !h.answersAnother() {
 		p.bind.counters.replayed.count.Add(1)
 		answer := p.underway(now)
@@ -212,14 +245,14 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, over Relay
 			p.mu.Unlock()
 			return false
 		}
-		h.replied, h.over = now, over
+		h.replied = now
 		p.mu.Unlock()
-		p.bind.send(p, p.wayBack(p.path.Load()), [][]byte{answer})
+		p.bind.send(p, p.wayBack(p.path.Load(), answer), [][]byte{answer})
 		p.bind.counters.repeated.Add(1)
 		return false
 	}
 	defer p.mu.Unlock()
-	h.heard, h.over = [initiationSize]byte(initiation), over
+	h.heard = [initiationSize]byte(initiation)
 	if ours := p.underway(now); ours != nil && isInitiation(ours) && bytes.Compare(own[:], p.key[:]) < 0 {
 		if left := yieldTime - now.Sub(h.sent); left > 0 && len(h.held) < maxHeld {
 			held := bytes.Clone(initiation)
@@ -325,18 +358,21 @@ func (p *Peer) release(held []byte) {
 	}
 }
 
-// wayBack returns how the response to the peer's last initiation goes, where packets to
+// wayBack returns how a response to an initiation of the peer's goes, where packets to
 // the peer have the given path: over the relay that the initiation came over, if it is
-// a relay that they go over. The peer may have left that one, which carries no
-// packets of the tunnel.
-func (p *Peer) wayBack(path *Path) *Path {
+// a relay that they go over, and that one is known. The peer may have left the path's,
+// which carries no packets of the tunnel.
+func (p *Peer) wayBack(path *Path, response []byte) *Path {
 	if path.Direct.IsValid() || path.Relay == nil {
 		return path
 	}
+	index := binary.LittleEndian.Uint32(response[8:])
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if over := p.handshake.over; over != nil {
-		return &Path{Relay: over}
+	for _, c := range p.handshake.cameOver {
+		if c.index == index {
+			return &Path{Relay: c.over}
+		}
 	}
 	return path
 }

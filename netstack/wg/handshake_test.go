@@ -71,11 +71,14 @@ func (x *bound) begin(index uint32) {
 	x.sendOwn(renumbered(x.t, x.its, craftInitiation(x.t, x.its, x.own), index))
 }
 
-func (x *bound) respond(index uint32) {
+func (x *bound) respond(index uint32) { x.respondTo(x.peer.handshake.heard[:], index) }
+
+// respondTo has the device send the response to an initiation.
+func (x *bound) respondTo(initiation []byte, index uint32) {
 	m := make([]byte, responseSize)
 	binary.LittleEndian.PutUint32(m, typeResponse)
 	binary.LittleEndian.PutUint32(m[4:], index)
-	copy(m[8:12], x.peer.handshake.heard[4:8])
+	copy(m[8:12], initiation[4:8])
 	x.sendOwn(m)
 }
 
@@ -341,6 +344,48 @@ func TestResponseGoesBack(t *testing.T) {
 		x.want("an initiation", x.relay.kinds(), []uint32{typeInitiation})
 		x.want("where the last one came from", other.kinds(), nil)
 		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 8)) // it has arrived
+	})
+}
+
+// TestResponseGoesBackDespiteOthers: initiations that somebody makes up in the peer's
+// name after its own do not draw the response to that over the relay that they come by.
+func TestResponseGoesBackDespiteOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, false)
+		from, hostile := &recordingRelay{}, &recordingRelay{}
+		genuine := x.initiation(1)
+		x.handleRelayed(from, x.peer.key, genuine)
+		for i := range uint32(peerBurst) {
+			x.handleRelayed(hostile, x.peer.key, x.initiation(2+i))
+		}
+		x.respondTo(genuine, 7)
+		x.want("where it came from", from.kinds(), []uint32{typeResponse})
+		x.want("where the others came from", hostile.kinds(), nil)
+		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 7))
+
+		// It comes again by another way, before it was answered.
+		time.Sleep(10 * time.Second)
+		again := x.initiation(100)
+		x.handleRelayed(hostile, x.peer.key, again)
+		x.handleRelayed(from, x.peer.key, again)
+		x.respondTo(again, 8)
+		x.want("where it came from last", from.kinds(), []uint32{typeResponse})
+		x.want("where it came from first", hostile.kinds(), nil)
+		x.handleRelayed(x.relay, x.peer.key, answer(typeTransport, 8))
+
+		// Of what is not known any more, the response goes by the path.
+		for i := range uint32(maxCameOver) {
+			time.Sleep(time.Second)
+			x.handleRelayed(from, x.peer.key, x.initiation(200+i))
+		}
+		from.kinds()
+		x.respondTo(genuine, 10)
+		x.want("of one of long ago, by the path", x.relay.kinds(), []uint32{typeResponse})
+		x.want("of one of long ago, where it came from", from.kinds(), nil)
+		if n := len(x.peer.handshake.cameOver); n != maxCameOver {
+			t.Errorf("%d are remembered, want %d", n, maxCameOver)
+		}
+		x.indexes.forget(x.peer)
 	})
 }
 
