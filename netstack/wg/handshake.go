@@ -158,9 +158,9 @@ func (p *Peer) defers(initiation []byte, own ident.NodeKey, now time.Time) bool 
 	message, before := bytes.Clone(initiation), h.responses
 	time.AfterFunc(left, func() {
 		p.mu.Lock()
-		answered := h.responses != before
+		needed := h.responses == before && !p.removed
 		p.mu.Unlock()
-		if !answered {
+		if needed {
 			p.sends(message, time.Now())
 			p.bind.send(p, p.path.Load(), [][]byte{message})
 		}

@@ -203,6 +203,23 @@ func TestOneBeginsWhileItAnswers(t *testing.T) {
 	}
 }
 
+// TestDeferredInitiationOfOneWhoLeft: an initiation that waits for what the device
+// answers is not sent where the peer is none any more by then.
+func TestDeferredInitiationOfOneWhoLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newBound(t, true)
+		x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
+		x.begin(5)
+		x.indexes.forget(x.peer)
+		time.Sleep(answerTime)
+		synctest.Wait()
+		x.want("to nobody", x.relay.kinds(), nil)
+		if n := x.counters.snapshot().YieldedInitiations; n != 1 {
+			t.Errorf("%d were deferred, want 1", n)
+		}
+	})
+}
+
 // TestInitiationIsNotSentAgainBesideTheAnswer: a path that comes with the peer's
 // initiation carries the answer to that, and not our own initiation of before.
 func TestInitiationIsNotSentAgainBesideTheAnswer(t *testing.T) {
