@@ -9,12 +9,13 @@ import (
 	"github.com/warren-overlay/warren/netstack/engine"
 )
 
-// TestBarFacts: one warning for each relay that drops data, which names it.
+// TestBarFacts: one warning for each relay that carried no data, which names it and says what was
+// observed, and not whose fault it is.
 func TestBarFacts(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	facts := barFacts([]engine.RelayStatus{{Name: "good"}, {Name: "evil", Barred: 1}, {Name: "worse", Barred: 3}}, now)
 	if len(facts) != 2 || facts[0].Code != health.RelayDropsData || facts[0].Severity != health.Warning ||
-		facts[0].Subject != "evil" || !strings.Contains(facts[0].Text, "to a device.") || !strings.Contains(facts[1].Text, "to 3 devices.") {
+		facts[0].Subject != "evil" || !strings.Contains(facts[0].Text, "carried no data to a device: the relay is at fault, or that device.") || !strings.Contains(facts[1].Text, "carried no data to 3 devices: the relay is at fault, or those devices.") {
 		t.Errorf("facts %+v", facts)
 	}
 }

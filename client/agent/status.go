@@ -111,20 +111,22 @@ func flapFacts(peers []engine.PeerStatus, now time.Time) []health.Fact {
 	return facts
 }
 
-// barFacts are about the relays that answer and carry no data.
+// barFacts are about the relays that answer and over which no data came to a device.
+// Whose fault it is cannot be seen from here: a device that answers a relay's questions
+// beside the tunnel and none inside it looks the same.
 func barFacts(relays []engine.RelayStatus, now time.Time) []health.Fact {
 	var facts []health.Fact
 	for _, r := range relays {
 		if r.Barred == 0 {
 			continue
 		}
-		devices := "a device"
+		devices, those := "a device", "that device"
 		if r.Barred > 1 {
-			devices = fmt.Sprintf("%d devices", r.Barred)
+			devices, those = fmt.Sprintf("%d devices", r.Barred), "those devices"
 		}
 		facts = append(facts, health.Fact{
 			Code: health.RelayDropsData, Severity: health.Warning, Subject: r.Name, Since: now,
-			Text: fmt.Sprintf("The relay %s answers, and drops the data that it is to carry to %s. Another is used where there is one; warren debug paths NAME shows more.", r.Name, devices),
+			Text: fmt.Sprintf("The relay %s answers, and carried no data to %s: the relay is at fault, or %s. Another is used where there is one; warren debug paths NAME shows more.", r.Name, devices, those),
 		})
 	}
 	return facts

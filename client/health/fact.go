@@ -71,7 +71,7 @@ const (
 	CandidateRefused Code = "candidate-refused"
 	// PathFlapping: the path to a peer changes more often than networks make it.
 	PathFlapping Code = "path-flapping"
-	// RelayDropsData: a relay answers, and drops the data of a tunnel.
+	// RelayDropsData: a relay answers, and no data of a tunnel came over it.
 	RelayDropsData Code = "relay-drops-data"
 )
 
