@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,18 @@ func buffers(n int) ([][]byte, []int) {
 		bufs[i] = make([]byte, 2048)
 	}
 	return bufs, make([]int, n)
+}
+
+// unstamped returns buffers in which nothing says how long a packet waited, as zeros
+// would.
+func unstamped(n int) ([][]byte, []int) {
+	bufs, sizes := buffers(n)
+	for _, buf := range bufs {
+		for i := range buf {
+			buf[i] = 0x7f // a time that is to come
+		}
+	}
+	return bufs, sizes
 }
 
 func TestReaderLetsOwnPacketsThroughDuringARead(t *testing.T) {
@@ -83,6 +96,39 @@ func TestReaderLetsOwnPacketsThroughDuringARead(t *testing.T) {
 	}
 	if !errors.Is(err, os.ErrClosed) {
 		t.Fatalf("read after close: %v", err)
+	}
+}
+
+// lateDevice is a TUN device whose Read goes on for a while after Close.
+type lateDevice struct {
+	*simnet.TUN
+	reading, release chan struct{}
+	returned         atomic.Bool
+}
+
+func (d *lateDevice) Read(bufs [][]byte, _ []int, _ int) (int, error) {
+	close(d.reading)
+	<-d.release
+	bufs[0][0] = 1
+	d.returned.Store(true)
+	return 0, os.ErrClosed
+}
+
+// TestReaderKeepsBuffersUntilTheDeviceHasEnded: the caller gives them to others when
+// read returns.
+func TestReaderKeepsBuffersUntilTheDeviceHasEnded(t *testing.T) {
+	device := &lateDevice{TUN: simnet.NewTUN(0), reading: make(chan struct{}), release: make(chan struct{})}
+	r := newHostReader(device, func(error) {})
+	go r.run()
+	go func() {
+		<-device.reading
+		time.AfterFunc(20*time.Millisecond, func() { close(device.release) })
+		r.close()
+	}()
+	bufs, sizes := buffers(r.batchSize())
+	_, _, err := r.read(bufs, sizes, 0)
+	if bufs[0][0] = 2; !errors.Is(err, os.ErrClosed) || !device.returned.Load() {
+		t.Fatalf("read: %v, while the device still wrote: %v", err, !device.returned.Load())
 	}
 }
 
@@ -393,7 +439,7 @@ func TestFilteringAllocatesNothing(t *testing.T) {
 	const offset = tun.Headroom
 	host := a.engine.host
 	host.sender = func([]byte, int) (ident.NodeKey, bool) { return b.Key, true }
-	bufs, sizes := buffers(32)
+	bufs, sizes := unstamped(32)
 	for name, direction := range map[string]func(){
 		"outbound": func() {
 			for i := range bufs {

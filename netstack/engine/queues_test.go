@@ -121,7 +121,7 @@ func TestDataPathSheds(t *testing.T) {
 		q, _ := standing(d)
 		p.queues.control[d] = q.control[d]
 	}
-	bufs, sizes := buffers(32)
+	bufs, sizes := unstamped(32)
 	passed := map[filter.Direction]func() int{
 		filter.Outbound: func() (n int) {
 			for i := range bufs {
@@ -143,6 +143,9 @@ func TestDataPathSheds(t *testing.T) {
 		},
 	}
 	for d, pass := range passed {
+		if _, stamped := host.device.Load().Waited(bufs[0][:offset+sizes[0]], offset); stamped {
+			t.Fatal("the buffers say how long packets waited")
+		}
 		if n := pass(); n != len(bufs) {
 			t.Fatalf("direction %v: %d of %d packets passed", d, n, len(bufs))
 		}

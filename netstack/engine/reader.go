@@ -127,6 +127,7 @@ func (r *hostReader) read(bufs [][]byte, sizes []int, offset int) (n int, own *o
 		copy(sizes, r.sizes[:result.n])
 		return result.n, nil, result.err
 	case <-r.closing:
+		<-r.ended // until then run may write into bufs, which the caller gives away
 		return 0, nil, os.ErrClosed
 	case packet := <-r.injected:
 		clear(sizes[:last])
