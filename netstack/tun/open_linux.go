@@ -19,11 +19,13 @@ const cloneDevice = "/dev/net/tun"
 // osDevice is the kernel's TUN device.
 type osDevice struct {
 	native  wgtun.Device
+	raw     syscall.RawConn // of the native device's file
 	name    string
 	index   int
 	netlink *netlink.Handle // bound to the network namespace of Open
 
 	mtu     atomic.Int64
+	short   atomic.Bool   // a piece of short segments did not fit behind another
 	closing atomic.Bool   // set before the native device is closed
 	done    chan struct{} // closed when watch has returned
 
@@ -47,12 +49,17 @@ func Open(cfg Config) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("tun: setting up device %s: %w", cfg.Name, err)
+	}
 	native, err := wgtun.CreateTUNFromFile(file, cfg.MTU)
 	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("tun: setting up device %s: %w", cfg.Name, err)
 	}
-	d := &osDevice{native: native, done: make(chan struct{})}
+	d := &osDevice{native: native, raw: raw, done: make(chan struct{})}
 	if err := d.init(cfg.MTU); err != nil {
 		native.Close()
 		return nil, fmt.Errorf("tun: setting up device %s: %w", cfg.Name, err)
@@ -137,8 +144,44 @@ func (d *osDevice) watch() {
 	}
 }
 
-// Read implements Device.
+// usualPiece is how many packets the kernel makes of 64 KB at the most, of segments
+// that are not unusually short.
+const usualPiece = 64
+
+// Read implements Device. The kernel hands over what one sender's TCP made into one
+// piece, which is anything from one packet to 64 KB; the smaller they are, the more it
+// costs to wake those who seal and send them for each. So what else waits is read as
+// well, while there is room for the usual piece. Where one did not fit, its end was
+// lost: segments are short here, and from then on each piece has all the room.
 func (d *osDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := d.readPiece(bufs, sizes, offset)
+	for err == nil && n+usualPiece <= len(bufs) && !d.short.Load() && d.waiting() {
+		var more int
+		if more, err = d.readPiece(bufs[n:], sizes[n:], offset); errors.Is(err, ErrTooManySegments) {
+			d.short.Store(true)
+			return n + more, err
+		}
+		n += more
+	}
+	if n > 0 && !errors.Is(err, ErrTooManySegments) {
+		err = nil // a device that was closed says so again
+	}
+	return n, err
+}
+
+// waiting reports whether the kernel has something to read.
+func (d *osDevice) waiting() bool {
+	waits := false
+	err := d.raw.Control(func(fd uintptr) {
+		poll := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll[:], 0)
+		waits = err == nil && n == 1 && poll[0].Revents == unix.POLLIN
+	})
+	return waits && err == nil
+}
+
+// readPiece reads one piece, as many packets as it has.
+func (d *osDevice) readPiece(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for {
 		n, err := d.native.Read(bufs, sizes, offset)
 		if err == nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 // newNamespace moves the test's thread into an empty network namespace for the
@@ -351,5 +352,98 @@ func TestPacketsBothWays(t *testing.T) {
 	}
 	if _, err := d.Write(bufs[:1], Headroom-1); err == nil {
 		t.Error("a write without headroom was accepted")
+	}
+}
+
+// TestReadTakesWhatWaits: packets that wait are read at once, in their order.
+func TestReadTakesWhatWaits(t *testing.T) {
+	newNamespace(t)
+	d := open(t, Config{Name: "warrentest"})
+	if err := d.Configure(Settings{Addresses: prefixes("100.64.0.1/32"), Routes: prefixes("100.64.0.0/10")}); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.64.0.9:7")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const sent = 30
+	for i := range byte(sent) {
+		if _, err := conn.Write([]byte{'n', i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bufs, sizes := buffers(d.BatchSize())
+	n, err := d.Read(bufs, sizes, Headroom)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := byte(0) // the kernel's own packets, of IPv6, come in between
+	for i := range n {
+		if packet := bufs[i][Headroom : Headroom+sizes[i]]; packet[0]>>4 == 4 {
+			if !bytes.Equal(packet[28:], []byte{'n', next}) {
+				t.Fatalf("packet %d is % x", next, packet)
+			}
+			next++
+		}
+	}
+	if next != sent {
+		t.Errorf("%d of %d packets were read at once", next, sent)
+	}
+}
+
+// pieces is a native device that hands over pieces of so many packets.
+type pieces struct {
+	wgtun.Device
+	sizes []int
+}
+
+func (p *pieces) Read(bufs [][]byte, sizes []int, _ int) (int, error) {
+	if len(p.sizes) == 0 {
+		return 0, os.ErrClosed
+	}
+	n := p.sizes[0]
+	p.sizes = p.sizes[1:]
+	clear(sizes[:min(n, len(bufs))])
+	if n > len(bufs) {
+		return len(bufs), wgtun.ErrTooManySegments
+	}
+	return n, nil
+}
+
+// TestShortSegmentsGetAllTheRoom: what does not fit behind another piece is lost once,
+// and no more after that; and a device that ends says so after what it had.
+func TestShortSegmentsGetAllTheRoom(t *testing.T) {
+	reader, writer, err := os.Pipe() // always readable
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	defer writer.Close()
+	if _, err := writer.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := reader.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &osDevice{native: &pieces{sizes: []int{10, 54, 1, 122, 10, 122, 64}}, raw: raw}
+	bufs, sizes := buffers(128)
+	for i, want := range []struct {
+		n   int
+		err error
+	}{
+		{65, nil},                    // three pieces: there is no room for another usual one
+		{122, nil},                   // a piece that leaves none
+		{128, ErrTooManySegments},    // a short one and one that does not fit
+		{64, nil}, {0, os.ErrClosed}, // nothing behind another any more
+	} {
+		if n, err := d.Read(bufs, sizes, Headroom); n != want.n || !errors.Is(err, want.err) {
+			t.Fatalf("read %d: %d packets, %v; want %d, %v", i, n, err, want.n, want.err)
+		}
+	}
+	d = &osDevice{native: &pieces{sizes: []int{10}}, raw: raw}
+	if n, err := d.Read(bufs, sizes, Headroom); n != 10 || err != nil {
+		t.Fatalf("%d packets and %v of a device that ends", n, err)
 	}
 }
