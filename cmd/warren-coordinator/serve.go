@@ -171,6 +171,10 @@ func (m *Main) followHangup(ctx context.Context, log *slog.Logger) {
 // runServe wires coordinator, relay and STUN server together and runs them
 // until the context ends or one of them fails.
 func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, log *slog.Logger) error {
+	if m.Hangup != nil { // first of all: until then SIGHUP ends the program
+		signal.Notify(m.Hangup, syscall.SIGHUP)
+		defer signal.Stop(m.Hangup)
+	}
 	public, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
@@ -234,10 +238,6 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 	}
 	if stun != nil && !o.builtin { // else the relay answers there
 		group.Go(func() { report(log, "STUN server", stunserver.New(stun).Run(ctx)) })
-	}
-	if m.Hangup != nil {
-		signal.Notify(m.Hangup, syscall.SIGHUP)
-		defer signal.Stop(m.Hangup)
 	}
 	group.Go(func() { m.followHangup(ctx, log) })
 	group.Go(func() {

@@ -3,11 +3,15 @@ package main
 import (
 	"crypto/tls"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/warren-overlay/warren/coordinator/wire/channel"
 	"github.com/warren-overlay/warren/netstack/relay"
 )
 
@@ -93,4 +97,35 @@ func TestReload(t *testing.T) {
 	}
 	serves("in order again", 3)
 	enters("in order again", again, relay.EventReady, 0)
+}
+
+// TestReloadWhileStarting: SIGHUP does not end a relay that still asks the coordinator
+// for the network, and is heeded when it relays.
+func TestReloadWhileStarting(t *testing.T) {
+	s := newSite(t)
+	s.hangup = make(chan os.Signal, 1)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGHUP) // and does not end the test
+	defer signal.Stop(told)
+	mux := http.NewServeMux()
+	mux.HandleFunc(channel.GenesisPath, func(w http.ResponseWriter, _ *http.Request) {
+		self, err := os.FindProcess(os.Getpid())
+		if err == nil {
+			err = self.Signal(syscall.SIGHUP)
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		select {
+		case <-told:
+		case <-time.After(patience):
+			t.Error("there is no signal")
+		}
+		w.Write(s.network.Genesis.AppendBinary(nil))
+	})
+	coordinator := httptest.NewServer(mux)
+	defer coordinator.Close()
+	_, _, out, _ := s.serve("--coordinator", coordinator.URL)
+	out.wait(t, `level=INFO msg="(SIGHUP: read again)"`)
 }

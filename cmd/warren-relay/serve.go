@@ -149,6 +149,10 @@ func (o *options) setLevel(level *slog.LevelVar) error {
 
 // runServe opens the listeners and relays until the context ends.
 func (m *Main) runServe(ctx context.Context, r *reloader, fingerprint ident.Fingerprint, wantMetrics bool) error {
+	if m.Hangup != nil { // first of all: until then SIGHUP ends the program
+		signal.Notify(m.Hangup, syscall.SIGHUP)
+		defer signal.Stop(m.Hangup)
+	}
 	o, log := r.options, r.log
 	genesis, err := o.network(ctx, fingerprint, log)
 	if err != nil {
@@ -199,10 +203,6 @@ func (m *Main) runServe(ctx context.Context, r *reloader, fingerprint ident.Fing
 		return err
 	}
 	log.Info("relaying", "name", o.name, "region", o.region, "network", fingerprint, "address", l.Public.Addr(), "tls", o.certificate != "", "udp", udp)
-	if m.Hangup != nil {
-		signal.Notify(m.Hangup, syscall.SIGHUP)
-		defer signal.Stop(m.Hangup)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	var reloading sync.WaitGroup
 	defer reloading.Wait()
