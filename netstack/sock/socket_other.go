@@ -36,14 +36,19 @@ func newSocket(conn *net.UDPConn, cfg Config) (*socket, error) {
 		return nil, fmt.Errorf("sock: %w", err)
 	}
 	s := &socket{conn: conn, raw: raw, fragments: cfg.Fragment, is6: conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().Is6()}
-	// Best effort: smaller buffers are slower, not wrong, and so are fragments.
+	// Best effort: smaller buffers are slower, not wrong.
 	_ = conn.SetReadBuffer(bufferSize)
 	_ = conn.SetWriteBuffer(bufferSize)
-	_ = s.setFragmentation(cfg.Fragment)
+	// Fragments would be wrong where DontFragment says that there are none: a datagram
+	// that arrives is taken for a proof that its path carries it whole.
+	if err := s.setFragmentation(cfg.Fragment); err != nil {
+		return nil, fmt.Errorf("setting whether to fragment: %w", err)
+	}
 	return s, nil
 }
 
-// setFragmentation sets whether datagrams may be fragmented, where the system can.
+// setFragmentation sets whether datagrams may be fragmented. It does nothing where
+// DontFragment says that they always may.
 func (s *socket) setFragmentation(may bool) error {
 	var err error
 	if controlErr := s.raw.Control(func(fd uintptr) { err = setDontFragment(fd, s.is6, !may) }); controlErr != nil {
@@ -83,10 +88,14 @@ func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
 func (s *socket) writeFragmented(bufs [][]byte, to netip.AddrPort) error {
 	s.fragmenting.Lock()
 	defer s.fragmenting.Unlock()
-	// Where the system refuses the option, it fragments anyway.
-	_ = s.setFragmentation(true)
-	defer func() { _ = s.setFragmentation(s.fragments) }()
-	return s.send(bufs, to)
+	if err := s.setFragmentation(true); err != nil {
+		return fmt.Errorf("sock: sending: %w", err)
+	}
+	err := s.send(bufs, to)
+	if restore := s.setFragmentation(s.fragments); err == nil && restore != nil {
+		return fmt.Errorf("sock: sending: %w", restore)
+	}
+	return err
 }
 
 // singleReader reads one datagram at a time.
