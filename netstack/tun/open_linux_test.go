@@ -303,8 +303,9 @@ func buffers(n int) (bufs [][]byte, sizes []int) {
 	return bufs, make([]int, n)
 }
 
-// TestPacketsBothWays sends a datagram through the device and answers it.
-func TestPacketsBothWays(t *testing.T) {
+// throughDevice opens a device, and a socket whose packets leave by it.
+func throughDevice(t *testing.T) (*osDevice, *net.UDPConn) {
+	t.Helper()
 	newNamespace(t)
 	d := open(t, Config{Name: "warrentest"})
 	if err := d.Configure(Settings{Addresses: prefixes("100.64.0.1/32"), Routes: prefixes("100.64.0.0/10")}); err != nil {
@@ -314,7 +315,13 @@ func TestPacketsBothWays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
+	return d, conn
+}
+
+// TestPacketsBothWays sends a datagram through the device and answers it.
+func TestPacketsBothWays(t *testing.T) {
+	d, conn := throughDevice(t)
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -357,16 +364,7 @@ func TestPacketsBothWays(t *testing.T) {
 
 // TestReadTakesWhatWaits: packets that wait are read at once, in their order.
 func TestReadTakesWhatWaits(t *testing.T) {
-	newNamespace(t)
-	d := open(t, Config{Name: "warrentest"})
-	if err := d.Configure(Settings{Addresses: prefixes("100.64.0.1/32"), Routes: prefixes("100.64.0.0/10")}); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.64.0.9:7")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	d, conn := throughDevice(t)
 	const sent = 30
 	for i := range byte(sent) {
 		if _, err := conn.Write([]byte{'n', i}); err != nil {
