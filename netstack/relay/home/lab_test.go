@@ -419,3 +419,16 @@ func (l *lab) talk(a, b *node, d time.Duration) (gap time.Duration) {
 	})
 	return gap
 }
+
+// untilFound has a send to b, which has nothing to send itself, until something
+// arrives, for a minute at most, and returns how long that took.
+func (l *lab) untilFound(a, b *node) time.Duration {
+	began := l.now
+	for n := 1; b.got[a.key].IsZero() && l.now.Sub(began) < time.Minute; n++ {
+		if n%10 == 0 {
+			a.data(b)
+		}
+		l.step()
+	}
+	return l.now.Sub(began)
+}

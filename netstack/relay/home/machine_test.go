@@ -174,15 +174,7 @@ func TestIdleNode(t *testing.T) {
 		l.site(b.m.Home()).alive = false
 		l.pass(30*time.Second, nil)
 		b.got[a.key] = time.Time{}
-		n := 0
-		began := l.now
-		for b.got[a.key].IsZero() && l.now.Sub(began) < time.Minute {
-			if n++; n%10 == 0 {
-				a.data(b)
-			}
-			l.step()
-		}
-		if took := l.now.Sub(began); took > failover {
+		if took := l.untilFound(a, b); took > failover {
 			t.Errorf("seed %d: found after %v", seed, took)
 		}
 	}

@@ -105,15 +105,7 @@ func TestDroppedTunnelFromTheStart(t *testing.T) {
 		l.tellHomes()
 		l.pass(2*time.Minute, nil)
 		l.site(b.m.Home()).takes = func(message) bool { return false }
-		n := 0
-		began := l.now
-		for b.got[a.key].IsZero() && l.now.Sub(began) < time.Minute {
-			if n++; n%10 == 0 {
-				a.data(b)
-			}
-			l.step()
-		}
-		if took := l.now.Sub(began); took > failover {
+		if took := l.untilFound(a, b); took > failover {
 			t.Errorf("seed %d: found after %v", seed, took)
 		}
 	}
