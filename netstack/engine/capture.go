@@ -168,7 +168,7 @@ type captured struct {
 func capture(running []*Capture, p *captured) {
 	comment := ""
 	for _, c := range running {
-		if c.cfg.Denied && p.verdict == filter.Pass || c.cfg.Peer != 0 && (p.peer == nil || p.peer.node != c.cfg.Peer) {
+		if c.cfg.Denied && p.allowed() || c.cfg.Peer != 0 && (p.peer == nil || p.peer.node != c.cfg.Peer) {
 			continue
 		}
 		if comment == "" {
@@ -190,11 +190,16 @@ func capture(running []*Capture, p *captured) {
 	}
 }
 
+// allowed reports whether the packet was handed on, or taken by the engine itself.
+func (p *captured) allowed() bool {
+	return p.verdict == filter.Pass || p.verdict == filter.Control
+}
+
 // comment says what became of the packet and why, as words of the form
 // key=value after the verdict.
 func (p *captured) comment() string {
 	var b strings.Builder
-	if p.verdict == filter.Pass || p.verdict == filter.Control {
+	if p.allowed() {
 		b.WriteString("allowed")
 	} else {
 		fmt.Fprintf(&b, "denied (%s)", p.reason)

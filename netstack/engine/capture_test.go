@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/acl/ruleset"
 	"github.com/warren-overlay/warren/netstack/enginetest"
@@ -86,6 +87,26 @@ func TestCapture(t *testing.T) {
 	}
 	if a.engine.captures.running.Load() != nil {
 		t.Error("something is still captured")
+	}
+}
+
+// TestDeniedLeavesOutWhatIsTaken: what engines say to each other in the tunnel is
+// handed on to nobody, and was not denied for that.
+func TestDeniedLeavesOutWhatIsTaken(t *testing.T) {
+	_, a, b := two(t)
+	a.apply(t, a.Config(time.Now(), enginetest.AllowAll(b.Member), b.Member))
+	denied, err := a.engine.Capture(CaptureConfig{Denied: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for verdict, want := range map[filter.Verdict]int{filter.Control: 0, filter.Pass: 0, filter.Drop: 1, filter.Reject: 1} {
+		capture([]*Capture{denied}, &captured{data: []byte{1}, verdict: verdict})
+		if n := len(denied.queue); n != want {
+			t.Errorf("%v: %d packets captured, want %d", verdict, n, want)
+		}
+		for len(denied.queue) > 0 {
+			<-denied.queue
+		}
 	}
 }
 
