@@ -144,18 +144,24 @@ func (d *osDevice) watch() {
 	}
 }
 
-// usualPiece is how many packets the kernel makes of 64 KB at the most, of segments
-// that are not unusually short.
-const usualPiece = 64
+const (
+	// usualPiece is how many packets the kernel makes of 64 KB at the most, of segments
+	// that are not unusually short.
+	usualPiece = 64
+	// enough is how many packets are worth waking somebody for: of more the costs of
+	// each do not fall, and what seals and sends them has less to do meanwhile.
+	enough = 32
+)
 
 // Read implements Device. The kernel hands over what one sender's TCP made into one
 // piece, which is anything from one packet to 64 KB; the smaller they are, the more it
 // costs to wake those who seal and send them for each. So what else waits is read as
-// well, while there is room for the usual piece. Where one did not fit, its end was
-// lost: segments are short here, and from then on each piece has all the room.
+// well until it is enough, while there is room for the usual piece. Where one did not
+// fit, its end was lost: segments are short here, and from then on each piece has all
+// the room.
 func (d *osDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := d.readPiece(bufs, sizes, offset)
-	for err == nil && n+usualPiece <= len(bufs) && !d.short.Load() && d.waiting() {
+	for err == nil && n < enough && n+usualPiece <= len(bufs) && !d.short.Load() && d.waiting() {
 		var more int
 		if more, err = d.readPiece(bufs[n:], sizes[n:], offset); errors.Is(err, ErrTooManySegments) {
 			d.short.Store(true)

@@ -365,7 +365,7 @@ func TestPacketsBothWays(t *testing.T) {
 // TestReadTakesWhatWaits: packets that wait are read at once, in their order.
 func TestReadTakesWhatWaits(t *testing.T) {
 	d, conn := throughDevice(t)
-	const sent = 30
+	const sent = 20
 	for i := range byte(sent) {
 		if _, err := conn.Write([]byte{'n', i}); err != nil {
 			t.Fatal(err)
@@ -425,16 +425,17 @@ func TestShortSegmentsGetAllTheRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &osDevice{native: &pieces{sizes: []int{10, 54, 1, 122, 10, 122, 64}}, raw: raw}
+	d := &osDevice{native: &pieces{sizes: []int{10, 15, 54, 40, 20, 122, 10, 122}}, raw: raw}
 	bufs, sizes := buffers(128)
 	for i, want := range []struct {
 		n   int
 		err error
 	}{
-		{65, nil},                    // three pieces: there is no room for another usual one
-		{122, nil},                   // a piece that leaves none
-		{128, ErrTooManySegments},    // a short one and one that does not fit
-		{64, nil}, {0, os.ErrClosed}, // nothing behind another any more
+		{79, nil},                 // three pieces are enough
+		{40, nil},                 // one is
+		{128, ErrTooManySegments}, // one that does not fit behind another
+		{10, nil}, {122, nil},     // none behind another any more
+		{0, os.ErrClosed},
 	} {
 		if n, err := d.Read(bufs, sizes, Headroom); n != want.n || !errors.Is(err, want.err) {
 			t.Fatalf("read %d: %d packets, %v; want %d, %v", i, n, err, want.n, want.err)
