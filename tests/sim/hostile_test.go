@@ -77,15 +77,7 @@ func (s *sim) relayedPair(size int) (ab *talk, r *relaySite) {
 	s.Helper()
 	s.addRelay("fra-1", 11)
 	s.addRelay("ams-1", 12)
-	s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
-	a, b := s.secluded("a", 1), s.secluded("b", 2)
-	s.know(a, b)
-	a.connected()
-	b.connected()
-	s.know(a, b)
-	if !a.passes(b, failover) {
-		s.Fatalf("nothing arrives: %+v", a.engine.Status())
-	}
+	a, b := s.secludedPair()
 	ab = &talk{a: a, b: b, size: size}
 	if s.talk(10*time.Second, ab); ab.gap > 500*time.Millisecond || ab.lost > 0 {
 		s.Fatalf("a gap of %v and %d packets lost before anything failed: %+v", ab.gap, ab.lost, a.engine.Status())
@@ -168,12 +160,7 @@ func TestRelayDropsDataFromTheStart(t *testing.T) {
 	run(t, 1, func(s *sim) {
 		s.addRelay("fra-1", 11)
 		s.addRelay("ams-1", 12)
-		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
-		a, b := s.secluded("a", 1), s.secluded("b", 2)
-		s.know(a, b)
-		a.connected()
-		b.connected()
-		s.know(a, b)
+		a, b := s.secludedStrangers()
 		i := slices.IndexFunc(s.more, func(r *relaySite) bool { return r.name == b.home })
 		if i < 0 {
 			s.Fatalf("home %q", b.home)

@@ -100,13 +100,20 @@ func (s *sim) secluded(name string, last byte) *node {
 // is cut off.
 func (s *sim) secludedPair() (a, b *node) {
 	s.Helper()
+	a, b = s.secludedStrangers()
+	if !a.passes(b, failover) {
+		s.Fatalf("nothing arrives: %+v", a.engine.Status())
+	}
+	return a, b
+}
+
+// secludedStrangers is secludedPair of nodes that have not spoken yet.
+func (s *sim) secludedStrangers() (a, b *node) {
+	s.Helper()
 	s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
 	a, b = s.secluded("a", 1), s.secluded("b", 2)
 	s.meet(a, b)
 	s.know(a, b) // and their homes
-	if !a.passes(b, failover) {
-		s.Fatalf("nothing arrives: %+v", a.engine.Status())
-	}
 	return a, b
 }
 
