@@ -65,6 +65,23 @@ func (g *gateway) set(external netip.AddrPort, err error) {
 	g.external, g.err = external, err
 }
 
+// waiter returns a function that waits until the engine's status is as wanted.
+func waiter(t *testing.T, e *Engine) func(what string, ok func(Status) bool) {
+	return func(what string, ok func(Status) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; {
+			s := e.Status()
+			if ok(s) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %+v, %+v, endpoints %v", what, s.Pinholes, s.Mapping, s.Endpoints)
+			}
+			runtime.Gosched()
+		}
+	}
+}
+
 // TestPortMapping: a mapping is an endpoint for peers while it is wanted, is
 // asked for again when the network changes, and deleted when it is not wanted
 // any more, and when the engine ends.
@@ -81,18 +98,7 @@ func TestPortMapping(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := background(t, e.Run)
-	until := func(what string, ok func(Status) bool) {
-		t.Helper()
-		for deadline := time.Now().Add(patience); ; {
-			s := e.Status()
-			if ok(s) {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %+v, endpoints %v", what, s.Mapping, s.Endpoints)
-			}
-		}
-	}
+	until := waiter(t, e)
 	apply := func(on bool, endpoints ...netip.AddrPort) {
 		t.Helper()
 		cfg := member.Config(time.Now(), nil)
@@ -166,19 +172,7 @@ func TestPinholes(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := background(t, e.Run)
-	until := func(what string, ok func(Status) bool) {
-		t.Helper()
-		for deadline := time.Now().Add(patience); ; {
-			s := e.Status()
-			if ok(s) {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %+v, %+v, endpoints %v", what, s.Pinholes, s.Mapping, s.Endpoints)
-			}
-			runtime.Gosched()
-		}
-	}
+	until := waiter(t, e)
 	apply := func(on bool) {
 		t.Helper()
 		cfg := member.Config(time.Now(), nil)
