@@ -59,51 +59,54 @@ func serveSOCKS(ctx context.Context, s *Server, l net.Listener) error {
 		}
 		handlers.Go(func() {
 			defer conn.Close()
-			if err := s.handleSOCKS(ctx, conn); err != nil {
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			if answer, err := s.handleSOCKS(ctx, conn); err != nil {
+				// Counted before it is told: a client that knows of its failure
+				// finds it in the counters.
 				s.count(ctx, err)
+				// The error of the client's counts more than that of telling it.
+				_, _ = conn.Write(answer)
 			}
 		})
 	}
 }
 
 // handleSOCKS serves one connection; the error says why the request was not
-// served.
-func (s *Server) handleSOCKS(ctx context.Context, conn net.Conn) error {
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+// served, and answer what is left to tell the client of it, if anything.
+func (s *Server) handleSOCKS(ctx context.Context, conn net.Conn) (answer []byte, err error) {
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.RequestTimeout)); err != nil {
-		return err
+		return nil, err
 	}
 	if err := readSOCKSGreeting(conn); err != nil {
 		if errors.Is(err, errSOCKSMethods) {
-			// The error of the client's counts more than that of telling it.
-			_, _ = conn.Write([]byte{socksVersion, socksNoneAcceptable})
+			return []byte{socksVersion, socksNoneAcceptable}, err
 		}
-		return err
+		return nil, err
 	}
 	if _, err := conn.Write([]byte{socksVersion, socksNoAuthentication}); err != nil {
-		return err
+		return nil, err
 	}
 	to, err := readSOCKSRequest(conn)
 	if err != nil {
-		return errors.Join(err, writeSOCKSReply(conn, replyFor(err), nil))
+		return socksAnswer(replyFor(err), nil), err
 	}
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.DialTimeout + s.cfg.RequestTimeout)); err != nil {
-		return err
+		return nil, err
 	}
 	remote, err := s.cfg.dial(ctx, to)
 	if err != nil {
-		return errors.Join(err, writeSOCKSReply(conn, replyFor(err), nil))
+		return socksAnswer(replyFor(err), nil), err
 	}
-	if err := writeSOCKSReply(conn, socksSucceeded, remote.LocalAddr()); err != nil {
+	if _, err := conn.Write(socksAnswer(socksSucceeded, remote.LocalAddr())); err != nil {
 		remote.Close()
-		return err
+		return nil, err
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		remote.Close()
-		return err
+		return nil, err
 	}
 	relay(ctx, conn, conn, remote)
-	return nil
+	return nil, nil
 }
 
 // readSOCKSGreeting reads the methods that a client offers (RFC 1928 §3) and
@@ -178,9 +181,9 @@ func readSOCKSHost(r io.Reader, kind byte) (string, error) {
 	return addr.String(), nil
 }
 
-// writeSOCKSReply answers a request; bound is the connection's address on the
-// overlay's side, nil for none.
-func writeSOCKSReply(w io.Writer, reply socksReply, bound net.Addr) error {
+// socksAnswer is the answer to a request (RFC 1928 §6); bound is the
+// connection's address on the overlay's side, nil for none.
+func socksAnswer(reply socksReply, bound net.Addr) []byte {
 	addr := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if tcp, ok := bound.(*net.TCPAddr); ok {
 		if own := tcp.AddrPort(); own.IsValid() {
@@ -192,9 +195,7 @@ func writeSOCKSReply(w io.Writer, reply socksReply, bound net.Addr) error {
 		msg[3] = socksIPv6
 	}
 	msg = append(msg, addr.Addr().AsSlice()...)
-	msg = binary.BigEndian.AppendUint16(msg, addr.Port())
-	_, err := w.Write(msg)
-	return err
+	return binary.BigEndian.AppendUint16(msg, addr.Port())
 }
 
 // replyFor tells a client as much of an error as SOCKS has words for.
