@@ -12,7 +12,7 @@
 // refused packet, AppendReset and AppendProhibited end a flow without having
 // one of its packets, AppendEchoRequest makes a ping, AppendTooBig refuses what is
 // too long for its path, SetMTU raises the value of a "packet too big", ClampMSS
-// lowers what a TCP connection is opened with.
+// lowers what a TCP connection is opened with, SetWindow what its receiver offers.
 //
 // The package is pure and holds no state. Slices that are handed in are not
 // kept.

@@ -44,31 +44,20 @@ func ClampMSS(b []byte, i *Info, mtu int) {
 	if i.Kind != TCPSegment || i.Flags&SYN == 0 {
 		return
 	}
-	const end, noOperation, maximumSegmentSize = 0, 1, 2
 	size := mtu - header4 - headerTCP
 	if i.Version == 6 {
 		size = mtu - header6 - headerTCP
 	}
 	segment := b[i.HeaderLength:i.Length]
-	for at, stop := headerTCP, int(segment[12]>>4)*4; at < stop; {
-		switch segment[at] {
-		case end:
-			return
-		case noOperation:
-			at++
+	for at, option := range tcpOptions(segment) {
+		if option[0] != maximumSegmentSize || len(option) != 4 {
 			continue
 		}
-		if at+1 >= stop || segment[at+1] < 2 || at+int(segment[at+1]) > stop {
-			return // malformed: the receiver's to refuse
+		// Of several some receivers take the first, some the last.
+		if old := binary.BigEndian.Uint16(option[2:]); size > 0 && int(old) > size {
+			binary.BigEndian.PutUint16(option[2:], uint16(size))
+			updateChecksum(segment[16:18], old, uint16(size), at%2 == 1)
 		}
-		if value := segment[at+2 : at+int(segment[at+1])]; segment[at] == maximumSegmentSize && len(value) == 2 {
-			// Of several some receivers take the first, some the last.
-			if old := binary.BigEndian.Uint16(value); size > 0 && int(old) > size {
-				binary.BigEndian.PutUint16(value, uint16(size))
-				updateChecksum(segment[16:18], old, uint16(size), at%2 == 1)
-			}
-		}
-		at += int(segment[at+1])
 	}
 }
 
