@@ -28,23 +28,25 @@ func feed(c *Control, at *time.Time, d, step time.Duration, rate float64, waited
 // or on a way that is so long that the wait is a small part of it.
 func TestLeftAlone(t *testing.T) {
 	for name, test := range map[string]struct {
-		rate      float64
-		waited    time.Duration
-		roundTrip time.Duration
-		drops     bool
+		rate   float64
+		waited time.Duration
+		way    Way
+		drops  bool
 	}{
-		"a millisecond of much":               {1.25e9, Target, 0, false},
-		"more than a millisecond":             {1.25e9, Target + 50*time.Microsecond, 0, true},
-		"a busy machine, little throughput":   {5e6, 30 * time.Millisecond, 0, false},
-		"the same with more":                  {10e6, 30 * time.Millisecond, 0, true},
-		"3 ms of a way of 80 ms":              {125e6, 3 * time.Millisecond, 80 * time.Millisecond, false},
-		"3 ms of a way of 20 ms":              {125e6, 3 * time.Millisecond, 20 * time.Millisecond, true},
-		"a round trip that nobody can have":   {125e6, 60 * time.Millisecond, time.Hour, true},
-		"a round trip that is less than none": {125e6, 2 * time.Millisecond, -time.Hour, true},
+		"as long as is allowed":               {1.25e9, Target, Way{}, false},
+		"more than that":                      {1.25e9, Target + 50*time.Microsecond, Way{}, true},
+		"the same over a relay":               {1.25e9, RelayedTarget, Way{Relayed: true}, false},
+		"more than that over a relay":         {1.25e9, RelayedTarget + 50*time.Microsecond, Way{Relayed: true}, true},
+		"a busy machine, little throughput":   {5e6, 20 * time.Millisecond, Way{}, false},
+		"the same with more":                  {10e6, 20 * time.Millisecond, Way{}, true},
+		"6 ms of a way of 160 ms":             {125e6, 6 * time.Millisecond, Way{RoundTrip: 160 * time.Millisecond}, false},
+		"6 ms of a way of 20 ms":              {125e6, 6 * time.Millisecond, Way{RoundTrip: 20 * time.Millisecond}, true},
+		"a round trip that nobody can have":   {125e6, 60 * time.Millisecond, Way{RoundTrip: time.Hour}, true},
+		"a round trip that is less than none": {125e6, 6 * time.Millisecond, Way{RoundTrip: -time.Hour}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c Control
-			c.SetRoundTrip(test.roundTrip)
+			c.SetWay(test.way)
 			at := start
 			got := feed(&c, &at, 10*time.Second, time.Millisecond, test.rate, test.waited)
 			if len(got) > 0 != test.drops {
@@ -61,7 +63,7 @@ func TestDropsFollowTheLaw(t *testing.T) {
 	var c Control
 	at := start
 	const step = 10 * time.Microsecond
-	got := feed(&c, &at, time.Second, step, 125e6, 10*time.Millisecond)
+	got := feed(&c, &at, time.Second, step, 125e6, 20*time.Millisecond)
 	if len(got) < 100 || got[0] < Interval || got[0] > Interval+2*step {
 		t.Fatalf("%d packets dropped, the first after %v", len(got), got[0])
 	}
@@ -82,9 +84,9 @@ func TestBacklogIsRemembered(t *testing.T) {
 	for pause, remembered := range map[time.Duration]bool{5 * Interval: true, 30 * Interval: false} {
 		var c Control
 		at := start
-		before := feed(&c, &at, time.Second, 50*time.Microsecond, 125e6, 10*time.Millisecond)
+		before := feed(&c, &at, time.Second, 50*time.Microsecond, 125e6, 20*time.Millisecond)
 		feed(&c, &at, pause, 50*time.Microsecond, 125e6, 0)
-		after := feed(&c, &at, 3*Interval, 50*time.Microsecond, 125e6, 10*time.Millisecond)
+		after := feed(&c, &at, 3*Interval, 50*time.Microsecond, 125e6, 20*time.Millisecond)
 		if len(before) < 100 {
 			t.Fatalf("%d packets dropped", len(before))
 		}
@@ -98,7 +100,7 @@ func TestBacklogIsRemembered(t *testing.T) {
 func TestDueStays(t *testing.T) {
 	var c Control
 	for i := range 100 {
-		c.Left(1<<20, 10*time.Millisecond, start.Add(time.Duration(i)*time.Millisecond))
+		c.Left(1<<20, 20*time.Millisecond, start.Add(time.Duration(i)*time.Millisecond))
 	}
 	since, due := c.Due()
 	if want := start.Add(Interval); !due || !since.Equal(want) {
@@ -135,6 +137,7 @@ func converge(n int, controlled bool, seed uint64) (wait time.Duration, used flo
 		senders[i].window = maxWindow / float64(n) // slow start has overshot
 	}
 	var c Control
+	c.SetWay(Way{Relayed: true})
 	var waiting, passed float64
 	for at := time.Duration(0); at < total; {
 		// A turn: the queue waits until a processor is there, then all that is in
@@ -172,7 +175,7 @@ func converge(n int, controlled bool, seed uint64) (wait time.Duration, used flo
 // used. Without control it is as long as their windows. Of many, of which each loss
 // reaches only one, a third is left.
 func TestSendersConverge(t *testing.T) {
-	for n, most := range map[int]time.Duration{1: 3 * Target, 10: 3 * Target, 50: 9 * Target} {
+	for n, most := range map[int]time.Duration{1: 3 * RelayedTarget, 10: 3 * RelayedTarget, 50: 9 * RelayedTarget} {
 		for seed := range uint64(5) {
 			wait, used := converge(n, true, seed)
 			if wait > most || used < 0.85 {

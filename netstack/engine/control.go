@@ -341,7 +341,7 @@ func (c *control) drain(p *peer) {
 	}
 	c.closeSockets(p)
 	c.setMTU(p)
-	c.setRoundTrip(p)
+	c.setWay(p)
 	c.schedule(p)
 }
 

@@ -198,7 +198,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 		}
 		if h.hold(p) {
 			if tunnel := p.sealing.Load(); tunnel != nil {
-				p.queues.outbound(tunnel.Waiting(), time.Duration(p.roundTrip.Load()), now)
+				p.queues.outbound(tunnel.Waiting(), p.way(), now)
 			}
 		}
 		decision := p.filter.CheckOutbound(&info, now)
@@ -221,7 +221,7 @@ func (d *hostDevice) filterOutbound(bufs [][]byte, sizes []int, offset int) {
 				}
 			}
 			h.passed = true
-			if p.queues.shed(filter.Outbound, b, &info, &d.shed, now) {
+			if !p.queues.pass(filter.Outbound, b, &info, &d.shed, now) {
 				continue
 			}
 			sizes[i] = int(info.Length)
@@ -303,7 +303,7 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 			continue
 		}
 		if h.hold(p) && stamped {
-			p.queues.left(filter.Inbound, size, waited, time.Duration(p.roundTrip.Load()), now)
+			p.queues.left(filter.Inbound, size, waited, p.way(), now)
 		}
 		decision := p.filter.CheckInbound(&info, now)
 		if captures != nil {
@@ -316,7 +316,7 @@ func (d *hostDevice) filterInbound(bufs [][]byte, offset int) int {
 			continue
 		}
 		h.passed = true
-		if p.queues.shed(filter.Inbound, b, &info, &d.shed, now) {
+		if !p.queues.pass(filter.Inbound, b, &info, &d.shed, now) {
 			continue
 		}
 		if decision.MTU != 0 {

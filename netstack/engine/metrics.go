@@ -38,6 +38,7 @@ var (
 		filter.Outbound: describe("outbound_passed_packets_total", "Packets to peers that the filter passed.", "family"),
 	}
 	lostDesc       = describe("lost_packets_total", "Packets that were lost outside the filter.", "reason")
+	loweredDesc    = describe("lowered_windows_total", "TCP segments whose receive window was lowered, because queues were long, by the direction of the data.", "direction")
 	markedDesc     = describe("congestion_marked_packets_total", "Packets that were marked, because queues were long, rather than dropped.", "direction")
 	peersDesc      = describe("peers", "Peers of the data plane.", "path")
 	unrecordedDesc = describe("unrecorded_events_total", "Flows and denials that were not recorded, because too many came at a time.")
@@ -59,7 +60,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- passedDesc[d]
 	}
 	for _, d := range []*prometheus.Desc{
-		lostDesc, markedDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayBarDesc, relayEventDesc,
+		lostDesc, loweredDesc, markedDesc, unrecordedDesc, peersDesc, flowsDesc, relayDesc, relayHomeDesc, relayRTTDesc, relayQueueDesc, relayBarDesc, relayEventDesc,
 		pathEventDesc, stunEventDesc, mappingEventDesc, mappingStateDesc, pinholeEventDesc, pinholesDesc,
 	} {
 		out <- d
@@ -107,6 +108,7 @@ func (c *control) metrics() []prometheus.Metric {
 		out = append(out, counter(lostDesc, n, reason))
 	}
 	for d, direction := range [2]string{filter.Inbound: "inbound", filter.Outbound: "outbound"} {
+		out = append(out, counter(loweredDesc, c.e.host.shed[d].lowered.Load(), direction))
 		out = append(out, counter(markedDesc, c.e.host.shed[d].marked.Load(), direction))
 	}
 	paths := map[PathKind]int{PathNone: 0, PathRelay: 0, PathDirect: 0}

@@ -48,9 +48,11 @@ type peer struct {
 	// which takes it many times in a row, lets them go first (yield).
 	waiting atomic.Int32
 
-	// sealing is tunnel, for the data path, and roundTrip how long the way to the
-	// peer takes to and fro, in nanoseconds, 0 where that is not known.
+	// sealing is tunnel, for the data path, relayed whether packets to the peer go
+	// over a relay, and roundTrip how long the way to it takes to and fro, in
+	// nanoseconds, 0 where that is not known.
 	sealing   atomic.Pointer[wg.Peer]
+	relayed   atomic.Bool
 	roundTrip atomic.Int64
 
 	mu       sync.Mutex // protects filter, queues, name, answered, told and lengths

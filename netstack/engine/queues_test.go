@@ -21,7 +21,7 @@ func standing(d filter.Direction) (q *queues, now time.Time) {
 	q, now = new(queues), time.Unix(1000, 0)
 	for range 100 {
 		now = now.Add(aqm.Interval / 50)
-		q.left(d, 1<<20, 10*time.Millisecond, 0, now)
+		q.left(d, 1<<20, 20*time.Millisecond, aqm.Way{}, now)
 	}
 	return q, now
 }
@@ -40,7 +40,7 @@ func TestShedPrefersLongPackets(t *testing.T) {
 		var counted [2]shedding
 		q, now := standing(d)
 		shed := func(d filter.Direction, b []byte, info *packet.Info, now time.Time) bool {
-			return q.shed(d, b, info, &counted, now)
+			return !q.pass(d, b, info, &counted, now)
 		}
 		b, info := plain(40)
 		if shed(d, b, info, now) {
@@ -84,7 +84,7 @@ func TestAnotherTunnelBeginsAnew(t *testing.T) {
 	now := time.Unix(1000, 0)
 	add := func(bytes, byteMicroseconds uint64) {
 		now = now.Add(aqm.Interval / 10)
-		q.outbound(wg.Waiting{Bytes: bytes, ByteMicroseconds: byteMicroseconds}, 0, now)
+		q.outbound(wg.Waiting{Bytes: bytes, ByteMicroseconds: byteMicroseconds}, aqm.Way{}, now)
 	}
 	add(100<<20, 1000)
 	for i := range uint64(30) {
