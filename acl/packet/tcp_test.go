@@ -2,6 +2,7 @@ package packet
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"testing"
 )
@@ -63,4 +64,50 @@ func TestSetWindow(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzReadWindowOptions compares what is read with what a receiver reads, which walks
+// the options as RFC 9293 3.1 says.
+func FuzzReadWindowOptions(f *testing.F) {
+	f.Add([]byte{2, 4, 5, 0xb4, 1, 3, 3, 7}, uint16(1), false)
+	f.Add([]byte{19, 18, 17: 0, 18: 1, 19: 1}, uint16(0xffff), true)
+	f.Fuzz(func(t *testing.T, options []byte, window uint16, six bool) {
+		options = options[:min(len(options), 40)&^3]
+		version := 4
+		if six {
+			version = 6
+		}
+		b := synWith(t, version, SYN, options)
+		var i Info
+		Parse(b, &i)
+		if got, want := ReadWindowOptions(b, &i), windowOptions(options); got != want {
+			t.Fatalf("%+v, want %+v: %x", got, want, options)
+		}
+		want := bytes.Clone(b)
+		binary.BigEndian.PutUint16(want[i.HeaderLength+14:], window)
+		SetWindow(b, &i, window)
+		checksumsHold(t, b)
+		copy(want[i.HeaderLength+16:][:2], b[i.HeaderLength+16:])
+		if !bytes.Equal(b, want) {
+			t.Fatalf("%x, want %x", b, want)
+		}
+	})
+}
+
+func windowOptions(options []byte) (o WindowOptions) {
+	for len(options) > 0 && options[0] != 0 {
+		if options[0] == 1 {
+			options = options[1:]
+			continue
+		}
+		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+			break
+		}
+		if options[0] == 3 && options[1] == 3 {
+			o.Scaled, o.Scale = true, min(options[2], 14)
+		}
+		o.Fixed = o.Fixed || options[0] == 19 || options[0] == 29 || options[0] == 30
+		options = options[options[1]:]
+	}
+	return o
 }
