@@ -28,6 +28,10 @@ const (
 	// MaxRoundTrip bounds what SetWay believes.
 	MaxRoundTrip = time.Second
 
+	// dropAt is how many times as long as they may bytes wait where packets are
+	// dropped. Windows keep the wait about where it may be: flows that obey theirs
+	// must not make others lose packets.
+	dropAt = 2
 	// share is the part of the round trip that bytes may wait on a long way: with
 	// less, a sender that halves its window leaves the way idle (RFC 8289, 4.3).
 	share = 0.05
@@ -54,10 +58,11 @@ type Control struct {
 	bytes   float64   // that left since
 	waiting float64   // the sum of bytes times the seconds that they had waited
 
-	judged   uint64  // how often it was
-	wait     float64 // seconds that bytes waited on average, when it was last
-	part     float64 // bytes that one flow may have waiting
-	standing bool
+	judged   uint64    // how often it was
+	wait     float64   // seconds that bytes waited on average, when it was last
+	part     float64   // bytes that one flow may have waiting
+	long     bool      // whether bytes waited for longer than they may
+	standing bool      // whether packets are dropped
 	ended    time.Time // when it stood last; zero for never
 	count    int       // of packets that were dropped for it
 
@@ -108,6 +113,10 @@ func (c *Control) Dropped(now time.Time) {
 	c.watch(now)
 }
 
+// Spared notes that the packet that would have been dropped was not, since its flow's
+// window is lowered.
+func (c *Control) Spared() { c.due = false }
+
 // watched is how long the queue is watched. While packets are dropped in vain it
 // shrinks with the square root of their number, since a sender's throughput falls
 // with the square root of its loss (RFC 8289, 4.1).
@@ -119,12 +128,6 @@ func (c *Control) watched() time.Duration {
 	return d
 }
 
-// Standing reports whether the queue stood when it was last judged.
-func (c *Control) Standing() bool { return c.standing }
-
-// Stood reports whether the queue ever stood.
-func (c *Control) Stood() bool { return c.standing || !c.ended.IsZero() }
-
 // judge looks at what was watched and begins anew.
 func (c *Control) judge(took time.Duration, now time.Time) {
 	stands := false
@@ -135,7 +138,8 @@ func (c *Control) judge(took time.Duration, now time.Time) {
 		target := cmp.Or(c.target, Target)
 		allowed := max(target.Seconds(), share*c.roundTrip.Seconds(), MinBacklog/rate)
 		c.wait = c.waiting / c.bytes
-		stands = c.wait > allowed
+		stands = c.wait > dropAt*allowed
+		c.long = c.wait > allowed
 		c.divide(allowed, rate)
 		c.judged++
 	}

@@ -33,16 +33,16 @@ func TestLeftAlone(t *testing.T) {
 		way    Way
 		drops  bool
 	}{
-		"as long as is allowed":               {1.25e9, Target, Way{}, false},
-		"more than that":                      {1.25e9, Target + 50*time.Microsecond, Way{}, true},
-		"the same over a relay":               {1.25e9, RelayedTarget, Way{Relayed: true}, false},
-		"more than that over a relay":         {1.25e9, RelayedTarget + 50*time.Microsecond, Way{Relayed: true}, true},
-		"a busy machine, little throughput":   {5e6, 20 * time.Millisecond, Way{}, false},
-		"the same with more":                  {10e6, 20 * time.Millisecond, Way{}, true},
-		"6 ms of a way of 160 ms":             {125e6, 6 * time.Millisecond, Way{RoundTrip: 160 * time.Millisecond}, false},
-		"6 ms of a way of 20 ms":              {125e6, 6 * time.Millisecond, Way{RoundTrip: 20 * time.Millisecond}, true},
-		"a round trip that nobody can have":   {125e6, 60 * time.Millisecond, Way{RoundTrip: time.Hour}, true},
-		"a round trip that is less than none": {125e6, 6 * time.Millisecond, Way{RoundTrip: -time.Hour}, true},
+		"as long as is allowed":               {1.25e9, dropAt * Target, Way{}, false},
+		"more than that":                      {1.25e9, dropAt*Target + 50*time.Microsecond, Way{}, true},
+		"the same over a relay":               {1.25e9, dropAt * RelayedTarget, Way{Relayed: true}, false},
+		"more than that over a relay":         {1.25e9, dropAt*RelayedTarget + 50*time.Microsecond, Way{Relayed: true}, true},
+		"a busy machine, little throughput":   {5e6, 50 * time.Millisecond, Way{}, false},
+		"the same with more":                  {10e6, 50 * time.Millisecond, Way{}, true},
+		"14 ms of a way of 160 ms":            {125e6, 14 * time.Millisecond, Way{RoundTrip: 160 * time.Millisecond}, false},
+		"14 ms of a way of 20 ms":             {125e6, 14 * time.Millisecond, Way{RoundTrip: 20 * time.Millisecond}, true},
+		"a round trip that nobody can have":   {125e6, 120 * time.Millisecond, Way{RoundTrip: time.Hour}, true},
+		"a round trip that is less than none": {125e6, 14 * time.Millisecond, Way{RoundTrip: -time.Hour}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c Control
@@ -175,7 +175,7 @@ func converge(n int, controlled bool, seed uint64) (wait time.Duration, used flo
 // used. Without control it is as long as their windows. Of many, of which each loss
 // reaches only one, a third is left.
 func TestSendersConverge(t *testing.T) {
-	for n, most := range map[int]time.Duration{1: 3 * RelayedTarget, 10: 3 * RelayedTarget, 50: 9 * RelayedTarget} {
+	for n, most := range map[int]time.Duration{1: 6 * RelayedTarget, 10: 6 * RelayedTarget, 50: 9 * RelayedTarget} {
 		for seed := range uint64(5) {
 			wait, used := converge(n, true, seed)
 			if wait > most || used < 0.85 {

@@ -15,9 +15,9 @@
 //
 // Window slows TCP, by the window that a receiver offers: every sender obeys that,
 // also one that does not slow down for a lost packet (BBR's first version), and
-// nothing is lost. What is no TCP, or fills the least window, loses a packet where a
-// queue stands, and more and more often while that goes on; or the packet is marked
-// (RFC 3168).
+// nothing is lost. What is no TCP, or fills the least window, loses a packet where
+// bytes wait for twice as long, and more and more often while that goes on; or the
+// packet is marked (RFC 3168).
 //
 // A path without a backlog loses nothing: what waits elsewhere, at a slow link, is not
 // seen here.

@@ -28,8 +28,9 @@ type Window struct {
 	edge   uint32  // the sequence number up to which the sender may send
 	full   bool    // whether it sent up to there since size was looked at
 	narrow bool    // whether it did before, and size cannot be less
-	judged uint64  // Control's number when that was
-	acked  uint32  // and up to where was acknowledged then
+	busy   bool    // whether it had a part in what waits
+	judged uint64  // Control's number when size was looked at
+	acked  uint32  // up to where was acknowledged then
 	at     time.Time
 }
 
@@ -60,34 +61,32 @@ func (w *Window) Bound(c *Control, acked, offered uint32, now time.Time) uint32 
 	return min(uint32(max(int32(w.edge-acked), 0)), offered)
 }
 
-// Narrow reports whether the flow fills a window that cannot be lowered further:
-// only losses are left to slow its sender down.
-func (w *Window) Narrow() bool { return w.narrow }
+// Slows reports whether the window slows the flow, or will where the queue is too
+// long, and could slow it further: its sender need not lose packets.
+func (w *Window) Slows() bool { return w.busy && !w.narrow }
 
 // adjust changes the bound by what the last judgement says about what the flow sent
 // since the one before.
 func (w *Window) adjust(c *Control, acked, offered uint32, now time.Time) {
-	passed, took, full := int32(acked-w.acked), now.Sub(w.at), w.full
-	known := !w.at.IsZero()
+	first, passed, took, full := w.at.IsZero(), int32(acked-w.acked), now.Sub(w.at), w.full
 	w.judged, w.acked, w.at, w.full, w.narrow = c.judged, acked, now, false, false
-	if passed < MinWindow {
+	w.busy = !first && passed >= MinWindow && took > 0
+	if !w.busy {
 		return // it has no part in what waits
 	}
 	if w.size == 0 {
-		if c.standing {
-			w.size, w.edge = float64(offered), acked+offered
+		if !c.long {
+			return
 		}
-		return
+		w.size, w.edge, full = float64(offered), acked+offered, false
 	}
-	change := maxChange * w.size
-	switch {
-	case full && known && took > 0:
+	change := maxChange * w.size // one that its sender does not fill may shrink fast
+	if full {
 		waits := float64(passed) / took.Seconds() * c.wait
 		change = min(max(gain*(waits-c.part), -change), change)
-	case full, !c.standing:
-		return // nothing is known, or nothing would change
+	} else if !c.long {
+		return
 	}
-	// A window that its sender does not fill may shrink fast.
 	w.size = max(w.size-change, MinWindow)
 	w.narrow = full && w.size == MinWindow
 	if w.size >= float64(offered) {

@@ -172,8 +172,7 @@ func TestWindowIsNotTakenBack(t *testing.T) {
 	}
 }
 
-// TestQuietFlowIsLeftAlone: what a flow that sends little may send is not lowered,
-// and it is not one to drop packets of.
+// TestQuietFlowIsLeftAlone: what a flow that sends little may send is not lowered.
 func TestQuietFlowIsLeftAlone(t *testing.T) {
 	var c Control
 	var w Window
@@ -182,35 +181,42 @@ func TestQuietFlowIsLeftAlone(t *testing.T) {
 		now = now.Add(time.Millisecond)
 		c.Left(1<<20, 20*time.Millisecond, now)
 		w.Sent(i * 64)
-		if got := w.Bound(&c, i*64, 1<<20, now); got != 1<<20 || w.Narrow() {
+		if got := w.Bound(&c, i*64, 1<<20, now); got != 1<<20 {
 			t.Fatalf("%d bytes of %d", got, 1<<20)
 		}
 	}
-	if !c.Standing() {
+	if !c.long {
 		t.Fatal("the queue did not stand; this test shows nothing")
 	}
 }
 
-// TestNarrowWindow: a flow that keeps the queue long with the least window is one to
-// drop packets of; before, it is not.
+// TestNarrowWindow: a flow need not lose packets while its window can be less, from
+// before it was lowered for the first time; one that keeps the queue long with the
+// least window must.
 func TestNarrowWindow(t *testing.T) {
 	var c Control
 	var w Window
 	now, acked := start, uint32(0)
 	allowed, lowered := uint32(1<<20), false
-	for range 100000 {
-		if w.Narrow() {
-			if allowed > MinWindow {
-				t.Fatalf("narrow with a window of %d", allowed)
-			}
-			return
-		}
-		lowered = lowered || allowed < 1<<20
+	send := func(waited time.Duration) {
 		now = now.Add(time.Millisecond)
-		c.Left(1<<20, 20*time.Millisecond, now)
+		c.Left(1<<20, waited, now)
 		acked += allowed
 		w.Sent(acked)
 		allowed = w.Bound(&c, acked, 1<<20, now)
+	}
+	for range 100 {
+		send(Target / 2)
+	}
+	for range 100000 {
+		if !w.Slows() {
+			if allowed > MinWindow || !lowered {
+				t.Fatalf("a window of %d slows nobody; lowered %v", allowed, lowered)
+			}
+			return
+		}
+		send(20 * time.Millisecond)
+		lowered = lowered || allowed < 1<<20
 	}
 	t.Fatalf("never narrow; lowered %v, %d bytes at last", lowered, allowed)
 }

@@ -46,10 +46,8 @@ func (q *queues) pass(d filter.Direction, b []byte, i *packet.Info, counted *[2]
 	if i.Kind == packet.TCPSegment && i.Flags&packet.RST == 0 {
 		if i.Flags&packet.SYN != 0 {
 			q.tcp.begin(b, i, d)
-		} else if q.control[0].Stood() || q.control[1].Stood() {
-			if w = q.tcp.find(i, d); w != nil && w.pass(&q.control[1-d], b, i, d, now) {
-				counted[1-d].lowered.Add(1)
-			}
+		} else if w = q.tcp.find(i, d); w != nil && w.pass(&q.control[1-d], b, i, d, now) {
+			counted[1-d].lowered.Add(1)
 		}
 	}
 	return !q.shed(d, b, i, w, counted, now)
@@ -58,10 +56,14 @@ func (q *queues) pass(d filter.Direction, b []byte, i *packet.Info, counted *[2]
 // shed reports whether a packet is dropped so that its sender sends less. It prefers
 // long packets: what stands in a queue is made of them, and the loss of others
 // (questions, keystrokes, acknowledgements) tells nobody to send less of it. It spares a
-// connection whose window can be lowered further; w is nil where that is not known.
+// connection that its window slows; w is nil where that is not known.
 func (q *queues) shed(d filter.Direction, b []byte, i *packet.Info, w *windows, counted *[2]shedding, now time.Time) bool {
 	since, due := q.control[d].Due()
-	if !due || i.Length < largePacket && now.Sub(since) < aqm.Interval || w.lowers(d) {
+	if !due || i.Length < largePacket && now.Sub(since) < aqm.Interval {
+		return false
+	}
+	if w != nil && w.bounds[d].Slows() {
+		q.control[d].Spared()
 		return false
 	}
 	q.control[d].Dropped(now)

@@ -94,7 +94,7 @@ func TestAnotherTunnelBeginsAnew(t *testing.T) {
 		}
 	}
 	for i := range uint64(30) {
-		add((30+i)<<20, 30+i<<20*10_000)
+		add((30+i)<<20, 30+i<<20*20_000)
 	}
 	if _, due := q.control[filter.Outbound].Due(); !due {
 		t.Fatal("nothing is dropped although packets wait")

@@ -92,16 +92,6 @@ func (w *windows) scale(d filter.Direction) (shift uint8, ok bool) {
 	return shift, true
 }
 
-// lowers reports whether the window for data in direction d can be lowered further. w
-// may be nil.
-func (w *windows) lowers(d filter.Direction) bool {
-	if w == nil {
-		return false
-	}
-	_, ok := w.scale(1 - d)
-	return ok && !w.bounds[d].Narrow()
-}
-
 // pass notes the data of b, a segment in direction d, and lowers the window that it
 // offers, where the data that it is offered for goes through a queue that is too long.
 // c controls that queue. It reports whether it did.
