@@ -62,6 +62,7 @@ type Control struct {
 	wait     float64   // seconds that bytes waited on average, when it was last
 	part     float64   // bytes that one flow may have waiting
 	long     bool      // whether bytes waited for longer than they may
+	short    bool      // whether for less than half as long
 	standing bool      // whether packets are dropped
 	ended    time.Time // when it stood last; zero for never
 	count    int       // of packets that were dropped for it
@@ -113,8 +114,8 @@ func (c *Control) Dropped(now time.Time) {
 	c.watch(now)
 }
 
-// Spared notes that the packet that would have been dropped was not, since its flow's
-// window is lowered.
+// Spared notes that the packet that would have been dropped was not, since its flow is
+// slowed by its window, or will be.
 func (c *Control) Spared() { c.due = false }
 
 // watched is how long the queue is watched. While packets are dropped in vain it
@@ -139,7 +140,7 @@ func (c *Control) judge(took time.Duration, now time.Time) {
 		allowed := max(target.Seconds(), share*c.roundTrip.Seconds(), MinBacklog/rate)
 		c.wait = c.waiting / c.bytes
 		stands = c.wait > dropAt*allowed
-		c.long = c.wait > allowed
+		c.long, c.short = c.wait > allowed, c.wait < allowed/2
 		c.divide(allowed, rate)
 		c.judged++
 	}

@@ -15,9 +15,11 @@
 //
 // Window slows TCP, by the window that a receiver offers: every sender obeys that,
 // also one that does not slow down for a lost packet (BBR's first version), and
-// nothing is lost. What is no TCP, or fills the least window, loses a packet where
-// bytes wait for twice as long, and more and more often while that goes on; or the
-// packet is marked (RFC 3168).
+// nothing is lost. Where bytes wait for twice as long as they may, everything else loses
+// a packet, and more and more often while that goes on; or the packet is marked (RFC
+// 3168). That is what is no TCP, connections whose windows cannot be changed, those
+// that have the least window, and those that send less than that while a queue is
+// judged: of hundreds beside each other none is slowed by its window.
 //
 // A path without a backlog loses nothing: what waits elsewhere, at a slow link, is not
 // seen here.

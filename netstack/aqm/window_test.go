@@ -48,7 +48,7 @@ func run(flows []*flow, rate float64, total time.Duration, random *rand.Rand) (w
 				continue
 			}
 			a.flow.acked += a.bytes
-			a.flow.allowed = a.flow.window.Bound(&c, a.flow.acked, a.flow.offered, now)
+			a.flow.allowed = a.flow.window.Bound(&c, a.flow.acked, a.flow.offered, 0, now)
 		}
 		coming = later
 		var backlog float64
@@ -146,6 +146,7 @@ func TestWindowIsNotTakenBack(t *testing.T) {
 		var c Control
 		var w Window
 		now := start
+		scale, lowered := uint8(random.IntN(15)), false
 		acked, edge, offeredEdge := random.Uint32(), uint32(0), uint32(0)
 		for i := range 2000 {
 			now = now.Add(time.Duration(random.Int64N(int64(5 * time.Millisecond))))
@@ -154,20 +155,65 @@ func TestWindowIsNotTakenBack(t *testing.T) {
 				acked += random.Uint32N(max(edge-acked, 1))
 				w.Sent(edge - random.Uint32N(min(MinWindow, edge-acked+1)))
 			}
-			// A receiver does not take back either.
+			// A receiver does not take back either, and offers whole units.
 			offered := random.Uint32N(4 << 20)
 			if i > 0 {
 				offered = max(offered, offeredEdge-acked)
 			}
+			offered = (offered + 1<<scale - 1) &^ (1<<scale - 1)
 			offeredEdge = acked + offered
-			got := w.Bound(&c, acked, offered, now)
-			if got > offered || got == 0 && offered > 0 {
+			got := w.Bound(&c, acked, offered, scale, now)
+			lowered = lowered || got < offered
+			if got > offered || got == 0 && offered > 0 || got%(1<<scale) != 0 {
 				t.Fatalf("seed %d, %d: %d of %d offered", seed, i, got, offered)
 			}
 			if i > 0 && int32(acked+got-edge) < 0 {
 				t.Fatalf("seed %d, %d: %d bytes taken back", seed, i, edge-acked-got)
 			}
 			edge = acked + got
+		}
+		if !lowered {
+			t.Fatalf("seed %d: nothing was lowered; this test shows nothing", seed)
+		}
+	}
+}
+
+// TestWindowIsGivenBack: a flow on a long way whose window was lowered has it again
+// soon after the queue is short, though little of it passes while a queue is judged; and
+// one whose receiver offers little for a moment keeps its bound.
+func TestWindowIsGivenBack(t *testing.T) {
+	const way, offered = 150 * time.Millisecond, 4 << 20
+	var c Control
+	var w Window
+	now, acked := start, uint32(0)
+	allowed := uint32(offered)
+	turn := func(waited time.Duration, offered uint32) {
+		sent := acked + allowed
+		w.Sent(sent)
+		for range 15 { // the data arrives little by little
+			now = now.Add(way / 15)
+			c.Left(1<<20, waited, now)
+			if acked += allowed / 15; int32(sent-acked) < 15 {
+				acked = sent
+			}
+			allowed = w.Bound(&c, acked, offered, 0, now)
+			w.Sent(acked + allowed)
+		}
+	}
+	for range 100 {
+		turn(30*time.Millisecond, offered)
+	}
+	if allowed > offered/8 {
+		t.Fatalf("a window of %d is left; this test shows nothing", allowed)
+	}
+	turn(30*time.Millisecond, 20<<10)
+	if turn(30*time.Millisecond, offered); allowed > offered/8 {
+		t.Errorf("a window of %d after less was offered for a moment", allowed)
+	}
+	begin := now
+	for allowed < offered {
+		if turn(0, offered); now.Sub(begin) > 5*time.Second {
+			t.Fatalf("a window of %d after %v", allowed, now.Sub(begin))
 		}
 	}
 }
@@ -181,7 +227,7 @@ func TestQuietFlowIsLeftAlone(t *testing.T) {
 		now = now.Add(time.Millisecond)
 		c.Left(1<<20, 20*time.Millisecond, now)
 		w.Sent(i * 64)
-		if got := w.Bound(&c, i*64, 1<<20, now); got != 1<<20 {
+		if got := w.Bound(&c, i*64, 1<<20, 0, now); got != 1<<20 {
 			t.Fatalf("%d bytes of %d", got, 1<<20)
 		}
 	}
@@ -203,7 +249,7 @@ func TestNarrowWindow(t *testing.T) {
 		c.Left(1<<20, waited, now)
 		acked += allowed
 		w.Sent(acked)
-		allowed = w.Bound(&c, acked, 1<<20, now)
+		allowed = w.Bound(&c, acked, 1<<20, 0, now)
 	}
 	for range 100 {
 		send(Target / 2)

@@ -100,18 +100,15 @@ func (w *windows) pass(c *aqm.Control, b []byte, i *packet.Info, d filter.Direct
 		w.bounds[d].Sent(i.SequenceEnd())
 	}
 	shift, ok := w.scale(d)
-	if !ok {
+	if !ok || i.Flags&packet.ACK == 0 {
 		return false
 	}
 	field := packet.Window(b, i)
 	offered := uint32(field) << shift
-	allowed := w.bounds[1-d].Bound(c, i.Acknowledgment, offered, now)
+	allowed := w.bounds[1-d].Bound(c, i.Acknowledgment, offered, shift, now)
 	if allowed >= offered {
 		return false
 	}
-	// Rounded up, so that what was allowed once is not taken back by a part of a
-	// unit, and a window is never closed that the receiver has open.
-	units := (uint64(allowed) + 1<<shift - 1) >> shift
-	packet.SetWindow(b, i, uint16(min(max(units, 1), uint64(field))))
+	packet.SetWindow(b, i, uint16(allowed>>shift))
 	return true
 }
