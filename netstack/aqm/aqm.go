@@ -48,8 +48,9 @@ const (
 )
 
 // Control says whether one queue is too long, and when a packet of it is to be
-// dropped. It does not see the queue, only what left it and how long that had waited. The zero value is ready
-// and has a direct path of no length. It is not safe for concurrent use.
+// dropped. It does not see the queue, only what left it and how long that had waited.
+// The zero value is ready and has a direct path of no length. It is not safe for
+// concurrent use.
 type Control struct {
 	target    time.Duration // Target where it is 0
 	roundTrip time.Duration
