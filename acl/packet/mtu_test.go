@@ -132,15 +132,8 @@ func FuzzClampMSS(f *testing.F) {
 	f.Add([]byte{2, 4, 5, 0xb4}, uint16(1280), false)
 	f.Add([]byte{1, 2, 4, 5, 0xb4, 1, 1, 0}, uint16(1420), true)
 	f.Fuzz(func(t *testing.T, options []byte, mtu uint16, six bool) {
-		options = options[:min(len(options), 40)&^3]
-		version := 4
-		if six {
-			version = 6
-		}
-		b := synWith(t, version, SYN, options)
+		b, i := fuzzedSYN(t, options, six)
 		before := bytes.Clone(b)
-		var i Info
-		Parse(b, &i)
 		ClampMSS(b, &i, int(mtu))
 		checksumsHold(t, b)
 		header := int(i.HeaderLength)
@@ -166,22 +159,41 @@ func FuzzClampMSS(f *testing.F) {
 	})
 }
 
-// segmentSizes reads the options as a receiver does (RFC 9293 3.1). Some take
-// the first of several, some the last.
-func segmentSizes(options []byte) (sizes []uint16) {
-	for len(options) > 0 {
-		switch kind := options[0]; {
-		case kind == 0:
-			return sizes
-		case kind == 1:
+// fuzzedSYN returns a SYN with as many of the options as fit.
+func fuzzedSYN(t testing.TB, options []byte, six bool) (b []byte, i Info) {
+	version := 4
+	if six {
+		version = 6
+	}
+	b = synWith(t, version, SYN, options[:min(len(options), 40)&^3])
+	Parse(b, &i)
+	return b, i
+}
+
+// receivedOptions reads the options as a receiver does (RFC 9293 3.1), each from its
+// kind to its end.
+func receivedOptions(options []byte) (read [][]byte) {
+	for len(options) > 0 && options[0] != 0 {
+		if options[0] == 1 {
 			options = options[1:]
 			continue
-		case len(options) < 2 || options[1] < 2 || int(options[1]) > len(options):
-			return sizes
-		case kind == 2 && options[1] == 4:
-			sizes = append(sizes, binary.BigEndian.Uint16(options[2:]))
 		}
+		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+			break
+		}
+		read = append(read, options[:options[1]])
 		options = options[options[1]:]
+	}
+	return read
+}
+
+// segmentSizes returns all that are named: some receivers take the first of several,
+// some the last.
+func segmentSizes(options []byte) (sizes []uint16) {
+	for _, option := range receivedOptions(options) {
+		if option[0] == 2 && len(option) == 4 {
+			sizes = append(sizes, binary.BigEndian.Uint16(option[2:]))
+		}
 	}
 	return sizes
 }
