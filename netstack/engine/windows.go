@@ -94,13 +94,14 @@ func (w *windows) scale(d filter.Direction) (shift uint8, ok bool) {
 
 // pass notes the data of b, a segment in direction d, and lowers the window that it
 // offers, where the data that it is offered for goes through a queue that is too long.
-// c controls that queue. It reports whether it did.
+// c controls that queue. It reports whether it did. The segment acknowledges something:
+// the filter passes none without, but SYN and RST.
 func (w *windows) pass(c *aqm.Control, b []byte, i *packet.Info, d filter.Direction, now time.Time) bool {
 	if i.PayloadLength > 0 {
 		w.bounds[d].Sent(i.SequenceEnd())
 	}
 	shift, ok := w.scale(d)
-	if !ok || i.Flags&packet.ACK == 0 {
+	if !ok {
 		return false
 	}
 	field := packet.Window(b, i)
