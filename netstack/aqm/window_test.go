@@ -266,3 +266,23 @@ func TestNarrowWindow(t *testing.T) {
 	}
 	t.Fatalf("never narrow; lowered %v, %d bytes at last", lowered, allowed)
 }
+
+// TestSmallOfferSparesNobody: a flow that fills a queue although its receiver offers
+// little is one to drop packets of: its window cannot be lowered.
+func TestSmallOfferSparesNobody(t *testing.T) {
+	for offered, slows := range map[uint32]bool{MinWindow: false, 1 << 20: true} {
+		var c Control
+		var w Window
+		now, acked := start, uint32(0)
+		for range 100 {
+			now = now.Add(time.Millisecond)
+			c.Left(1<<20, 20*time.Millisecond, now)
+			acked += MinWindow
+			w.Sent(acked)
+			w.Bound(&c, acked, offered, 0, now)
+		}
+		if w.Slows() != slows {
+			t.Errorf("a flow that is offered %d bytes is slowed by its window: %v", offered, !slows)
+		}
+	}
+}
