@@ -97,7 +97,7 @@ func TestGuardKeepsFromMetadata(t *testing.T) {
 	s.peer.Route("fd00:ec2::/64", routerIP6)
 	s.configure(settings("0.0.0.0/0", "::/0"))
 	for address, reached := range map[string]bool{"168.63.129.16": false, "168.63.129.17": true, "fd00:ec2::254": false} {
-		_, err := seenAs(t, s.peer, s.office, net.JoinHostPort(address, "80"))
+		_, err := s.peer.SeenAs(t, s.office, net.JoinHostPort(address, "80"), passLimit)
 		if (err == nil) != reached {
 			t.Error(fmt.Errorf("%s: reached should be %v: %w", address, reached, err))
 		}

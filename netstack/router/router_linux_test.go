@@ -1,7 +1,6 @@
 package router
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -95,41 +94,15 @@ func (s *site) configure(settings Settings) {
 	s.router.Do(func() error { return s.r.Configure(settings) })
 }
 
-// seenAs connects and returns the address that the other side sees.
-func seenAs(t *testing.T, from, to *lab.Host, address string) (string, error) {
-	t.Helper()
-	l := to.Listen(t, address)
-	defer l.Close()
-	seen := make(chan string, 1)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-		seen <- host
-		c.Close()
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	c, err := from.Dial(ctx, "tcp", l.Addr().String())
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	select {
-	case host := <-seen:
-		return host, nil
-	case <-ctx.Done():
-		return "", errors.New("connected to somebody else")
-	}
-}
+// passLimit is how long a connection may take that nothing holds up, and so how long
+// one is waited for that must not come about.
+const passLimit = 500 * time.Millisecond
 
 func TestGuard(t *testing.T) {
 	s := newSite(t)
 	s.router.Sysctl("net/ipv4/ip_forward", "1")
 	s.router.Sysctl("net/ipv6/conf/all/forwarding", "1")
-	if _, err := seenAs(t, s.office, s.peer, peerIP+":80"); err != nil {
+	if _, err := s.office.SeenAs(t, s.peer, peerIP+":80", passLimit); err != nil {
 		t.Fatal("without a guard nothing is forwarded either, so nothing would be tested: ", err)
 	}
 	for _, masquerade := range []bool{false, true} {
@@ -161,7 +134,7 @@ func TestGuard(t *testing.T) {
 				if want == "" && c.address == "10.20.0.1:80" && forward != nil {
 					continue // the filter's business: the prefix is served
 				}
-				got, err := seenAs(t, c.from, c.to, c.address)
+				got, err := c.from.SeenAs(t, c.to, c.address, passLimit)
 				if got != want {
 					t.Errorf("%s%s: seen as %q, want %q (%v)", name, c.what, got, want, err)
 				}

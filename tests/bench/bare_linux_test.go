@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -117,29 +116,12 @@ func startBare(b *testing.B, h *lab.Host, settings string) (pid int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), bareVariable+"=1")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := h.Start(cmd); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
+	in, out, pid := startChild(b, h, program, bareVariable)
 	if _, err := io.WriteString(in, settings); err != nil {
 		b.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		b.Fatalf("bare wireguard-go did not start: %q, %v", line, err)
 	}
-	return cmd.Process.Pid
+	return pid
 }

@@ -131,26 +131,7 @@ func engineTunnelOf(b *testing.B, name, program string, from, to *lab.Host) *tun
 	t := &tunnel{name: name, from: from, to: to}
 	hosts := [2]*lab.Host{from, to}
 	for i, h := range hosts {
-		cmd := exec.Command(program)
-		cmd.Env = append(os.Environ(), engineVariable+"=1")
-		cmd.Stderr = os.Stderr
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := h.Start(cmd); err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() {
-			in.Close()
-			if err := cmd.Wait(); err != nil {
-				b.Errorf("engine: %v", err)
-			}
-		})
+		in, out, pid := startChild(b, h, program, engineVariable)
 		fmt.Fprintf(in, "%d %v:%d\n", i, hosts[1-i].V4, enginePort)
 		line, err := bufio.NewReader(out).ReadString('\n')
 		if err != nil {
@@ -163,7 +144,7 @@ func engineTunnelOf(b *testing.B, name, program string, from, to *lab.Host) *tun
 		if t.address, err = netip.ParseAddr(address); err != nil {
 			b.Fatal(err)
 		}
-		t.pids[i] = cmd.Process.Pid
+		t.pids[i] = pid
 	}
 	return t
 }

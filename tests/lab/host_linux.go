@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -200,6 +201,38 @@ func (h *Host) Listen(t testing.TB, address string) net.Listener {
 	})
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// SeenAs connects over TCP from the host to address, at which to listens meanwhile,
+// and returns the address that it sees. The error says that nothing arrived there
+// within the limit.
+func (h *Host) SeenAs(t testing.TB, to *Host, address string, limit time.Duration) (string, error) {
+	t.Helper()
+	l := to.Listen(t, address)
+	defer l.Close()
+	seen := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		seen <- host
+		c.Close()
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	c, err := h.Dial(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	select {
+	case host := <-seen:
+		return host, nil
+	case <-ctx.Done():
+		return "", errors.New("connected to somebody else")
+	}
 }
 
 // ListenPacket listens for UDP on the host until the test ends.

@@ -5,7 +5,6 @@ package netns
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -79,41 +78,11 @@ func (o *office) router(t *testing.T, name string, number int, tag string, flags
 	return n
 }
 
-// seenAs connects and returns the address that the listener sees.
-func seenAs(t *testing.T, from, to *lab.Host, address string, limit time.Duration) (string, error) {
-	t.Helper()
-	l := to.Listen(t, address)
-	defer l.Close()
-	seen := make(chan string, 1)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-		seen <- host
-		c.Close()
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	c, err := from.Dial(ctx, "tcp", l.Addr().String())
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	select {
-	case host := <-seen:
-		return host, nil
-	case <-ctx.Done():
-		return "", errors.New("connected to somebody else")
-	}
-}
-
 // eventuallySeenAs waits until connections come from the address.
 func eventuallySeenAs(t *testing.T, from, to *lab.Host, address, want string) {
 	t.Helper()
 	lab.Eventually(t, 15*time.Second, func() error {
-		got, err := seenAs(t, from, to, address, time.Second)
+		got, err := from.SeenAs(t, to, address, time.Second)
 		if got != want {
 			return fmt.Errorf("%s: seen as %q, want %q: %w", address, got, want, err)
 		}
@@ -123,7 +92,7 @@ func eventuallySeenAs(t *testing.T, from, to *lab.Host, address, want string) {
 
 func noneSeen(t *testing.T, what string, from, to *lab.Host, address string) {
 	t.Helper()
-	if got, err := seenAs(t, from, to, address, time.Second); err == nil {
+	if got, err := from.SeenAs(t, to, address, time.Second); err == nil {
 		t.Errorf("%s: %s was reached, seen as %s", what, address, got)
 	}
 }
@@ -263,7 +232,7 @@ func TestRouteKeepsTheLAN(t *testing.T) {
 	o.laptop.CLI("set", "--accept-routes")
 	eventuallySeenAs(t, o.laptop.Host, o.host, "10.20.0.10:5432", "10.20.0.1")
 	for _, port := range []string{":5432", ":631"} {
-		if got, err := seenAs(t, o.laptop.Host, printer, printer.V4.String()+port, time.Second); got != o.laptop.Host.V4.String() {
+		if got, err := o.laptop.Host.SeenAs(t, printer, printer.V4.String()+port, time.Second); got != o.laptop.Host.V4.String() {
 			t.Errorf("the printer sees %q, want the laptop itself, %v: %v", got, o.laptop.Host.V4, err)
 		}
 	}
@@ -300,12 +269,12 @@ func TestExitNode(t *testing.T) {
 	})
 	eventuallySeenAs(t, o.laptop.Host, internet, "198.51.100.80:443", "203.0.113.1")
 	noneSeen(t, "no rule for the port", o.laptop.Host, internet, "198.51.100.80:80")
-	if got, err := seenAs(t, o.laptop.Host, printer, printer.V4.String()+":631", time.Second); got != o.laptop.Host.V4.String() {
+	if got, err := o.laptop.Host.SeenAs(t, printer, printer.V4.String()+":631", time.Second); got != o.laptop.Host.V4.String() {
 		t.Errorf("with LAN access the printer sees %q: %v", got, err)
 	}
 	noneSeen(t, "the exit node's own network", o.laptop.Host, o.host, "10.20.0.10:443")
 	lab.Eventually(t, 5*time.Second, func() error { // it joined that network only just now
-		if got, err := seenAs(t, o.laptop.Host, internet, "203.0.113.2:443", time.Second); err == nil {
+		if got, err := o.laptop.Host.SeenAs(t, internet, "203.0.113.2:443", time.Second); err == nil {
 			return fmt.Errorf("the exit node's gateway, to which it is connected, was reached, seen as %s", got)
 		}
 		return nil
