@@ -136,7 +136,7 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(stateDesc, map[bool]float64{true: 1}[each == state], string(each))
 	}
 	bySeverity := map[health.Severity]float64{}
-	for _, f := range health.Merge(s.control.Facts, s.facts) {
+	for _, f := range c.agent.facts(s, c.agent.cfg.DataPlane.Status()) {
 		bySeverity[f.Severity]++
 	}
 	for _, severity := range []health.Severity{health.Info, health.Warning, health.Error, health.Alarm} {

@@ -72,7 +72,7 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 		WantRunning: s.preferences.WantRunning, LoginServer: s.preferences.LoginServer, Network: fingerprintText(s.preferences.Network),
 		Retry: s.control.Retry, Cached: s.view.Cached, Sequence: s.view.Sequence,
 		Device: e.Device, Port: e.Port, Endpoints: append([]netip.AddrPort{}, e.Endpoints...), Drops: e.Drops, PolicyEpoch: uint64(e.Epoch),
-		Peers: []localapi.Node{}, Health: health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, a.cfg.Now()), barFacts(e.Relays, a.cfg.Now())),
+		Peers: []localapi.Node{}, Health: a.facts(s, e),
 	}
 	out.State, out.Reason = stateOf(s)
 	if e.Relay != nil {
@@ -95,6 +95,12 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 	}
 	slices.SortFunc(out.Peers, func(a, b localapi.Node) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// facts are all that the loop and the data plane know.
+func (a *Agent) facts(s standing, e engine.Status) []health.Fact {
+	now := a.cfg.Now()
+	return health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, now), barFacts(e.Relays, now))
 }
 
 // flapFacts are about the peers whose paths change too often.
