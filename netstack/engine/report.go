@@ -92,6 +92,8 @@ func (c *control) losses() map[string]uint64 {
 		"queue_inbound":      c.e.host.shed[filter.Inbound].dropped.Load(),
 		"unknown_initiation": tunnel.UnknownInitiations,
 		"replayed_handshake": tunnel.ReplayedInitiations,
+		"replayed_packet":    tunnel.ReplayedPackets,
+		"refused_response":   tunnel.RefusedResponses,
 		"unknown_receiver":   tunnel.UnknownReceivers,
 		"initiation_rate":    tunnel.Limited,
 		"relay_overflow":     tunnel.RelayOverflow,

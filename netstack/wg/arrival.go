@@ -78,28 +78,91 @@ func (a *arrivals) source(index uint32, counter uint64) (from Origin, ok bool) {
 	return from, ok
 }
 
-// arrivalBatch gathers the runs of one batch. The zero value is ready.
+// arrivalBatch gathers the runs of one batch that the device is handed, so that what is
+// noted of them costs little for each packet. It is ready with its bind.
 type arrivalBatch struct {
-	p   *Peer
-	run arrivalRun
+	b *bind
+
+	// last is the session of lastIndex, nil where there is none.
+	last      *session
+	lastIndex uint32
+
+	// of is the session of run, nil while there is none.
+	of       *session
+	run      arrivalRun
+	packets  uint64     // of the run
+	counters counterRun // of the run, as far as they were not judged
+
+	received [links]Traffic
 }
 
-// add adds a transport message of p.
-func (b *arrivalBatch) add(p *Peer, packet []byte, from Origin) {
-	index, counter := binary.LittleEndian.Uint32(packet[4:]), binary.LittleEndian.Uint64(packet[8:])
-	if b.p != p || b.run.index != index || b.run.from != from {
-		b.end()
-		b.p, b.run = p, arrivalRun{index, counter, counter, from, true}
+// count counts a packet that came by a link.
+func (a *arrivalBatch) count(by Link, size int) {
+	a.received[by].Packets++
+	a.received[by].Bytes += uint64(size)
+}
+
+// session returns the session of a transport message or a cookie, nil for none.
+func (a *arrivalBatch) session(packet []byte) *session {
+	index := binary.LittleEndian.Uint32(packet[4:])
+	if a.last == nil || index != a.lastIndex {
+		a.last, a.lastIndex = a.b.indexes.lookup(index), index
+	}
+	return a.last
+}
+
+// addOf adds a transport message of p.
+func (a *arrivalBatch) addOf(p *Peer, packet []byte, from Origin) {
+	// Its index may have been given to nobody, or to another, since it came.
+	if s := a.session(packet); s != nil && s.peer == p {
+		a.add(s, packet, from)
+	}
+}
+
+// add adds a transport message of a session.
+func (a *arrivalBatch) add(s *session, packet []byte, from Origin) {
+	counter := binary.LittleEndian.Uint64(packet[8:])
+	if a.of != s || a.run.from != from {
+		a.endRun()
+		a.of, a.run, a.packets = s, arrivalRun{a.lastIndex, counter, counter, from, true}, 0
+	}
+	a.packets++
+	if !a.counters.add(counter) {
+		a.judge()
+		a.counters.add(counter)
+	}
+	a.run.first, a.run.last = min(a.run.first, counter), max(a.run.last, counter)
+}
+
+// judge counts those of the gathered messages that the device drops as repetitions.
+func (a *arrivalBatch) judge() {
+	if n := a.of.arriving().arrives(a.counters.first, a.counters.count); n > 0 {
+		a.b.counters.replayedPackets.Add(n)
+	}
+	a.counters = counterRun{}
+}
+
+// endRun notes the run that was gathered.
+func (a *arrivalBatch) endRun() {
+	if a.of == nil {
 		return
 	}
-	b.run.first, b.run.last = min(b.run.first, counter), max(b.run.last, counter)
+	a.judge()
+	p := a.of.peer
+	p.arrivals.note(a.run)
+	if p.path.Load().strayed(&a.run.from) {
+		p.strays.note(a.run.from, a.packets)
+	}
+	a.of = nil
 }
 
-// end notes what was gathered.
-func (b *arrivalBatch) end() {
-	if b.p != nil {
-		b.p.arrivals.note(b.run)
-		b.p = nil
+// end notes everything that was gathered.
+func (a *arrivalBatch) end() {
+	a.endRun()
+	for link, t := range a.received {
+		if t.Packets > 0 {
+			a.b.counters.received[link].addMany(t)
+		}
 	}
 }
 
@@ -113,7 +176,7 @@ func (d *Device) Source(buf []byte, offset int) (from Origin, ok bool) {
 	}
 	header := buf[offset-sessionHeader:]
 	index := binary.LittleEndian.Uint32(header[4:])
-	p := d.bind.indexes.lookup(index)
+	p := d.bind.indexes.owner(index)
 	if p == nil {
 		return from, false
 	}

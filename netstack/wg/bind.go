@@ -76,7 +76,7 @@ func newBind(cfg *Config) *bind {
 		made:   time.Now(),
 		listen: cfg.Listen, control: cfg.Control, noPath: cfg.NoPath,
 		unwrap:  cfg.Unwrap,
-		indexes: indexTable{peers: make(map[uint32]*Peer)},
+		indexes: indexTable{sessions: make(map[uint32]*session)},
 		relayed: make(chan queued, relayQueue),
 
 		furtherIn: make(chan queued, furtherQueue), listenFurther: cfg.ListenFurther,
@@ -325,24 +325,21 @@ func (b *bind) receiveDirect(r sock.Reader) conn.ReceiveFunc {
 // mapBatch gives every packet its peer. A packet of size zero is skipped by the
 // device.
 func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps []conn.Endpoint) {
-	var lastIndex uint32
-	var last *Peer
-	var arrived arrivalBatch
+	arrived := arrivalBatch{b: b}
 	defer arrived.end()
 	at := b.sinceMade()
 	for i, buf := range bufs {
 		packet := buf[:sizes[i]]
 		kind := messageType(packet)
 		var p *Peer
+		var s *session
 		switch kind {
 		case typeTransport, typeCookie:
-			index := binary.LittleEndian.Uint32(packet[4:])
-			if last == nil || index != lastIndex {
-				last, lastIndex = b.indexes.lookup(index), index
+			if s = arrived.session(packet); s != nil {
+				p = s.peer
 			}
-			p = last
 		case typeResponse:
-			p = b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
+			p = b.indexes.owner(binary.LittleEndian.Uint32(packet[8:]))
 			if p != nil && !p.answers(packet, linkOf(from[i]), time.Now()) {
 				sizes[i] = 0
 				continue
@@ -359,8 +356,9 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 				b.control(packet, from[i])
 			} else if p := b.mapRelayed(over, key, inner); p != nil {
 				sizes[i], eps[i] = copy(buf, inner), p
+				arrived.count(LinkRelay, len(inner))
 				if packet := buf[:sizes[i]]; messageType(packet) == typeTransport {
-					arrived.add(p, packet, Origin{Relay: over})
+					arrived.addOf(p, packet, Origin{Relay: over})
 					stamp(buf, len(packet), at)
 				}
 			}
@@ -373,12 +371,12 @@ func (b *bind) mapBatch(bufs [][]byte, sizes []int, from []netip.AddrPort, eps [
 		}
 		if kind == typeTransport {
 			p.isHeard()
-			p.arrived(lastIndex)
-			arrived.add(p, packet, Origin{Addr: from[i]})
+			p.arrived(binary.LittleEndian.Uint32(packet[4:]))
+			arrived.add(s, packet, Origin{Addr: from[i]})
 			stamp(buf, len(packet), at)
 		}
 		eps[i] = p
-		b.counters.received[linkOf(from[i])].addOne(len(packet))
+		arrived.count(linkOf(from[i]), len(packet))
 	}
 }
 
@@ -395,11 +393,7 @@ func (b *bind) mapRelayed(over Relay, from ident.NodeKey, packet []byte) *Peer {
 	if messageType(packet) == 0 {
 		return nil
 	}
-	p := b.relayedPeer(over, from, packet)
-	if p != nil {
-		b.counters.received[LinkRelay].addOne(len(packet))
-	}
-	return p
+	return b.relayedPeer(over, from, packet)
 }
 
 // identify returns the peer that an initiation claims to come from, nil for none
@@ -432,13 +426,13 @@ func (b *bind) receiveQueued(o *opened) conn.ReceiveFunc {
 		case packet = <-b.furtherIn:
 		}
 		n := 0
-		var arrived arrivalBatch
+		arrived := arrivalBatch{b: b}
 		defer arrived.end()
 		at := b.sinceMade()
 		for {
 			if size := copy(bufs[n], packet.data); size == len(packet.data) {
 				if messageType(packet.data) == typeTransport {
-					arrived.add(packet.of, packet.data, packet.from)
+					arrived.addOf(packet.of, packet.data, packet.from)
 					stamp(bufs[n], size, at)
 				}
 				sizes[n], eps[n] = size, packet.of

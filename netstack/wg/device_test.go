@@ -442,7 +442,7 @@ func TestRemovedPeerIsCut(t *testing.T) {
 	if len(b.tun.in) != 0 {
 		t.Fatal("a packet of the removed peer arrived")
 	}
-	if len(b.device.bind.indexes.peers) != 0 {
+	if len(b.device.bind.indexes.sessions) != 0 {
 		t.Fatal("indexes of the removed peer remain")
 	}
 }

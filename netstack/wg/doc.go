@@ -15,6 +15,12 @@
 // a handshake initiation (type 1). Packets of nobody are dropped and counted
 // before they reach the device.
 //
+// # Packets that come again
+//
+// The device drops transport messages whose counter came before, and counts nothing.
+// The bind therefore keeps a window of its own for each session, over what it hands to
+// the device, which only packets that were opened move on; see Counters.
+//
 // # Handshakes that get lost
 //
 // The device sends a message of a handshake once. If it is lost, the device makes

@@ -34,7 +34,7 @@ func FuzzReceive(f *testing.F) {
 		b.identity.Store(newIdentity(fuzzKey(t, 1)))
 		p := newPeer(fuzzKey(t, 2).Public(), b)
 		b.peers[p.key] = p
-		b.indexes.peers[index] = p
+		b.indexes.sessions[index] = &session{peer: p}
 
 		sizes, eps := []int{len(packet)}, make([]conn.Endpoint, 1)
 		b.mapBatch([][]byte{packet}, sizes, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, eps)

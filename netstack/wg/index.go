@@ -2,6 +2,7 @@ package wg
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,17 +22,33 @@ type ownIndex struct {
 	at    time.Time
 }
 
-// indexTable tells whose packets carry a receiver index of this device.
-type indexTable struct {
-	mu    sync.RWMutex
-	peers map[uint32]*Peer // protected by mu
+// session is what a receiver index of this device stands for.
+type session struct {
+	peer *Peer
+	// window is nil until the first transport message for the index comes.
+	window atomic.Pointer[window]
 }
 
-func (t *indexTable) lookup(index uint32) *Peer {
+// indexTable tells whose packets carry a receiver index of this device.
+type indexTable struct {
+	mu       sync.RWMutex
+	sessions map[uint32]*session // protected by mu
+}
+
+// lookup returns the session of an index, nil for none.
+func (t *indexTable) lookup(index uint32) *session {
 	t.mu.RLock()
-	p := t.peers[index]
+	s := t.sessions[index]
 	t.mu.RUnlock()
-	return p
+	return s
+}
+
+// owner returns whose an index is, nil for nobody's.
+func (t *indexTable) owner(index uint32) *Peer {
+	if s := t.lookup(index); s != nil {
+		return s.peer
+	}
+	return nil
 }
 
 // learn notes that this device gave index to p.
@@ -48,13 +65,13 @@ func (t *indexTable) learn(index uint32, p *Peer, now time.Time) {
 		if len(p.indexes)-expired < maxIndexes && now.Sub(own.at) < indexLife {
 			break
 		}
-		if t.peers[own.index] == p {
-			delete(t.peers, own.index)
+		if s := t.sessions[own.index]; s != nil && s.peer == p {
+			delete(t.sessions, own.index)
 		}
 		expired++
 	}
 	p.indexes = append(p.indexes[expired:], ownIndex{index, now})
-	t.peers[index] = p
+	t.sessions[index] = &session{peer: p}
 }
 
 // forget drops everything about p, for good.
@@ -64,8 +81,8 @@ func (t *indexTable) forget(p *Peer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, own := range p.indexes {
-		if t.peers[own.index] == p {
-			delete(t.peers, own.index)
+		if s := t.sessions[own.index]; s != nil && s.peer == p {
+			delete(t.sessions, own.index)
 		}
 	}
 	p.handshake.stop()

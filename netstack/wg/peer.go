@@ -50,6 +50,7 @@ type Peer struct {
 	// path, or over a relay under its name.
 	initiations limiter
 	arrivals    arrivals
+	strays      strays
 	waiting     waiting
 	diverted    diversions
 

@@ -21,7 +21,7 @@ func (d *Device) Sender(buf []byte, offset int) (key ident.NodeKey, ok bool) {
 	if offset < sessionHeader || len(buf) < offset {
 		return key, false
 	}
-	p := d.bind.indexes.lookup(binary.LittleEndian.Uint32(buf[offset-sessionHeader+4:]))
+	p := d.bind.indexes.owner(binary.LittleEndian.Uint32(buf[offset-sessionHeader+4:]))
 	if p == nil {
 		return key, false
 	}

@@ -172,8 +172,8 @@ func (b *bind) owner(packet []byte, allowed func(now time.Time) bool) *Peer {
 	case typeInitiation:
 		return b.identify(packet, allowed)
 	case typeResponse:
-		return b.indexes.lookup(binary.LittleEndian.Uint32(packet[8:]))
+		return b.indexes.owner(binary.LittleEndian.Uint32(packet[8:]))
 	default:
-		return b.indexes.lookup(binary.LittleEndian.Uint32(packet[4:]))
+		return b.indexes.owner(binary.LittleEndian.Uint32(packet[4:]))
 	}
 }

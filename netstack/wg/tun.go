@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"sync"
-	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
 
@@ -14,8 +13,8 @@ import (
 // adapter gives a TUN the rest of the shape that the implementation wants.
 type adapter struct {
 	TUN
-	sinceMade func() time.Duration // the clock of the stamps
-	events    chan tun.Event
+	bind   *bind
+	events chan tun.Event
 
 	mu     sync.Mutex // protects closed, and sending on events
 	closed bool
@@ -24,13 +23,13 @@ type adapter struct {
 var _ tun.Device = (*adapter)(nil)
 
 func newAdapter(t TUN, b *bind) *adapter {
-	return &adapter{TUN: t, sinceMade: b.sinceMade, events: make(chan tun.Event, 1)}
+	return &adapter{TUN: t, bind: b, events: make(chan tun.Event, 1)}
 }
 
 // Read implements tun.Device. The implementation knows its own errors only.
 func (a *adapter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := a.TUN.Read(bufs, sizes, offset)
-	at := a.sinceMade()
+	at := a.bind.sinceMade()
 	for i, size := range sizes[:n] {
 		if size > 0 {
 			stamp(bufs[i], offset+size+sealTag, at)
@@ -44,6 +43,12 @@ func (a *adapter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		err = os.ErrClosed
 	}
 	return n, err
+}
+
+// Write implements tun.Device.
+func (a *adapter) Write(bufs [][]byte, offset int) (int, error) {
+	a.bind.opened(bufs, offset)
+	return a.TUN.Write(bufs, offset)
 }
 
 // File implements tun.Device; nobody asks.
