@@ -100,7 +100,26 @@ func (a *Agent) status(s standing, e engine.Status) localapi.Status {
 // facts are all that the loop and the data plane know.
 func (a *Agent) facts(s standing, e engine.Status) []health.Fact {
 	now := a.cfg.Now()
-	return health.Merge(s.control.Facts, s.facts, flapFacts(e.Peers, now), barFacts(e.Relays, now))
+	return health.Merge(s.control.Facts, s.facts, strayFacts(e.Peers, now), flapFacts(e.Peers, now), barFacts(e.Relays, now))
+}
+
+// strayFacts are about the peers with packets from where they do not prove to be.
+func strayFacts(peers []engine.PeerStatus, now time.Time) []health.Fact {
+	var facts []health.Fact
+	for _, p := range peers {
+		if !p.Strayed {
+			continue
+		}
+		from := "many addresses"
+		if p.StrayedFrom.IsValid() {
+			from = p.StrayedFrom.String()
+		}
+		facts = append(facts, health.Fact{
+			Code: health.PacketsFromElsewhere, Severity: health.Alarm, Subject: p.Node.String(), Since: now,
+			Text: fmt.Sprintf("Packets of the tunnel with %s come from %s, where %s does not answer: somebody on the way sends them on, or again. Nothing is sent there, and nothing can be read or changed there; warren debug paths %s shows more.", p.Name, from, p.Name, p.Name),
+		})
+	}
+	return facts
 }
 
 // flapFacts are about the peers whose paths change too often.

@@ -73,6 +73,9 @@ const (
 	PathFlapping Code = "path-flapping"
 	// RelayDropsData: a relay answers, and no data of a tunnel came over it.
 	RelayDropsData Code = "relay-drops-data"
+	// PacketsFromElsewhere: packets of the tunnel with a peer come from where the peer
+	// does not prove to be.
+	PacketsFromElsewhere Code = "packets-from-elsewhere"
 )
 
 // Severity says how bad a fact is. The order is from harmless to bad.

@@ -299,11 +299,29 @@ func (c *control) takeArrival(p *peer, now time.Time) {
 	}
 }
 
+// takeStrays tells p's agent of packets that came from elsewhere than where p's path
+// leads.
+func (c *control) takeStrays(p *peer, now time.Time) {
+	places, others := p.tunnel.TakeStrays()
+	if len(places) == 0 && others == 0 {
+		return
+	}
+	packets := make([]path.Stray, 0, len(places))
+	for _, s := range places {
+		packets = append(packets, path.Stray{From: path.DirectFrom(s.From.Socket, s.From.Addr), Packets: s.Packets})
+	}
+	if p.agent.HandleStrays(packets, others, now) {
+		from, _ := p.agent.Strayed(now)
+		c.e.log.Warn("packets of the tunnel with a peer come from where the peer does not prove to be", "peer", p.member.Name(), "from", from)
+	}
+}
+
 // rearm lets the data path tell of p again.
 func (c *control) rearm(p *peer, now time.Time) {
 	p.rearm = time.Time{}
 	p.touched.Store(false)
 	c.takeArrival(p, now)
+	c.takeStrays(p, now)
 	p.noteLarge(now)
 	c.sweep(p, now)
 	if p.tunnel.Unanswered() >= distressAfter {

@@ -43,13 +43,17 @@ func (c *control) peerStatus(p *peer, stats wg.Stats) PeerStatus {
 	p.mu.Lock()
 	flows := p.filter.Flows()
 	p.mu.Unlock()
-	return PeerStatus{
+	s := PeerStatus{
 		Node: p.member.Node(), Key: p.key, Name: p.member.Name(),
 		Addresses: slices.Clone(p.member.Identity().Addresses),
 		Path:      pathFrom(c.tunnelPath(p, p.agent.Primary())),
 		Active:    p.agent.Snapshot().Active, Flapping: p.agent.Flapping(c.now()), LastHandshake: stats.LastHandshake,
 		MTU: p.agent.MTU(), RxBytes: stats.RxBytes, TxBytes: stats.TxBytes, Flows: flows, NotAfter: p.member.NotAfter(),
 	}
+	if from, ok := p.agent.Strayed(c.now()); ok {
+		s.Strayed, s.StrayedFrom = true, from
+	}
+	return s
 }
 
 // drops returns all counters of dropped packets that are not zero.

@@ -57,6 +57,11 @@ type PeerStatus struct {
 	Active bool `json:"active"`
 	// Flapping says that the path has changed too often in the last minute.
 	Flapping bool `json:"flapping,omitempty"`
+	// Strayed says that too many packets of the tunnel came in the last minute from
+	// where the peer does not prove to be, and StrayedFrom from where the last one did,
+	// where that is one of a few addresses.
+	Strayed     bool           `json:"strayed,omitempty"`
+	StrayedFrom netip.AddrPort `json:"strayed_from,omitzero"`
 	// LastHandshake is zero where there was none.
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
 	// MTU is the length of the longest packet that the path is known to carry,

@@ -141,6 +141,8 @@ type Stats struct {
 	RandFailed        uint64 // probes not sent because Rand gave an error
 	SizesSent         uint64 // padded pings; PingsSent does not count them
 	BlackHoles        uint64 // paths that stopped carrying long packets only
+	Strays            uint64 // packets of the tunnel from addresses that were not proved
+	StrayAlarms       uint64 // times in which they were too many
 
 	MappingsSent       uint64
 	MappingsOverBudget uint64 // what the peer said of its mapping, unheard for lack of budget
@@ -204,7 +206,9 @@ type Agent struct {
 	out    []Transmit
 	events []Event
 	stats  Stats
-	flaps  flaps
+	flaps  recurrence // changes of the primary
+
+	strayed strayWatch
 }
 
 // maxOutput bounds both output queues, for a driver that does not drain. The
@@ -228,6 +232,8 @@ func New(cfg Config, now time.Time) (*Agent, error) {
 		liveAnswers: newBudget(answerBurst, answerInterval, now),
 		calls:       newBudget(callBurst, callInterval, now),
 		sizeProbes:  newBudget(sizeBurst, sizeInterval, now),
+		flaps:       newRecurrence(flapLimit, flapWindow),
+		strayed:     strayWatch{strange: newRecurrence(strayLimit, strayWindow)},
 		birthday: birthday{
 			attempts: newBudget(attemptBurst, attemptInterval, now),
 			heard:    newBudget(mappingBurst, mappingInterval, now),
@@ -557,7 +563,7 @@ func (a *Agent) setPrimary(p Path, why Reason) {
 	}
 	a.stats.PrimaryChanges++
 	a.emit()
-	if a.flaps.note(a.now) {
+	if a.flaps.note(1, a.now) {
 		a.stats.Flaps++
 		a.events[len(a.events)-1].FlapsBegin = true
 	}

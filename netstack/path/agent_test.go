@@ -564,6 +564,7 @@ func FuzzAgent(f *testing.F) {
 				a.HandleRelayState(false, now)
 			case 10:
 				a.HandleInbound(DirectTo(addr), Data, now, now)
+				a.HandleStrays([]Stray{{DirectTo(addr), uint64(script[i+1])}}, uint64(script[i]>>7), now)
 			case 11:
 				a.HandleDistress(now)
 			case 12:
@@ -607,6 +608,9 @@ func FuzzAgent(f *testing.F) {
 			}
 			if proved.Kind == None && a.relay {
 				t.Fatal("the relay is there and not used")
+			}
+			if len(a.strayed.waiting) > maxStrays {
+				t.Fatalf("%d addresses are waited for", len(a.strayed.waiting))
 			}
 			if d, ok := a.NextTimeout(); ok && d.Before(a.now) {
 				t.Fatalf("deadline %v lies before %v", d, a.now)

@@ -13,28 +13,4 @@ const (
 
 // Flapping reports whether the primary changed more often in the last minute than
 // networks make it.
-func (a *Agent) Flapping(now time.Time) bool { return a.flaps.flapping(now) }
-
-// flaps are the times of the last changes of the primary, as a ring.
-type flaps struct {
-	at   [flapLimit]time.Time
-	next int
-	told bool
-}
-
-// note notes a change, and reports whether it is the one that makes the path
-// flapping. That comes again only after a window without.
-func (f *flaps) note(now time.Time) (begins bool) {
-	f.told = f.told && f.flapping(now)
-	f.at[f.next] = now
-	f.next = (f.next + 1) % flapLimit
-	begins = !f.told && f.flapping(now)
-	f.told = f.told || begins
-	return begins
-}
-
-// flapping reports whether the last flapLimit changes were within the window.
-func (f *flaps) flapping(now time.Time) bool {
-	oldest := f.at[f.next]
-	return !oldest.IsZero() && now.Sub(oldest) < flapWindow
-}
+func (a *Agent) Flapping(now time.Time) bool { return a.flaps.over(now) }

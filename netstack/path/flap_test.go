@@ -24,23 +24,23 @@ func TestFlaps(t *testing.T) {
 		"just not over before the minute": {flapLimit, time.Second, flapWindow - 8*time.Second, 1, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, now, alarms := flaps{}, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 0
+			f, now, alarms := newRecurrence(flapLimit, flapWindow), time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 0
 			for range test.changes {
 				now = now.Add(test.distance)
-				if f.note(now) {
+				if f.note(1, now) {
 					alarms++
 				}
 			}
-			if now = now.Add(test.quiet); alarms != test.alarms || f.flapping(now) != test.flapping {
-				t.Errorf("%d alarms, flapping: %v", alarms, f.flapping(now))
+			if now = now.Add(test.quiet); alarms != test.alarms || f.over(now) != test.flapping {
+				t.Errorf("%d alarms, flapping: %v", alarms, f.over(now))
 			}
 		})
 	}
 	// Another alarm comes after a quiet minute.
-	f, now, alarms := flaps{}, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 0
+	f, now, alarms := newRecurrence(flapLimit, flapWindow), time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 0
 	for range 2 {
 		for range 2 * flapLimit {
-			if now = now.Add(time.Second); f.note(now) {
+			if now = now.Add(time.Second); f.note(1, now) {
 				alarms++
 			}
 		}

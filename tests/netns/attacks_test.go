@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/netstack/stun"
 	"github.com/warren-overlay/warren/tests/lab"
 )
@@ -126,6 +127,45 @@ func (a *underAttack) paths(t *testing.T) string {
 	return text
 }
 
+// arrived waits until so many packets are counted.
+func arrived(t *testing.T, counted func() float64, want float64) {
+	t.Helper()
+	lab.Eventually(t, 30*time.Second, func() error {
+		if n := counted(); n < want {
+			return fmt.Errorf("of %v repeated packets, %v are counted", want, n)
+		}
+		return nil
+	})
+}
+
+// fromElsewhere returns the facts of a node about packets that come from where a peer
+// does not prove to be.
+func fromElsewhere(t *testing.T, n *lab.Node) (facts []health.Fact) {
+	t.Helper()
+	s, err := n.API().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range s.Health {
+		if f.Code == health.PacketsFromElsewhere {
+			facts = append(facts, f)
+		}
+	}
+	return facts
+}
+
+// nobodyStrays fails where a node was alarmed by packets from elsewhere (F19): what
+// moves honestly must not do that.
+func nobodyStrays(t *testing.T, nodes ...*lab.Node) {
+	t.Helper()
+	for _, n := range nodes {
+		t.Logf("%s: %v packets came from where nothing was proved yet", n.Host.Name, metric(t, n, "warren_path_events_total", `event="packet_stray"`))
+		if alarms := metric(t, n, "warren_path_events_total", `event="packets_straying"`); alarms != 0 {
+			t.Errorf("%s: %v alarms, packets seemed to come from elsewhere", n.Host.Name, alarms)
+		}
+	}
+}
+
 // TestReplays are the faults F18 and F18b: what was captured between two nodes
 // comes again, thousands of times, from its own source and from elsewhere, and
 // after a restart of the node that it goes to. Nothing is delivered, nothing
@@ -156,15 +196,19 @@ func TestReplays(t *testing.T) {
 	handshakes, packets := a.taken(lab.Outbound, initiation), a.taken(lab.Outbound, transport)
 
 	delivered, answers := echoes.Load(), len(a.taken(lab.Inbound, response))
-	received := func() float64 {
-		return metric(t, a.db, "warren_inbound_packets_total", `path="direct_ipv4"`) + metric(t, a.db, "warren_lost_packets_total")
-	}
 	passed := metric(t, a.db, "warren_inbound_passed_packets_total")
-	refused := metric(t, a.db, "warren_lost_packets_total", `reason="replayed_handshake"`)
-	sent := 0
-	for sent < 10_000 {
-		before := received()
-		const burst = 250
+	// A copy of an initiation is refused, or is one too many to be looked at.
+	lost := func(n *lab.Node, reasons ...string) (sum float64) {
+		for _, reason := range reasons {
+			sum += metric(t, n, "warren_lost_packets_total", fmt.Sprintf("reason=%q", reason))
+		}
+		return sum
+	}
+	repeated := func(n *lab.Node) float64 { return lost(n, "replayed_packet") }
+	refused := func(n *lab.Node) float64 { return lost(n, "replayed_handshake", "initiation_rate") }
+	repeatedBefore, refusedBefore, initiations := repeated(a.db), refused(a.db), len(handshakes)
+	const burst, bursts, ofHandshakes = 250, 40, 250 / 50
+	for sent := range bursts {
 		for i := range burst {
 			packet := packets[i%len(packets)]
 			if i%50 == 0 {
@@ -175,30 +219,42 @@ func TestReplays(t *testing.T) {
 			}
 			a.line.Send(lab.Outbound, packet)
 		}
-		sent += burst
-		lab.Eventually(t, 30*time.Second, func() error {
-			if now := received(); now < before+burst {
-				return fmt.Errorf("of %d repeated packets, %v arrived", burst, now-before)
-			}
-			return nil
-		})
+		arrived(t, func() float64 { return repeated(a.db) - repeatedBefore }, float64((sent+1)*(burst-ofHandshakes)))
+		arrived(t, func() float64 { return refused(a.db) - refusedBefore }, float64((sent+1)*ofHandshakes))
 	}
-	for range 1000 {
-		for _, kind := range []byte{response, transport} {
-			for _, packet := range a.taken(lab.Inbound, kind)[:1] {
+	const back, backBursts = 100, 10
+	for _, test := range []struct {
+		kind    byte
+		reasons []string
+	}{
+		{response, []string{"refused_response", "initiation_rate", "unknown_receiver"}},
+		{transport, []string{"replayed_packet", "unknown_receiver"}},
+	} {
+		before, packet := lost(a.laptop, test.reasons...), a.taken(lab.Inbound, test.kind)[0]
+		for sent := range backBursts {
+			for range back {
 				a.line.Send(lab.Inbound, packet)
 			}
+			arrived(t, func() float64 { return lost(a.laptop, test.reasons...) - before }, float64((sent+1)*back))
+		}
+		if n := lost(a.laptop, test.reasons...) - before; n != back*backBursts {
+			t.Errorf("of %d repeated packets of type %d, %v are counted", back*backBursts, test.kind, n)
 		}
 	}
 	a.echo(t, to) // behind all of them
 	if n := metric(t, a.db, "warren_inbound_passed_packets_total") - passed; n != float64(echoes.Load()-delivered) {
-		t.Errorf("of %d repeated packets the filter passed %v, and %d datagrams were sent", sent, n, echoes.Load()-delivered)
+		t.Errorf("of %d repeated packets the filter passed %v, and %d datagrams were sent", burst*bursts, n, echoes.Load()-delivered)
+	}
+	if n := repeated(a.db) - repeatedBefore; n != bursts*(burst-ofHandshakes) {
+		t.Errorf("of %d repeated packets, %v are counted", bursts*(burst-ofHandshakes), n)
+	}
+	// The laptop may have repeated one of its own, where the answer was late.
+	own := len(a.taken(lab.Outbound, initiation)) - initiations
+	if n := refused(a.db) - refusedBefore; n < bursts*ofHandshakes || n > float64(bursts*ofHandshakes+own) {
+		t.Errorf("of %d repeated initiations, and %d of the laptop's own, %v are counted", bursts*ofHandshakes, own, n)
 	}
 	if n := len(a.taken(lab.Inbound, response)) - answers; n != 0 {
 		t.Errorf("%d repeated initiations were answered", n)
-	}
-	if metric(t, a.db, "warren_lost_packets_total", `reason="replayed_handshake"`) == refused {
-		t.Error("no repeated initiation is counted")
 	}
 	if now := a.paths(t); now != paths {
 		t.Errorf("paths were\n%sand are\n%s", paths, now)
@@ -223,7 +279,8 @@ func TestReplays(t *testing.T) {
 
 // TestSentOn is fault F19: an attacker on the way takes the packets of a tunnel
 // and sends them on from his own address. They are delivered, but what goes back
-// does not go to him, and when he stops nothing has changed.
+// does not go to him, and when he stops nothing has changed. The receiver learns of it:
+// there is one alarm, which names him.
 func TestSentOn(t *testing.T) {
 	t.Parallel()
 	a := newUnderAttack(t)
@@ -249,6 +306,26 @@ func TestSentOn(t *testing.T) {
 		}
 		return nil
 	})
+	const alarms = `event="packets_straying"`
+	nobodyStrays(t, a.laptop)
+	lab.Eventually(t, 30*time.Second, func() error {
+		facts := fromElsewhere(t, a.db)
+		if len(facts) != 1 || facts[0].Severity != health.Alarm || !strings.Contains(facts[0].Text, a.attacker.String()) {
+			return fmt.Errorf("after %v: %+v", time.Since(begin), facts)
+		}
+		return nil
+	})
+	t.Logf("an alarm after %v", time.Since(begin).Round(time.Second))
+	if n := metric(t, a.db, "warren_path_events_total", alarms); n != 1 {
+		t.Errorf("%v alarms are counted", n)
+	}
+	if n := metric(t, a.db, "warren_health_messages", `type="alarm"`); n != 1 {
+		t.Errorf("%v alarms are shown to monitoring", n)
+	}
+	if n := strings.Count(a.db.Log(), "come from where the peer does not prove to be"); n != 1 {
+		t.Errorf("%d lines in the log", n)
+	}
+	nobodyStrays(t, a.laptop)
 	a.line.Watch(nil)
 	end := time.Now()
 	up.Steady(t, 10*time.Second)

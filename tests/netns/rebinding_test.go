@@ -127,6 +127,7 @@ func TestRebinding(t *testing.T) {
 	}
 	eventuallyDirect(t, laptop, db)
 	eventuallyDirect(t, laptop, feed)
+	nobodyStrays(t, laptop, db, feed)
 	// Two pairs, and both ends of each may go by the relay once.
 	if flaps := relayFlaps(laptop, db, feed) - before; flaps > 2*2*events {
 		t.Errorf("%d changes to the relay in %d events", flaps, events)

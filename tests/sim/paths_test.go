@@ -38,6 +38,18 @@ func (n *node) stats(to *node) path.Stats {
 	return p.Paths.Stats
 }
 
+// nobodyStrays fails where a node was alarmed by packets that came from elsewhere (F19):
+// what moves honestly must not do that.
+func (s *sim) nobodyStrays(nodes ...*node) {
+	s.Helper()
+	for _, n := range nodes {
+		s.Logf("%s: %v packets came from where nothing was proved yet", n.Certificate.Name, n.counted("warren_path_events_total", "packet_stray"))
+		if alarms := n.strayAlarms(); alarms != 0 {
+			s.Errorf("%s: %v alarms, packets seemed to come from elsewhere", n.Certificate.Name, alarms)
+		}
+	}
+}
+
 // TestUpgradeUnderAStream: the first segments go over a relay that is slower by
 // 80 ms each way, the rest directly. None is lost, and the application, which
 // gets its bytes in order, never waits for longer than it did for the first.
@@ -115,6 +127,7 @@ func TestFailoverUnderAStream(t *testing.T) {
 				s.Errorf("healing %d cost %v", i, gap)
 			}
 		}
+		s.nobodyStrays(a, b)
 		p95, longest := quantile(gaps, 0.95), quantile(gaps, 1)
 		s.Logf("gaps: median %v, p95 %v, longest %v", quantile(gaps, 0.5), p95, longest)
 		if !testing.Short() && p95 > 3*time.Second || longest > 5*time.Second {
@@ -168,6 +181,7 @@ func (s *sim) rebind(other simnet.NAT) {
 			}
 		}
 	}
+	s.nobodyStrays(a, b)
 	s.Logf("gaps: median %v, longest %v", quantile(gaps, 0.5), quantile(gaps, 1))
 	if longest := quantile(gaps, 1); longest > time.Second {
 		s.Errorf("a rebinding cost %v", longest)
@@ -236,6 +250,7 @@ func TestRoamingUnderAStream(t *testing.T) {
 			}
 			gaps = append(gaps, gap)
 		}
+		s.nobodyStrays(a, b)
 		p95, longest := quantile(gaps, 0.95), quantile(gaps, 1)
 		s.Logf("gaps: median %v, p95 %v, longest %v", quantile(gaps, 0.5), p95, longest)
 		// Of the sixteen with -short the second longest.

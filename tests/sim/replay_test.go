@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -42,6 +43,17 @@ type tap struct {
 
 	mu   sync.Mutex // protects all below
 	sent map[netip.AddrPort]map[int][][]byte
+	// by, where not nil, is the socket from which he sends packets of the tunnel on;
+	// copies says that the packets themselves arrive as well, behind his.
+	by     sock.Conn
+	copies bool
+}
+
+// sendOn has packets of the tunnel sent on by another socket, nil for none.
+func (t *tap) sendOn(by sock.Conn, copies bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.by, t.copies = by, copies
 }
 
 func (t *tap) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
@@ -53,8 +65,16 @@ func (t *tap) WriteBatch(bufs [][]byte, to netip.AddrPort) error {
 		k := kindOf(b)
 		t.sent[to][k] = append(t.sent[to][k], slices.Clone(b))
 	}
+	by, copies := t.by, t.copies
 	t.mu.Unlock()
-	return t.Conn.WriteBatch(bufs, to)
+	if by == nil || len(bufs) == 0 || kindOf(bufs[0]) != transport {
+		return t.Conn.WriteBatch(bufs, to)
+	}
+	err := by.WriteBatch(bufs, to)
+	if copies {
+		err = errors.Join(err, t.Conn.WriteBatch(bufs, to))
+	}
+	return err
 }
 
 // take returns what was sent to an address, of a kind.
@@ -214,10 +234,12 @@ func TestReplays(t *testing.T) {
 		x := s.attacker(3)
 		const many = 10_000
 		last := func(packets [][]byte, n int) [][]byte { return packets[max(0, len(packets)-n):] }
-		dropped := func(n *node) float64 {
-			return n.counted("warren_inbound_packets_total", "") + n.counted("warren_lost_packets_total", "unknown_receiver") +
+		// Not more than the device is given in turn are refused by it.
+		refused := func(n *node) float64 {
+			return n.counted("warren_lost_packets_total", "refused_response") + n.counted("warren_lost_packets_total", "unknown_receiver") +
 				n.counted("warren_lost_packets_total", "initiation_rate") // of handshakes too many of which wait
 		}
+		repeated := func(n *node) float64 { return n.counted("warren_lost_packets_total", "replayed_packet") }
 		probes := func(n *node) float64 {
 			return n.counted("warren_path_events_total", "ping_replayed") + n.counted("warren_path_events_total", "pong_unsolicited")
 		}
@@ -232,8 +254,8 @@ func TestReplays(t *testing.T) {
 			{"one initiation", b, addrB, many, last(a.tap.take(addrB, initiation), 1), func(n *node) float64 {
 				return n.counted("warren_lost_packets_total", "replayed_handshake")
 			}},
-			{"responses", a, addrA, many / 10, b.tap.take(addrA, response), dropped},
-			{"packets of the tunnel", b, addrB, many, last(a.tap.take(addrB, transport), 64), dropped},
+			{"responses", a, addrA, many / 10, b.tap.take(addrA, response), refused},
+			{"packets of the tunnel", b, addrB, many, last(a.tap.take(addrB, transport), 64), repeated},
 			{"probes of one", b, addrB, many / 10, a.tap.take(addrB, probe), probes},
 			{"probes of the other", a, addrA, many / 10, b.tap.take(addrA, probe), probes},
 		} {
@@ -284,4 +306,95 @@ func TestReplays(t *testing.T) {
 			s.Error("nothing passes back after the restart")
 		}
 	})
+}
+
+// strayed returns whether, and from where, too many packets of the tunnel with a peer
+// come from elsewhere.
+func (n *node) strayed(peer *node) (bool, netip.AddrPort) {
+	for _, p := range n.engine.Status().Peers {
+		if p.Key == peer.Key {
+			return p.Strayed, p.StrayedFrom
+		}
+	}
+	return false, netip.AddrPort{}
+}
+
+// strayAlarms returns how often a node was alarmed by packets from elsewhere.
+func (n *node) strayAlarms() float64 {
+	return n.counted("warren_path_events_total", "packets_straying")
+}
+
+// TestSentOn is fault F19 on whole engines: somebody on the way takes the packets of a
+// tunnel and sends them on from his own address, or sends copies ahead of them. They
+// arrive, nothing goes back to him, and the receiver is told, once, until he has
+// stopped for a minute.
+func TestSentOn(t *testing.T) {
+	t.Parallel()
+	for name, copies := range map[string]bool{"instead": false, "ahead": true} {
+		t.Run(name, func(t *testing.T) {
+			run(t, 82, func(s *sim) { s.sentOn(copies) })
+		})
+	}
+}
+
+func (s *sim) sentOn(copies bool) {
+	s.taps = true
+	a, b := s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+	s.know(a, b)
+	a.until(b, 20*time.Second, "direct paths", func() bool {
+		return a.path(b).Kind == engine.PathDirect && b.path(a).Kind == engine.PathDirect
+	})
+	x := s.attacker(3)
+	goOn := func(d time.Duration) {
+		s.Helper()
+		for begin := time.Now(); time.Since(begin) < d; time.Sleep(100 * time.Millisecond) {
+			if !a.passes(b, time.Second) || !b.passes(a, time.Second) {
+				s.Fatal("nothing passes")
+			}
+		}
+	}
+	goOn(20 * time.Second)
+	if is, _ := b.strayed(a); is || b.counted("warren_lost_packets_total", "replayed_packet") != 0 {
+		s.Fatal("an alarm before anything happened")
+	}
+	paths := [2]engine.Path{a.path(b), b.path(a)}
+
+	a.tap.sendOn(x.conn, copies)
+	begin := time.Now()
+	for is := false; !is; is, _ = b.strayed(a) {
+		if time.Since(begin) > 20*time.Second {
+			s.Fatal("no alarm after 20 s")
+		}
+		goOn(time.Second)
+	}
+	s.Logf("an alarm after %v", time.Since(begin))
+	if _, from := b.strayed(a); from != netip.MustParseAddrPort("198.51.100.3:41641") {
+		s.Errorf("it names %v", from)
+	}
+	goOn(90 * time.Second)
+	if is, _ := b.strayed(a); !is || b.strayAlarms() != 1 {
+		s.Errorf("after 90 s more: %v, %v alarms", is, b.strayAlarms())
+	}
+	if is, _ := a.strayed(b); is || a.strayAlarms() != 0 {
+		s.Error("the sender is alarmed, too")
+	}
+	if copies != (b.counted("warren_lost_packets_total", "replayed_packet") > 0) {
+		s.Error("copies are not counted as repetitions, or something else is")
+	}
+	if now := [2]engine.Path{a.path(b), b.path(a)}; now != paths {
+		s.Errorf("paths were %v and are %v", paths, now)
+	}
+	if _, others := x.received(); others != 0 {
+		s.Errorf("%d packets went to the attacker", others)
+	}
+
+	a.tap.sendOn(nil, false)
+	goOn(50 * time.Second)
+	if is, _ := b.strayed(a); !is {
+		s.Error("it is over before the minute")
+	}
+	goOn(11 * time.Second)
+	if is, _ := b.strayed(a); is || b.strayAlarms() != 1 {
+		s.Errorf("a minute after the last: %v, %v alarms", is, b.strayAlarms())
+	}
 }
