@@ -3,7 +3,7 @@
 // anything else is installed.
 //
 //	steps install                    Debian packages that the other steps use
-//	steps test NAME ARG...           go test ARG..., reported briefly, with counts
+//	steps test NAME ARG...           go test ARG..., reported briefly, with what tests measured, and counts
 //	steps replay PACKAGE...          the committed fuzz corpora
 //	steps fuzz DURATION PACKAGE...   every fuzz target in turn
 //	steps generate                   delete generated code, regenerate, compare
@@ -13,4 +13,7 @@
 //
 // A step exits with 0 when it did what it says, 1 when something failed, and 2
 // for wrong usage. Each ends with one line of counts.
+//
+// A test that measured something for people says it line by line with
+// t.Attr("report", line); what passing tests print otherwise is not shown.
 package main

@@ -23,7 +23,13 @@ type event struct {
 	ImportPath string // of build output
 	Test       string
 	Output     string
+	Key, Value string // of Action "attr"
 }
+
+// reportKey is the key of a test's attribute (testing.T.Attr) whose value is a line
+// for people: what it measured. It is shown at the end of the step, whether the test
+// passed or not. Other attributes are not for this program.
+const reportKey = "report"
 
 // key names a test of a package, or with Test empty the package itself.
 type key struct{ pkg, test string }
@@ -35,10 +41,12 @@ type report struct {
 	replayed                map[key]int // entries that ran, per fuzz target
 	output                  map[key][]string
 	broken                  map[string]bool // packages of which a test failed
+	reports                 map[key][]string
+	reporters               []key // in the order in which they began to report
 }
 
 func newReport(out io.Writer) *report {
-	return &report{out: out, replayed: map[key]int{}, output: map[key][]string{}, broken: map[string]bool{}}
+	return &report{out: out, replayed: map[key]int{}, output: map[key][]string{}, broken: map[string]bool{}, reports: map[key][]string{}}
 }
 
 // handle takes the next event: it counts tests and prints what a person must
@@ -49,6 +57,13 @@ func (r *report) handle(e event) {
 	switch e.Action {
 	case "output":
 		r.output[k] = append(r.output[k], e.Output)
+	case "attr":
+		if e.Key == reportKey {
+			if _, known := r.reports[k]; !known {
+				r.reporters = append(r.reporters, k)
+			}
+			r.reports[k] = append(r.reports[k], e.Value)
+		}
 	case "build-output":
 		fmt.Fprint(r.out, e.Output)
 	case "pass":
@@ -112,6 +127,16 @@ func (r *report) closing(k key) {
 	}
 }
 
+// showReports prints what tests reported, each under its name.
+func (r *report) showReports() {
+	for _, k := range r.reporters {
+		fmt.Fprintf(r.out, "%s %s reports:\n", k.pkg, k.test)
+		for _, line := range r.reports[k] {
+			fmt.Fprintln(r.out, line)
+		}
+	}
+}
+
 // count notes the seed of a fuzz target that just ran as a test.
 func (r *report) count(k key) {
 	target, _, found := strings.Cut(k.test, "/")
@@ -168,11 +193,12 @@ func (r *report) run(args ...string) error {
 	return nil
 }
 
-// test runs go test with args under the name of a step. It fails where a test
-// fails, and where none ran.
+// test runs go test with args under the name of a step, and prints what tests
+// reported at the end. It fails where a test fails, and where none ran.
 func test(name string, args []string) error {
 	r := newReport(os.Stdout)
 	err := r.run(args...)
+	r.showReports()
 	fmt.Printf("%s: %d passed, %d failed, %d skipped\n", name, r.passed, r.failed, r.skipped)
 	if err == nil && r.passed+r.skipped == 0 {
 		return fmt.Errorf("%s: no test ran", name)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,63 @@ func TestReportCountsAndShows(t *testing.T) {
 		"FAIL\ta\t0.1s\na TestCrash did not end:\nfatal error: why\nok  \tb\t0.1s\nc.go:1: undefined: x\n"
 	if out.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+// TestReportsAtTheEnd: what tests report comes after all else, a test's lines one
+// behind the other however they came, of those that fail as well; other attributes,
+// and how go test prints them, do not.
+func TestReportsAtTheEnd(t *testing.T) {
+	var out bytes.Buffer
+	r := newReport(&out)
+	for _, e := range []event{
+		{Action: "attr", Package: "a", Test: "TestMatrix", Key: "report", Value: "        public"},
+		{Action: "output", Package: "a", Test: "TestMatrix", Output: "=== ATTR  TestMatrix report         public\n"},
+		{Action: "attr", Package: "a", Test: "TestBad", Key: "report", Value: "half of it"},
+		{Action: "attr", Package: "a", Test: "TestMatrix", Key: "owner", Value: "nobody"},
+		{Action: "attr", Package: "a", Test: "TestMatrix", Key: "report", Value: "public  direct"},
+		{Action: "pass", Package: "a", Test: "TestMatrix"},
+		{Action: "output", Package: "a", Test: "TestBad", Output: "=== ATTR  TestBad report half of it\n"},
+		{Action: "output", Package: "a", Test: "TestBad", Output: "--- FAIL: TestBad\n"},
+		{Action: "fail", Package: "a", Test: "TestBad"},
+		{Action: "attr", Package: "b", Test: "TestMatrix", Key: "report", Value: "another"},
+		{Action: "pass", Package: "b", Test: "TestMatrix"},
+	} {
+		r.handle(e)
+	}
+	r.showReports()
+	const want = "--- FAIL: TestBad\n" +
+		"a TestMatrix reports:\n        public\npublic  direct\n" +
+		"a TestBad reports:\nhalf of it\n" +
+		"b TestMatrix reports:\nanother\n"
+	if out.String() != want {
+		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+// reportVariable has TestReported report.
+const reportVariable = "WARREN_STEPS_REPORT"
+
+// TestReported is for TestStepShowsReports, which runs it in a process of its own.
+func TestReported(t *testing.T) {
+	if line := os.Getenv(reportVariable); line != "" {
+		t.Log("not for people")
+		t.Attr(reportKey, line)
+	}
+}
+
+// TestStepShowsReports runs go test as a step does: what a passing test reports is
+// printed, spaces and all, and what it logs is not.
+func TestStepShowsReports(t *testing.T) {
+	var out bytes.Buffer
+	r := newReport(&out)
+	t.Setenv(reportVariable, "  kept  as it is")
+	if err := r.run("-count=1", "-run=^TestReported$", "."); err != nil {
+		t.Fatal(err, out.String())
+	}
+	r.showReports()
+	if !strings.HasSuffix(out.String(), "/tests/steps TestReported reports:\n  kept  as it is\n") || strings.Contains(out.String(), "not for people") {
+		t.Errorf("printed\n%s", out.String())
 	}
 }
 
