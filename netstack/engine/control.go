@@ -545,11 +545,12 @@ func (c *control) refreshLocal(now time.Time) {
 	}
 	port := c.device.Port()
 	local := make([]netip.AddrPort, 0, len(addrs))
-	loopback := false
+	loopback, ipv4 := false, false
 	for _, a := range addrs {
 		local = append(local, netip.AddrPortFrom(a, port))
-		loopback = loopback || a.IsLoopback()
+		loopback, ipv4 = loopback || a.IsLoopback(), ipv4 || a.Is4()
 	}
+	c.e.onlyIPv6.Store(len(addrs) > 0 && !ipv4)
 	if slices.Equal(local, c.local) {
 		return
 	}

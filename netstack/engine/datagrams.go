@@ -289,15 +289,16 @@ func (l *relayLinks) unwrap(datagram []byte, from netip.AddrPort) (over wg.Relay
 
 // datagramsOf returns the address at which a relay takes datagrams, invalid
 // where it takes none or is not found: IPv4 before IPv6, over which full packets
-// do not fit.
+// do not fit, but for a machine that has no IPv4 address.
 func (e *Engine) datagramsOf(ctx context.Context, address string) netip.AddrPort {
 	if address == "" {
 		return netip.AddrPort{}
 	}
 	var found netip.AddrPort
+	wanted4 := !e.onlyIPv6.Load()
 	for _, a := range newResolver(e).resolve(ctx, []string{address}) {
 		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-		if !found.IsValid() || a.Addr().Is4() && found.Addr().Is6() {
+		if !found.IsValid() || a.Addr().Is4() == wanted4 && found.Addr().Is4() != wanted4 {
 			found = a
 		}
 	}

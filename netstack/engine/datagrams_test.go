@@ -1,8 +1,12 @@
 package engine
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,6 +15,7 @@ import (
 	"github.com/warren-overlay/warren/netstack/config"
 	"github.com/warren-overlay/warren/netstack/enginetest"
 	"github.com/warren-overlay/warren/netstack/relay"
+	"github.com/warren-overlay/warren/netstack/simnet"
 	"github.com/warren-overlay/warren/netstack/sock"
 )
 
@@ -96,6 +101,52 @@ func TestRelayedDatagrams(t *testing.T) {
 	until("by the connection", byConnection)
 	open.Store(true)
 	until("as datagrams again", asDatagrams)
+}
+
+// TestDatagramsGoByAFamilyThatIsThere: of a relay with addresses of both families, a
+// machine takes the IPv4 one, and the IPv6 one while it has no IPv4 address itself.
+func TestDatagramsGoByAFamilyThatIsThere(t *testing.T) {
+	t.Parallel()
+	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	names := map[string][]netip.Addr{"both.example.com": {six, four}, "four.example.com": {four}, "six.example.com": {six}}
+	var local atomic.Pointer[[]netip.Addr]
+	cfg := onLoopback(Config{
+		TUN: simnet.NewTUN(0), Logger: slog.New(slog.DiscardHandler),
+		LookupHost: func(_ context.Context, host string) ([]netip.Addr, error) { return names[host], nil },
+	})
+	cfg.LocalAddresses = func() ([]netip.Addr, error) { return slices.Clone(*local.Load()), nil }
+	mine4, mine6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:7::7")
+	local.Store(&[]netip.Addr{mine4, mine6})
+	e, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	background(t, e.Run)
+	for _, c := range []struct {
+		local []netip.Addr
+		both  netip.Addr
+	}{
+		{[]netip.Addr{mine4, mine6}, four},
+		{[]netip.Addr{mine6}, six},
+		{[]netip.Addr{mine6, mine4}, four},
+		{[]netip.Addr{mine4}, four},
+		{nil, four}, // nothing is known
+	} {
+		local.Store(&c.local)
+		e.HandleNetworkChange()
+		var got netip.AddrPort
+		for deadline := time.Now().Add(patience); got != netip.AddrPortFrom(c.both, 3478) && time.Now().Before(deadline); runtime.Gosched() {
+			got = e.datagramsOf(t.Context(), "both.example.com:3478")
+		}
+		if got != netip.AddrPortFrom(c.both, 3478) {
+			t.Errorf("with the addresses %v datagrams go to %v", c.local, got)
+		}
+		for name, want := range map[string]netip.Addr{"four": four, "six": six} {
+			if got := e.datagramsOf(t.Context(), name+".example.com:1"); got != netip.AddrPortFrom(want, 1) {
+				t.Errorf("with the addresses %v, to a relay with one address only they go to %v", c.local, got)
+			}
+		}
+	}
 }
 
 // TestEarlyDatagramsAreBounded: packets that come before the news of whose they are
