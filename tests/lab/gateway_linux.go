@@ -83,9 +83,10 @@ type Restriction int
 const (
 	// Unrestricted lets everything out.
 	Unrestricted Restriction = iota
-	// NoUDP drops every UDP datagram, in both directions and families.
-	NoUDP
-	// ProxyOnly lets nothing through: there is only the gateway's HTTP proxy.
+	// HTTPSOnly lets nothing out but TCP to port 443, and its answers in.
+	HTTPSOnly
+	// ProxyOnly lets nothing through: there is only the gateway's HTTP proxy, which
+	// connects to port 443.
 	ProxyOnly
 )
 
@@ -243,8 +244,8 @@ func (g *Gateway) load() {
 	}
 	switch g.config.Restrict {
 	case Unrestricted:
-	case NoUDP:
-		restrict = "\t\tmeta l4proto udp drop\n"
+	case HTTPSOnly:
+		restrict = "\t\tiifname \"lan0\" tcp dport != " + httpsPort + " drop\n\t\tmeta l4proto != tcp drop\n"
 	case ProxyOnly:
 		restrict = "\t\tdrop\n"
 	}

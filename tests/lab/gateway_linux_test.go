@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -158,42 +159,65 @@ func TestRebind(t *testing.T) {
 	}
 }
 
-// TestRestrictions: a gateway without UDP lets TCP through, one with a proxy
-// only what the proxy connects to.
+// TestRestrictions: a gateway with HTTPS only lets nothing but TCP to port 443
+// through, one with a proxy only what the proxy connects to, which is that port.
 func TestRestrictions(t *testing.T) {
 	internet := NewInternet(t)
 	near := internet.Public("near")
-	ServeTCP(t, near, netip.AddrPortFrom(near.V4, 7).String())
-	echo := ServeUDP(t, near, netip.AddrPortFrom(near.V4, 7).String())
-	to := netip.AddrPortFrom(near.V4, 7)
+	internet.Name(near, "near.example.com")
+	open443, other := netip.AddrPortFrom(near.V4, 443), netip.AddrPortFrom(near.V4, 7)
+	came := ServeTCP(t, near, other.String())
+	https := ServeTCP(t, near, open443.String())
+	echo := [2]*atomic.Int64{ServeUDP(t, near, open443.String()), ServeUDP(t, near, other.String())}
 
-	blocked := internet.Gateway("gateway", GatewayConfig{NAT: PortRestricted, Restrict: NoUDP}).Join("blocked")
-	open(t, blocked).send(to, "hello")
-	if err := EchoTCP(within(t), blocked, to.String()); err != nil {
-		t.Errorf("TCP where UDP is blocked: %v", err)
-	}
+	blocked := internet.Gateway("gateway", GatewayConfig{NAT: PortRestricted, Restrict: HTTPSOnly}).Join("blocked")
 	proxied := internet.Gateway("gateway", GatewayConfig{NAT: PortRestricted, Restrict: ProxyOnly})
 	host := proxied.Join("proxied")
-	open(t, host).send(to, "hello")
-	c, err := host.Dial(within(t), "tcp", proxied.Proxy.Address)
-	if err != nil {
-		t.Fatal(err)
+	for _, h := range []*Host{blocked, host} {
+		open(t, h).send(open443, "hello")
+		open(t, h).send(other, "hello")
+		go h.Dial(within(t), "tcp", other.String()) // its SYN is on the way when what follows is done
 	}
-	fmt.Fprintf(c, "CONNECT %v HTTP/1.1\r\nHost: %v\r\n\r\n", to, to)
-	b := make([]byte, 12)
-	if _, err := c.Read(b); err != nil || string(b) != "HTTP/1.1 200" || proxied.Proxy.Connected.Load() != 1 {
-		t.Errorf("the proxy answers %q, %v, and connected %d times", b, err, proxied.Proxy.Connected.Load())
+	if err := EchoTCP(within(t), blocked, open443.String()); err != nil {
+		t.Errorf("HTTPS where all else is blocked: %v", err)
+	}
+	go host.Dial(within(t), "tcp", open443.String())
+	for target, want := range map[string]string{
+		open443.String(): "HTTP/1.1 200", "near.example.com:443": "HTTP/1.1 200",
+		other.String(): "HTTP/1.1 403", "near.example.com:7": "HTTP/1.1 403",
+	} {
+		c, err := host.Dial(within(t), "tcp", proxied.Proxy.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target)
+		b := make([]byte, 12)
+		if _, err := c.Read(b); err != nil || string(b) != want {
+			t.Errorf("asked for %s the proxy answers %q, %v; want %q", target, b, err, want)
+		}
+		c.Close()
+	}
+	if connected, refused := proxied.Proxy.Connected.Load(), proxied.Proxy.Refused.Load(); connected != 2 || refused != 2 {
+		t.Errorf("the proxy connected %d times and refused %d, want 2 and 2", connected, refused)
 	}
 	// The one that is free shows that the others had their time.
-	open(t, near).send(to, "hello")
+	free := open(t, near)
+	free.send(open443, "hello")
+	free.send(other, "hello")
+	if err := EchoTCP(within(t), near, other.String()); err != nil {
+		t.Fatal(err)
+	}
 	Eventually(t, 10*time.Second, func() error {
-		if echo.Load() == 0 {
+		if echo[0].Load() == 0 || echo[1].Load() == 0 {
 			return fmt.Errorf("nothing arrived")
 		}
 		return nil
 	})
-	if n := echo.Load(); n != 1 {
-		t.Errorf("%d datagrams came through", n-1)
+	if a, b, c := echo[0].Load(), echo[1].Load(), came.Load(); a != 1 || b != 1 || c != 1 {
+		t.Errorf("%d and %d datagrams and %d connections came through", a-1, b-1, c-1)
+	}
+	if n := https.Load(); n != 3 {
+		t.Errorf("%d connections to port 443 came, want that of the host behind the first gateway and two of the proxy", n)
 	}
 }
 

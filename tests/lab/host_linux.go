@@ -20,9 +20,11 @@ import (
 
 // Lab is a LAN with hosts.
 type Lab struct {
-	t      testing.TB
-	bridge *Host
-	hosts  int
+	t         testing.TB
+	bridge    *Host
+	hosts     int
+	authority *authority
+	names     *names // nil while no host has one
 }
 
 // Host is one machine on the LAN.
@@ -30,10 +32,14 @@ type Host struct {
 	Name   string
 	V4, V6 netip.Addr // the zero value for none
 	// Env is added to the environment of the programs that are started on the
-	// host.
+	// host. At first it has them trust the certificates of the lab's servers.
 	Env []string
 
-	clock string // the file of OwnClock, empty for the machine's clock
+	clock     string // the file of OwnClock, empty for the machine's clock
+	domain    string // of Internet.Name, empty for none
+	authority *authority
+	names     *names // those that the host knows, nil for none
+
 	t     testing.TB
 	space netns.NsHandle
 	calls chan func()
@@ -64,13 +70,16 @@ func newLab(t testing.TB) *Lab {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skip("needs /dev/net/tun: ", err)
 	}
-	return &Lab{t: t}
+	return &Lab{t: t, authority: newAuthority(t)}
 }
 
 // newHost makes a namespace and the thread that lives in it.
 func (l *Lab) newHost(name string) *Host {
 	l.t.Helper()
-	h := &Host{Name: name, t: l.t, calls: make(chan func())}
+	h := &Host{
+		Name: name, Env: []string{trustVariable + "=" + l.authority.file}, authority: l.authority, names: l.names,
+		t: l.t, calls: make(chan func()),
+	}
 	ready := make(chan error)
 	go func() {
 		// The thread keeps the namespace and is never given back: it ends with
@@ -94,6 +103,11 @@ func (l *Lab) newHost(name string) *Host {
 		h.space.Close()
 	})
 	h.Do(func() error {
+		if h.names != nil {
+			if err := h.names.mount(); err != nil {
+				return err
+			}
+		}
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err

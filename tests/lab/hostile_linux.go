@@ -6,12 +6,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/coder/websocket"
 
@@ -54,8 +55,10 @@ func (m Mischief) String() string {
 }
 
 const (
-	// honestPort is where the relay behind a HostileRelay listens, TCP.
-	honestPort = relayPort + 1
+	// honestPort is where the relay behind a HostileRelay listens, TCP, and
+	// honestDatagramPort UDP.
+	honestPort         = 8443
+	honestDatagramPort = 8478
 	// reordered is how many packets Reorder holds, remembered how many Replay has
 	// to choose from.
 	reordered = 8
@@ -66,15 +69,17 @@ const (
 
 // HostileRelay is a relay whose operator is an enemy: a warren-relay, which admits
 // nodes as every relay does, and in front of it what does as it likes with the
-// frames. Nodes know nothing but the front.
+// frames and the datagrams. Nodes know nothing but the front.
 type HostileRelay struct {
 	*Relay
-	// Done counts the packets that something was done to.
-	Done atomic.Int64
+	// Frames and Datagrams count the packets that something was done to, by how
+	// they were on their way to a node.
+	Frames, Datagrams atomic.Int64
 
 	mischief atomic.Int32
 	t        testing.TB
-	mu       sync.Mutex // protects conns and rand
+	front    net.PacketConn // nil without datagrams
+	mu       sync.Mutex     // protects conns and rand
 	conns    []*hostileConn
 	rand     *rand.Rand
 }
@@ -85,27 +90,35 @@ type hostileConn struct {
 	node  *websocket.Conn
 	ctx   context.Context
 
-	mu   sync.Mutex // protects all below
-	key  ident.NodeKey
-	held [][]byte // frames of Reorder
-	past [][]byte // frames for Replay
+	mu        sync.Mutex // protects all below
+	key       ident.NodeKey
+	datagrams hostileBinding
+	held      []carried // of Reorder
+	past      []carried // for Replay
 }
 
 // HostileRelay starts a hostile relay on the host, as Relay does an honest one. It
 // is honest at first.
-func (h *Host) HostileRelay(t testing.TB, c *Coordinator, name string) *HostileRelay {
+func (h *Host) HostileRelay(t testing.TB, c *Coordinator, cfg RelayConfig) *HostileRelay {
 	t.Helper()
-	r := &HostileRelay{Relay: h.relayAt(t, c, name, honestPort), t: t, rand: rand.New(rand.NewPCG(20, 20))}
-	l := h.Listen(t, netip.AddrPortFrom(h.V4, relayPort).String())
-	server := &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
+	behind := netip.AddrPortFrom(h.V4, honestPort).String()
+	r := &HostileRelay{
+		Relay: h.newRelay(t, c, cfg, "http://"+behind, behind, netip.AddrPortFrom(h.V4, honestDatagramPort).String()),
+		t:     t, rand: rand.New(rand.NewPCG(20, 20)),
+	}
+	r.Relay.Start()
+	h.serveHTTPS(t, r)
+	if cfg.Datagrams {
+		r.front = h.ListenPacket(t, net.JoinHostPort(h.V4.String(), datagramPort))
+		go r.serveDatagrams()
+	}
 	return r
 }
 
 // Do has the relay do something from now on.
 func (r *HostileRelay) Do(m Mischief) {
-	r.Done.Store(0)
+	r.Frames.Store(0)
+	r.Datagrams.Store(0)
 	r.mischief.Store(int32(m))
 }
 
@@ -131,6 +144,7 @@ func (r *HostileRelay) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	behind.SetReadLimit(relay.MaxMessage)
 	node.SetReadLimit(relay.MaxMessage)
 	c := &hostileConn{relay: r, node: node, ctx: ctx}
+	defer c.unbind()
 	go func() {
 		defer cancel()
 		for {
@@ -159,11 +173,15 @@ func (r *HostileRelay) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 			}
 			frame := rest[:len(rest)-len(next)]
 			rest = next
-			if f.Type != relay.FrameRecv {
-				c.write(frame)
+			switch f.Type {
+			case relay.FrameRecv:
+				c.deliver(carried{bytes: bytes.Clone(frame), source: ident.NodeKey(frame[sourceAt:payloadAt])})
 				continue
+			case relay.FrameDatagrams:
+				c.offered(f.Body)
+			default:
 			}
-			c.deliver(frame)
+			c.node.Write(ctx, websocket.MessageBinary, frame)
 		}
 	}
 }
@@ -182,12 +200,6 @@ func (c *hostileConn) enter(key ident.NodeKey) {
 		}
 	}
 	c.relay.conns = kept
-}
-
-func (c *hostileConn) write(frames ...[]byte) {
-	for _, f := range frames {
-		c.node.Write(c.ctx, websocket.MessageBinary, f)
-	}
 }
 
 // other returns the connection of another member than c's and the given one, nil
@@ -209,35 +221,64 @@ func (r *HostileRelay) intN(n int) int {
 	return r.rand.IntN(n)
 }
 
+// carried is a packet on its way from the relay to a node: a FrameRecv, or a datagram.
+type carried struct {
+	bytes    []byte
+	datagram bool
+	source   ident.NodeKey // whose it is by the relay's word
+}
+
 // sourceAt and payloadAt are where the source and the payload of a FrameRecv are.
 const (
 	sourceAt  = 3
 	payloadAt = sourceAt + ident.KeySize
 )
 
-// deliver does to one FrameRecv for c's node what is to be done.
-func (c *hostileConn) deliver(frame []byte) {
+// payload aliases the packet.
+func (p carried) payload() []byte {
+	if p.datagram {
+		return p.bytes[relay.DatagramHeader:]
+	}
+	return p.bytes[payloadAt:]
+}
+
+func (p carried) clone() carried {
+	p.bytes = bytes.Clone(p.bytes)
+	return p
+}
+
+// write sends packets to the connection's node.
+func (c *hostileConn) write(packets ...carried) {
+	for _, p := range packets {
+		if p.datagram && c.writeDatagram(p) {
+			continue
+		}
+		frame := p.bytes
+		if p.datagram { // of somebody who has datagrams, for somebody who has none
+			frame = relay.AppendFrame(nil, relay.FrameRecv, p.source[:], p.payload())
+		}
+		c.node.Write(c.ctx, websocket.MessageBinary, frame)
+	}
+}
+
+// deliver does to one packet for c's node what is to be done.
+func (c *hostileConn) deliver(p carried) {
 	r, mischief := c.relay, Mischief(c.relay.mischief.Load())
-	frame = append([]byte(nil), frame...)
-	out := [][]byte{frame}
+	out := []carried{p}
 	c.mu.Lock()
+	key := c.key
 	if mischief != Reorder && len(c.held) > 0 {
-		out, c.held = append(c.held, frame), nil
+		out, c.held = append(c.held, p), nil
 	}
 	if len(c.past) < remembered {
-		c.past = append(c.past, append([]byte(nil), frame...))
+		c.past = append(c.past, p.clone())
 	}
-	past, held := c.past, 0
+	past := c.past
 	if mischief == Reorder {
-		c.held = append(c.held, frame)
-		if held = len(c.held); held == reordered {
-			out = nil
-			for i := range c.held {
-				out = append(out, c.held[reordered-1-i])
-			}
-			c.held = nil
-		} else {
-			out = nil
+		out, c.held = nil, append(c.held, p)
+		if len(c.held) == reordered {
+			slices.Reverse(c.held)
+			out, c.held = c.held, nil
 		}
 	}
 	c.mu.Unlock()
@@ -247,24 +288,26 @@ func (c *hostileConn) deliver(frame []byte) {
 		done = false
 	case Reorder:
 	case Duplicate:
-		out = append(out, frame)
+		out = append(out, p)
 	case Replay:
-		out = append(out, past[r.intN(len(past))])
+		out = append(out, past[r.intN(len(past))].clone())
 	case SwapSource:
-		if o := r.other(c, ident.NodeKey(frame[sourceAt:payloadAt])); o != nil {
-			copy(frame[sourceAt:payloadAt], o.key[:])
+		if o := r.other(c, p.source); o != nil {
+			p.sayFrom(o)
 		}
 	case WrongPeer:
 		out = nil
-		if o := r.other(c, ident.NodeKey(frame[sourceAt:payloadAt])); o != nil {
-			o.write(frame)
+		if o := r.other(c, p.source); o != nil {
+			o.write(p)
 		}
 	case Corrupt:
-		frame[payloadAt+r.intN(len(frame)-payloadAt)] ^= 1 << r.intN(8)
+		payload := p.payload()
+		payload[r.intN(len(payload))] ^= 1 << r.intN(8)
 	case DropData, DropDataOneWay, DropLong:
-		kind := binary.LittleEndian.Uint32(append(frame[payloadAt:len(frame):len(frame)], 0, 0, 0, 0))
-		done = kind >= 1 && kind <= 4 && (mischief != DropDataOneWay || bytes.Compare(c.key[:], frame[sourceAt:payloadAt]) < 0) &&
-			(mischief != DropLong || len(frame) > payloadAt+longPacket)
+		payload := p.payload()
+		kind := binary.LittleEndian.Uint32(append(payload[:len(payload):len(payload)], 0, 0, 0, 0))
+		done = kind >= 1 && kind <= 4 && (mischief != DropDataOneWay || bytes.Compare(key[:], p.source[:]) < 0) &&
+			(mischief != DropLong || len(payload) > longPacket)
 		if done {
 			out = nil
 		}
@@ -273,8 +316,10 @@ func (c *hostileConn) deliver(frame []byte) {
 	default:
 		panic(fmt.Sprintf("BUG: lab: mischief %d", mischief))
 	}
-	if done {
-		r.Done.Add(1)
+	if done && p.datagram {
+		r.Datagrams.Add(1)
+	} else if done {
+		r.Frames.Add(1)
 	}
 	c.write(out...)
 }

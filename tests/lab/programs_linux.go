@@ -142,6 +142,7 @@ type Coordinator struct {
 	Host *Host
 	Dir  string
 
+	name    string // under which it is reached by HTTPS, empty for by HTTP
 	flags   []string
 	t       testing.TB
 	process *process
@@ -156,11 +157,33 @@ func (h *Host) Coordinator(t testing.TB, flags ...string) *Coordinator {
 	return c
 }
 
+// CoordinatorTLS is Coordinator behind a proxy that ends TLS, as the administrators'
+// guide has it: nodes reach it and the relay beside it by port 443, by the name that
+// Internet.Name gave the host, and on no other TCP port.
+func (h *Host) CoordinatorTLS(t testing.TB, flags ...string) *Coordinator {
+	t.Helper()
+	if h.domain == "" {
+		t.Fatalf("lab: %s has no name", h.Name)
+	}
+	const listen = "127.0.0.1:8080"
+	h.serveHTTPS(t, h.passOn(listen))
+	c := &Coordinator{
+		Host: h, Dir: filepath.Join(t.TempDir(), "coordinator"), name: h.domain, t: t,
+		flags: append([]string{"--listen", listen, "--stun-listen", ":" + datagramPort, "--public-url", "https://" + h.domain}, flags...),
+	}
+	c.Start()
+	return c
+}
+
 // URL returns where nodes reach the coordinator.
 func (c *Coordinator) URL() string { return c.urlFor(c.Host) }
 
-// urlFor returns where a host reaches the coordinator: by IPv4 where it has it.
+// urlFor returns where a host reaches the coordinator: by IPv4 where it has it and
+// the coordinator has no name.
 func (c *Coordinator) urlFor(h *Host) string {
+	if c.name != "" {
+		return "https://" + c.name
+	}
 	at := c.Host.V4
 	if !h.V4.IsValid() {
 		at = c.Host.V6
@@ -171,7 +194,11 @@ func (c *Coordinator) urlFor(h *Host) string {
 // Start starts the coordinator again after Kill and waits until it serves.
 func (c *Coordinator) Start() {
 	c.t.Helper()
-	args := append([]string{"serve", "--data", c.Dir, "--listen", ":8080", "--log-level", "debug"}, c.flags...)
+	args := []string{"serve", "--data", c.Dir, "--log-level", "debug"}
+	if c.name == "" {
+		args = append(args, "--listen", ":8080")
+	}
+	args = append(args, c.flags...)
 	c.process = c.Host.launch(c.t, c.Host.program(c.t, "warren-coordinator"), args...)
 	Eventually(c.t, 20*time.Second, func() error {
 		_, err := c.Try("users", "list")

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Proxy is an HTTP proxy that does CONNECT and nothing else, as those of
+// Proxy is an HTTP proxy that does CONNECT to port 443 and nothing else, as those of
 // companies do to what they cannot look into.
 type Proxy struct {
 	Address string
@@ -40,7 +40,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
-	out, err := p.host.Dial(ctx, "tcp", r.Host)
+	if _, port, err := net.SplitHostPort(r.Host); err != nil || port != httpsPort {
+		p.Refused.Add(1)
+		http.Error(w, "this proxy connects to port "+httpsPort+" only", http.StatusForbidden)
+		return
+	}
+	out, err := p.host.dialName(ctx, "tcp", r.Host)
 	if err != nil {
 		p.Refused.Add(1)
 		http.Error(w, err.Error(), http.StatusBadGateway)

@@ -19,6 +19,9 @@ func TestMain(m *testing.M) {
 // long makes the faults run for as long as reliability.md has them.
 var long = flag.Bool("long", false, "give the faults their full time; for make soak")
 
+// writeReadme has TestMatrix put what it measured into README.md.
+var writeReadme = flag.Bool("readme", false, "have TestMatrix write what it measures into README.md")
+
 // times returns how often something is done: short in make test.
 func times(short, full int) int {
 	if *long {

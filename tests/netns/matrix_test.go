@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,23 +24,28 @@ import (
 type site struct {
 	name string
 	join func(i *lab.Internet, host string) *lab.Host
+	// https says that nothing gets out but TCP to port 443.
+	https bool
 }
+
+// hubName is the name of the coordinator with the relay beside it.
+const hubName = "warren.example.com"
 
 // sites are the kinds of the matrix, in the order of its rows and columns.
 var sites = []site{
-	{"public", func(i *lab.Internet, host string) *lab.Host { return i.Public(host) }},
-	{"full-cone", homeOf(lab.GatewayConfig{NAT: lab.FullCone, NoIPv6: true})},
-	{"address-restricted", homeOf(lab.GatewayConfig{NAT: lab.AddressRestricted, NoIPv6: true})},
-	{"port-restricted", homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, NoIPv6: true})},
-	{"symmetric", homeOf(lab.GatewayConfig{NAT: lab.Symmetric, NoIPv6: true})},
-	{"carrier-grade", func(i *lab.Internet, host string) *lab.Host {
+	{name: "public", join: func(i *lab.Internet, host string) *lab.Host { return i.Public(host) }},
+	{name: "full-cone", join: homeOf(lab.GatewayConfig{NAT: lab.FullCone, NoIPv6: true})},
+	{name: "address-restricted", join: homeOf(lab.GatewayConfig{NAT: lab.AddressRestricted, NoIPv6: true})},
+	{name: "port-restricted", join: homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, NoIPv6: true})},
+	{name: "symmetric", join: homeOf(lab.GatewayConfig{NAT: lab.Symmetric, NoIPv6: true})},
+	{name: "carrier-grade", join: func(i *lab.Internet, host string) *lab.Host {
 		carrier := i.Gateway(host+"-carrier", lab.GatewayConfig{NAT: lab.PortRestricted, NoIPv4: true, NoIPv6: true})
 		return carrier.Behind(host+"-home", lab.GatewayConfig{NAT: lab.PortRestricted}).Join(host)
 	}},
-	{"udp-blocked", homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, Restrict: lab.NoUDP, NoIPv6: true})},
-	{"http-proxy", homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, Restrict: lab.ProxyOnly, NoIPv6: true})},
-	{"dual-stack", homeOf(lab.GatewayConfig{NAT: lab.PortRestricted})},
-	{"ipv6-only", homeOf(lab.GatewayConfig{NoIPv4: true})},
+	{name: "udp-blocked", join: homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, Restrict: lab.HTTPSOnly, NoIPv6: true}), https: true},
+	{name: "http-proxy", join: homeOf(lab.GatewayConfig{NAT: lab.PortRestricted, Restrict: lab.ProxyOnly, NoIPv6: true}), https: true},
+	{name: "dual-stack", join: homeOf(lab.GatewayConfig{NAT: lab.PortRestricted})},
+	{name: "ipv6-only", join: homeOf(lab.GatewayConfig{NoIPv4: true})},
 }
 
 func homeOf(config lab.GatewayConfig) func(*lab.Internet, string) *lab.Host {
@@ -113,7 +119,9 @@ func TestMatrix(t *testing.T) {
 	internet := lab.NewInternet(t)
 	// A second STUN server shows which NATs give each destination another port.
 	second := lab.ServeSTUN(t, internet.Public("stun"))
-	c := internet.Public("hub").Coordinator(t, "--stun", second)
+	hub := internet.Public("hub")
+	internet.Name(hub, hubName)
+	c := hub.CoordinatorTLS(t, "--stun", second)
 	c.SetPolicy(`{
 	"tagOwners": {"tag:a": ["alice@example.com"], "tag:b": ["alice@example.com"]},
 	"grants": [{"src": ["tag:a"], "dst": ["tag:b"], "ip": ["tcp:7000", "udp:7000"]}],
@@ -157,6 +165,11 @@ func TestMatrix(t *testing.T) {
 		})
 	}
 	took := time.Since(begin)
+	for _, side := range ends {
+		for k, n := range side {
+			byHTTPS(t, n, sites[k].https)
+		}
+	}
 	cancel()
 	speaking.Wait()
 	var sent, echoed int64
@@ -173,9 +186,32 @@ func TestMatrix(t *testing.T) {
 			t.Errorf("%s is direct: the table expects the relay", name)
 		}
 	}
-	t.Logf("first datagram there and back, and when both ends were direct; all pairs at once, %v; %d of %d datagrams were not echoed:\n%s",
-		took.Round(time.Second), sent-echoed, sent, table(cells))
-	checkReadme(t)
+	text := table(cells)
+	report(t, fmt.Sprintf("first datagram there and back, and when both ends were direct; all pairs at once, %v; %d of %d datagrams were not echoed:\n\n%s",
+		took.Round(time.Second), sent-echoed, sent, text))
+	checkReadme(t, text)
+}
+
+// report has the step that runs the test print text at its end (tests/steps).
+func report(t *testing.T, text string) {
+	for line := range strings.Lines(text) {
+		t.Attr("report", strings.TrimSuffix(line, "\n"))
+	}
+}
+
+// byHTTPS waits until a node's relay is the one of the matrix, which is reached on
+// port 443 by TLS, and its packets go there in no other way where onlyHTTPS, else as
+// datagrams.
+func byHTTPS(t *testing.T, n *lab.Node, onlyHTTPS bool) {
+	t.Helper()
+	byDatagrams(t, n, !onlyHTTPS, 30*time.Second)
+	s, err := n.API().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Relay == nil || s.Relay.URL != "wss://"+hubName+relayPath || len(s.Relays) != 1 || s.LoginServer != "https://"+hubName {
+		t.Errorf("%s is connected to %s, with the relays %+v", n.Host.Name, s.LoginServer, s.Relays)
+	}
 }
 
 // all runs f for every number below n at once.
@@ -308,17 +344,48 @@ func table(cells map[[2]int]*cell) string {
 	return text.String()
 }
 
-// checkReadme requires that README.md shows the table as it is expected.
-func checkReadme(t *testing.T) {
+// readme is the page that shows the matrix, and lastRun how its paragraph about a
+// run of it begins, which a fenced block follows.
+const (
+	readme  = "README.md"
+	lastRun = "\nA run of it"
+	fence   = "\n```\n"
+)
+
+// checkReadme requires that the page shows the table as it is expected, and a run
+// with the same cells as this one. With -readme it is given this run before.
+func checkReadme(t *testing.T, measured string) {
 	t.Helper()
-	text, err := os.ReadFile("README.md")
+	text, err := os.ReadFile(readme)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(text), strings.Trim(expected, "\n")) {
-		t.Errorf("README.md does not show the table of this test")
+	before, rest, found := strings.Cut(string(text), lastRun)
+	about, rest, opened := strings.Cut(rest, fence)
+	shown, after, closed := strings.Cut(rest, fence)
+	if !found || !opened || !closed {
+		t.Fatalf("%s has no fenced block after %q", readme, lastRun)
+	}
+	if *writeReadme && !t.Failed() {
+		shown = strings.TrimSuffix(measured, "\n")
+		if err := os.WriteFile(readme, []byte(before+lastRun+about+fence+shown+fence+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(before, strings.Trim(expected, "\n")) {
+		t.Errorf("%s does not show the table of this test", readme)
+	}
+	if !t.Failed() && kinds(shown) != kinds(measured) {
+		t.Errorf("%s shows a run with other cells; go test ./tests/netns -run TestMatrix -args -readme writes this one", readme)
 	}
 }
+
+// kinds reduces what table wrote to the names and to how each pair went.
+func kinds(table string) string {
+	return strings.Join(strings.Fields(figures.ReplaceAllString(table, "")), " ")
+}
+
+var figures = regexp.MustCompile(`\d+(\.\d+)? m?s,?`)
 
 // TestOneLAN: nodes behind one gateway reach each other by their LAN, whatever
 // the gateway's NAT is.

@@ -76,10 +76,16 @@ var families = []string{"-4", "-6"}
 // contains every one of the labels.
 func metric(t *testing.T, n *lab.Node, name string, labels ...string) float64 {
 	t.Helper()
+	return metricAt(t, n.Host, metricsPort, name, labels...)
+}
+
+// metricAt is metric of a program that serves its metrics on a port of the host.
+func metricAt(t *testing.T, h *lab.Host, port, name string, labels ...string) float64 {
+	t.Helper()
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DialContext: n.Host.Dial, DisableKeepAlives: true,
+		DialContext: h.Dial, DisableKeepAlives: true,
 	}}
-	response, err := client.Get("http://127.0.0.1:" + metricsPort + "/metrics")
+	response, err := client.Get("http://127.0.0.1:" + port + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

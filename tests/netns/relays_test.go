@@ -4,10 +4,12 @@ package netns
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/warren-overlay/warren/client/localapi"
 	"github.com/warren-overlay/warren/tests/lab"
 )
 
@@ -37,41 +39,62 @@ func after(s *lab.Stream, d time.Duration) time.Duration {
 	return s.LongestGap()
 }
 
-// TestRelays has two relays, and none beside the coordinator. The database is
-// reached through them only, the web server directly. The one that carries the
-// packets is killed while the coordinator is down, then one is restarted in order,
-// then both are away for a minute (F06, F07).
-func TestRelays(t *testing.T) {
-	t.Parallel()
-	l := lab.New(t)
-	hosts := map[string]*lab.Host{"fra-1": l.Host("fra-1"), "ams-1": l.Host("ams-1")}
-	coordinator := l.Host("hub").Coordinator(t, "--builtin-relay=false",
-		"--relay", "name=fra-1,url="+hosts["fra-1"].RelayURL(), "--relay", "name=ams-1,url="+hosts["ams-1"].RelayURL())
-	relays := []*lab.Relay{hosts["fra-1"].Relay(t, coordinator, "fra-1"), hosts["ams-1"].Relay(t, coordinator, "ams-1")}
-	coordinator.Admin("users", "create", "alice@example.com")
-	coordinator.Admin("users", "create", "bob@example.com")
-	coordinator.SetPolicy(policy)
-	metrics := []string{"--metrics-listen", "127.0.0.1:" + metricsPort}
-	laptop, db, web := l.Host("laptop").Daemon(t, metrics...), l.Host("db").Daemon(t, metrics...), l.Host("web").Daemon(t, metrics...)
-	laptop.Host.BlockUDP(db.Host)
-	db.Host.BlockUDP(laptop.Host)
-	laptop.Up(coordinator, coordinator.Key("--user", "alice@example.com"))
-	db.Up(coordinator, coordinator.Key("--tags", "tag:db"))
-	web.Up(coordinator, coordinator.Key("--tags", "tag:web"))
-	relayed := lab.StartUDP(t, laptop.Host, db.Host, address(db, "-4", 5353))
-	stream := lab.StartTCP(t, laptop.Host, db.Host, address(db, "-6", 5432))
-	direct := lab.StartUDP(t, laptop.Host, web.Host, address(web, "-4", 8080))
+// relayedPair is a node that reaches another through relays only.
+type relayedPair struct {
+	name     string
+	from, to *lab.Node
+	// datagrams says that both reach their relays by UDP; else inside HTTPS only.
+	datagrams bool
+	udp, tcp  *lab.Stream
+}
+
+// start opens the pair's flows.
+func (p *relayedPair) start(t *testing.T) {
+	t.Helper()
+	p.udp = lab.StartUDP(t, p.from.Host, p.to.Host, address(p.to, "-4", 5353))
+	p.tcp = lab.StartTCP(t, p.from.Host, p.to.Host, address(p.to, "-6", 5432))
+}
+
+// carriedBy waits until a relay carries the pair's packets in the pair's way, by both
+// ends' status, and by what the relay counts.
+func (p *relayedPair) carriedBy(t *testing.T, r *lab.Relay) {
+	t.Helper()
 	lab.Eventually(t, 30*time.Second, func() error {
-		if line := path(t, laptop, "web"); !strings.Contains(line, "direct") {
-			return fmt.Errorf("the web server is not reached directly: %q", line)
+		for _, n := range []*lab.Node{p.from, p.to} {
+			s, err := n.API().Status(t.Context())
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(s.Relays, func(x localapi.Relay) bool { return x.Name == r.Name })
+			if i < 0 || !s.Relays[i].Connected || s.Relays[i].Datagrams != p.datagrams || s.Relays[i].URL != "wss://"+r.Host.V4.String()+relayPath {
+				return fmt.Errorf("%s, %s: %+v, want datagrams %v", p.name, n.Host.Name, s.Relays, p.datagrams)
+			}
 		}
 		return nil
 	})
+	count := func() (datagrams, frames float64) {
+		datagrams = metricAt(t, r.Host, lab.RelayMetricsPort, "warren_relay_datagram_packets_total")
+		return datagrams, metricAt(t, r.Host, lab.RelayMetricsPort, "warren_relay_packets_total", `"out"`) - datagrams
+	}
+	datagrams, frames := count()
+	lab.Eventually(t, 10*time.Second, func() error {
+		d, f := count()
+		if more := map[bool]float64{true: d - datagrams, false: f - frames}[p.datagrams]; more < 100 {
+			return fmt.Errorf("%s: %s carried %v datagrams and %v frames", p.name, r.Name, d-datagrams, f-frames)
+		}
+		return nil
+	})
+}
 
-	// Both nodes listen at a second relay by then.
-	lab.Eventually(t, 30*time.Second, func() error {
-		for _, n := range []*lab.Node{laptop, db} {
-			if got := metric(t, n, "warren_relay_connected"); got != 2 {
+// relayPath is where relays serve.
+const relayPath = "/warren/v1/relay"
+
+// connectedTo waits until nodes are connected to so many relays, and have one home.
+func connectedTo(t *testing.T, relays float64, nodes ...*lab.Node) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, func() error {
+		for _, n := range nodes {
+			if got := metric(t, n, "warren_relay_connected"); got != relays {
 				return fmt.Errorf("%s is connected to %v relays", n.Host.Name, got)
 			}
 			if got := metric(t, n, "warren_relay_home"); got != 1 {
@@ -80,78 +103,164 @@ func TestRelays(t *testing.T) {
 		}
 		return nil
 	})
-	coordinator.Kill()
-	killed := carrier(t, laptop, "db", relays)
-	relayed.LongestGap()
-	direct.LongestGap()
-	killed.Kill()
-	gap := after(relayed, 8*time.Second)
-	t.Logf("%s killed, the coordinator away: a gap of %v", killed.Name, gap)
-	if gap > failover {
-		t.Errorf("a gap of %v after the relay was killed", gap)
-	}
-	if now := carrier(t, laptop, "db", relays); now == killed {
-		t.Errorf("%s is killed and said to carry the packets", now.Name)
-	}
-	stream.Alive(t)
+}
 
-	coordinator.Start()
-	killed.Start()
-	lab.Eventually(t, 30*time.Second, func() error {
-		for _, n := range []*lab.Node{laptop, db} {
-			if got := metric(t, n, "warren_relay_connected"); got != 2 {
-				return fmt.Errorf("%s is connected to %v relays", n.Host.Name, got)
+// TestRelays has two relays, and none beside the coordinator. Two databases are
+// reached through them only: one by datagrams, the other inside HTTPS since neither
+// end gets UDP to a relay. The web server is reached directly. For each of the two
+// the relay that carries its packets is killed while the coordinator is down, and then
+// the one that does is restarted in order; then both are away for a minute (F06, F07).
+func TestRelays(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	var entries []string
+	var hosts []*lab.Host
+	configs := []lab.RelayConfig{{Name: "fra-1", Datagrams: true}, {Name: "ams-1", Datagrams: true}}
+	for _, cfg := range configs {
+		h := l.Host(cfg.Name)
+		hosts, entries = append(hosts, h), append(entries, "--relay", h.RelayEntry(cfg))
+	}
+	coordinator := l.Host("hub").Coordinator(t, append(entries, "--builtin-relay=false")...)
+	var relays []*lab.Relay
+	for i, cfg := range configs {
+		relays = append(relays, hosts[i].Relay(t, coordinator, cfg))
+	}
+	coordinator.Admin("users", "create", "alice@example.com")
+	coordinator.Admin("users", "create", "bob@example.com")
+	coordinator.SetPolicy(policy)
+	daemon := func(name string) *lab.Node {
+		return l.Host(name).Daemon(t, "--metrics-listen", "127.0.0.1:"+metricsPort)
+	}
+	pairs := []*relayedPair{
+		{name: "by datagrams", from: daemon("laptop"), to: daemon("db"), datagrams: true},
+		{name: "inside HTTPS", from: daemon("desk"), to: daemon("archive")},
+	}
+	web := daemon("web")
+	var nodes []*lab.Node // those that are reached through relays
+	for _, p := range pairs {
+		nodes = append(nodes, p.from, p.to)
+		if !p.datagrams {
+			for _, h := range hosts {
+				p.from.Host.BlockUDP(h)
+				p.to.Host.BlockUDP(h)
 			}
+		}
+	}
+	for _, n := range nodes {
+		for _, other := range nodes {
+			if other != n {
+				n.Host.BlockUDP(other.Host)
+			}
+		}
+	}
+	for _, p := range pairs {
+		p.from.Up(coordinator, coordinator.Key("--user", "alice@example.com"))
+		p.to.Up(coordinator, coordinator.Key("--tags", "tag:db"))
+	}
+	web.Up(coordinator, coordinator.Key("--tags", "tag:web"))
+	for _, p := range pairs {
+		p.start(t)
+	}
+	laptop := pairs[0].from
+	direct := lab.StartUDP(t, laptop.Host, web.Host, address(web, "-4", 8080))
+	lab.Eventually(t, 30*time.Second, func() error {
+		if line := path(t, laptop, "web"); !strings.Contains(line, "direct") {
+			return fmt.Errorf("the web server is not reached directly: %q", line)
 		}
 		return nil
 	})
-	restarted := carrier(t, laptop, "db", relays)
-	relayed.LongestGap()
-	restarted.Terminate()
-	<-restarted.Ended()
-	gap = after(relayed, 3*time.Second)
-	t.Logf("%s restarted in order: a gap of %v", restarted.Name, gap)
-	if gap > restart {
-		t.Errorf("a gap of %v at a restart in order", gap)
+	connectedTo(t, 2, nodes...) // they listen at a second relay by then
+	// gaps returns the longest gap of the pairs since it was called last, and requires
+	// that none is over the limit.
+	gaps := func(limit time.Duration, after string) (longest time.Duration) {
+		for _, p := range pairs {
+			gap := p.udp.LongestGap()
+			if longest = max(longest, gap); limit > 0 && gap > limit {
+				t.Errorf("%s: a gap of %v after %s", p.name, gap, after)
+			}
+		}
+		return longest
 	}
-	restarted.Start()
 
+	for _, p := range pairs {
+		killed := carrier(t, p.from, p.to.Host.Name, relays)
+		p.carriedBy(t, killed)
+		coordinator.Kill()
+		gaps(0, "")
+		direct.LongestGap()
+		killed.Kill()
+		<-time.After(8 * time.Second)
+		t.Logf("%s: %s killed, the coordinator away: a gap of %v", p.name, killed.Name, gaps(failover, "the relay was killed"))
+		now := carrier(t, p.from, p.to.Host.Name, relays)
+		if now == killed {
+			t.Errorf("%s: %s is killed and said to carry the packets", p.name, now.Name)
+		}
+		p.carriedBy(t, now)
+		for _, other := range pairs {
+			other.tcp.Alive(t)
+		}
+		coordinator.Start()
+		killed.Start()
+		connectedTo(t, 2, nodes...)
+	}
+
+	for _, p := range pairs {
+		restarted := carrier(t, p.from, p.to.Host.Name, relays)
+		p.carriedBy(t, restarted)
+		gaps(0, "")
+		restarted.Terminate()
+		<-restarted.Ended()
+		<-time.After(3 * time.Second)
+		t.Logf("%s: %s restarted in order: a gap of %v", p.name, restarted.Name, gaps(restart, "a restart in order"))
+		p.carriedBy(t, carrier(t, p.from, p.to.Host.Name, relays))
+		restarted.Start()
+		connectedTo(t, 2, nodes...)
+	}
+
+	gaps(0, "")
 	direct.LongestGap()
 	for _, r := range relays {
 		r.Kill()
 	}
-	lost := metric(t, laptop, "warren_lost_packets_total", "no_path")
-	if gap := after(relayed, time.Minute); gap < 55*time.Second {
-		t.Errorf("without relays the longest gap is %v", gap)
+	lost := make(map[*lab.Node]float64)
+	for _, p := range pairs {
+		lost[p.from] = metric(t, p.from, "warren_lost_packets_total", "no_path")
 	}
+	<-time.After(time.Minute)
 	if gap := direct.LongestGap(); gap > failover {
 		t.Errorf("without relays a direct path has a gap of %v", gap)
 	}
-	if got := metric(t, laptop, "warren_lost_packets_total", "no_path"); got <= lost {
-		t.Errorf("without relays %v packets were counted as lost for want of a path", got-lost)
+	before := make(map[*relayedPair]int64)
+	for _, p := range pairs {
+		if gap := p.udp.LongestGap(); gap < 55*time.Second {
+			t.Errorf("%s: without relays the longest gap is %v", p.name, gap)
+		}
+		if got := metric(t, p.from, "warren_lost_packets_total", "no_path"); got <= lost[p.from] {
+			t.Errorf("%s: without relays %v packets were counted as lost for want of a path", p.name, got-lost[p.from])
+		}
+		before[p] = p.udp.Lines()
 	}
-	before := relayed.Lines()
 	for _, r := range relays {
 		r.Start()
 	}
 	begin := time.Now()
-	lab.Eventually(t, 30*time.Second, func() error {
-		if relayed.Lines() == before {
-			return fmt.Errorf("nothing arrives yet")
+	for _, p := range pairs {
+		lab.Eventually(t, 30*time.Second, func() error {
+			if p.udp.Lines() == before[p] {
+				return fmt.Errorf("nothing arrives yet")
+			}
+			return nil
+		})
+		took := time.Since(begin)
+		t.Logf("%s: back %v after both relays", p.name, took)
+		if took > failover {
+			t.Errorf("%s: back %v after both relays", p.name, took)
 		}
-		return nil
-	})
-	took := time.Since(begin)
-	t.Logf("back %v after both relays", took)
-	if took > failover {
-		t.Errorf("back %v after both relays", took)
 	}
-	lab.Eventually(t, 30*time.Second, func() error {
-		if metric(t, laptop, "warren_relay_home") != 1 {
-			return fmt.Errorf("no home")
-		}
-		return nil
-	})
+	connectedTo(t, 2, nodes...)
+	for _, p := range pairs {
+		p.carriedBy(t, carrier(t, p.from, p.to.Host.Name, relays))
+	}
 }
 
 // TestBuiltinRelayRestart has the packets carried by the relay beside the
@@ -159,9 +268,9 @@ func TestRelays(t *testing.T) {
 func TestBuiltinRelayRestart(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
-	host := l.Host("fra-1")
-	coordinator := l.Host("hub").Coordinator(t, "--relay", "name=fra-1,url="+host.RelayURL())
-	other := host.Relay(t, coordinator, "fra-1")
+	host, cfg := l.Host("fra-1"), lab.RelayConfig{Name: "fra-1", Datagrams: true}
+	coordinator := l.Host("hub").Coordinator(t, "--relay", host.RelayEntry(cfg))
+	other := host.Relay(t, coordinator, cfg)
 	other.Kill() // so that the built-in one is everybody's home
 	coordinator.Admin("users", "create", "alice@example.com")
 	coordinator.SetPolicy(policy)
@@ -177,14 +286,10 @@ func TestBuiltinRelayRestart(t *testing.T) {
 		t.Fatalf("with one relay: %q", line)
 	}
 	other.Start()
-	lab.Eventually(t, time.Minute, func() error {
-		for _, n := range []*lab.Node{laptop, db} {
-			if got := metric(t, n, "warren_relay_connected"); got != 2 {
-				return fmt.Errorf("%s is connected to %v relays", n.Host.Name, got)
-			}
-		}
-		return nil
-	})
+	connectedTo(t, 2, laptop, db)
+	for _, n := range []*lab.Node{laptop, db} {
+		byDatagrams(t, n, true, 30*time.Second)
+	}
 	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "default"`) {
 		t.Fatalf("with two relays: %q", line)
 	}
