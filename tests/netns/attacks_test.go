@@ -4,7 +4,9 @@ package netns
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -17,6 +19,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-overlay/warren/client/health"
 	"github.com/warren-overlay/warren/netstack/stun"
@@ -48,7 +52,12 @@ type underAttack struct {
 
 func newUnderAttack(t *testing.T) *underAttack {
 	t.Helper()
-	a := &underAttack{travellers: newTravellers(t)}
+	return newTravellers(t).underAttack(t)
+}
+
+func (n *travellers) underAttack(t *testing.T) *underAttack {
+	t.Helper()
+	a := &underAttack{travellers: n}
 	a.internet.Core.Nft("table ip6 none { chain forward { type filter hook forward priority filter\ndrop\n}\n}\n")
 	host, line := a.internet.PublicByLine("laptop", 1)
 	a.line = line
@@ -70,11 +79,12 @@ func newUnderAttack(t *testing.T) *underAttack {
 	return a
 }
 
-// capture keeps what passes between the two nodes, the first few of each kind.
-func (a *underAttack) capture() {
+// capture keeps the datagrams that pass by the line, the first few of each kind, as far
+// as which is true of them.
+func (a *underAttack) capture(which func(packet []byte) bool) {
 	a.captured = map[lab.Direction]map[byte][][]byte{lab.Outbound: {}, lab.Inbound: {}}
 	a.line.Watch(func(d lab.Direction, packet []byte) bool {
-		if payload, ok := lab.UDPPayload(packet); ok && len(payload) > 0 && a.ours(packet) {
+		if payload, ok := lab.UDPPayload(packet); ok && len(payload) > 0 && which(packet) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if kinds := a.captured[d]; len(kinds[payload[0]]) < 64 {
@@ -180,7 +190,7 @@ func TestReplays(t *testing.T) {
 	// Without the relay, the next handshake goes straight, where it is captured.
 	hub := a.coordinator.Host.V4
 	a.internet.Core.Nft(fmt.Sprintf("table ip hub { chain forward { type filter hook forward priority filter\nip saddr %v drop\nip daddr %v drop\n}\n}\n", hub, hub))
-	a.capture()
+	a.capture(a.ours)
 	a.laptop.Kill()
 	a.laptop.Start()
 	a.echo(t, to)
@@ -439,22 +449,27 @@ func reset(packet []byte) []byte {
 	return b
 }
 
-// udpPorts returns the UDP ports that are open on a host, in either family.
-func udpPorts(t *testing.T, h *lab.Host) []uint16 {
+// openPorts returns the ports of a protocol, "udp" or "tcp", that are open to others on
+// a host, in either family.
+func openPorts(t *testing.T, h *lab.Host, protocol string) []uint16 {
 	t.Helper()
 	found := make(map[uint16]bool)
 	h.Do(func() error {
-		for _, name := range []string{"udp", "udp6"} {
+		for _, name := range []string{protocol, protocol + "6"} {
 			text, err := os.ReadFile("/proc/thread-self/net/" + name)
 			if err != nil {
 				return err
 			}
 			for line := range strings.Lines(string(text)) {
 				fields := strings.Fields(line)
-				if len(fields) < 3 || !strings.Contains(fields[1], ":") || strings.Trim(fields[2], "0:") != "" {
+				if len(fields) < 4 || !strings.Contains(fields[1], ":") || strings.Trim(fields[2], "0:") != "" {
 					continue // the heading, or a socket with one remote
 				}
-				port, err := strconv.ParseUint(fields[1][strings.LastIndex(fields[1], ":")+1:], 16, 16)
+				at := strings.LastIndex(fields[1], ":")
+				if local := fields[1][:at]; local == "0100007F" || local == "00000000000000000000000001000000" {
+					continue // 127.0.0.1 and ::1, in the order of this machine's bytes
+				}
+				port, err := strconv.ParseUint(fields[1][at+1:], 16, 16)
 				if err != nil {
 					return err
 				}
@@ -470,25 +485,76 @@ func udpPorts(t *testing.T, h *lab.Host) []uint16 {
 type probe struct {
 	to   netip.AddrPort
 	what []byte
-	net.Conn
+	*net.UDPConn
+}
+
+// answers returns how many datagrams have come back, and how many bytes are in them.
+func (p *probe) answers(t *testing.T) (datagrams, bytes int) {
+	t.Helper()
+	raw, err := p.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buffer := make([]byte, 1<<16)
+	err = raw.Control(func(fd uintptr) {
+		for {
+			n, _, err := unix.Recvfrom(int(fd), buffer, unix.MSG_DONTWAIT)
+			if errors.Is(err, unix.ECONNREFUSED) {
+				continue // reported once
+			}
+			if err != nil {
+				return
+			}
+			datagrams, bytes = datagrams+1, bytes+n
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return datagrams, bytes
 }
 
 // TestAmplification is fault F16: whatever a stranger sends to any open UDP port
-// of nodes and coordinator, the answer is not longer, and to what seems to be a
-// handshake there is none.
+// of nodes, coordinator and relay, by IPv4 or IPv6, the answer is not longer, and to
+// what seems to be a handshake there is none. What connects to a TCP port gets nothing
+// before it has asked, and then the error of an HTTP server at the most.
 func TestAmplification(t *testing.T) {
 	t.Parallel()
-	a := newUnderAttack(t)
+	internet := lab.NewInternet(t)
+	relay, cfg := internet.Public("relay"), lab.RelayConfig{Name: "fra-1", Datagrams: true}
+	n := newTravellersOn(t, internet, "--relay", relay.RelayEntry(cfg))
+	relay.Relay(t, n.coordinator, cfg)
+	a := n.underAttack(t)
 	eve := a.internet.Public("eve")
-	a.capture()
+	// What is real but for its sender is everything that a node sends from its start on:
+	// to its peer, to STUN servers and to both relays.
+	a.capture(func([]byte) bool { return true })
+	a.laptop.Kill()
+	a.laptop.Start()
 	to := address(a.db, "-4", 7000)
 	lab.ServeUDP(t, a.db.Host, to)
 	a.echo(t, to)
 	eventuallyDirect(t, a.laptop, a.db)
-
-	// Every first byte in several lengths, and what is real but for its sender:
-	// everything that the two nodes have sent to each other.
 	var payloads [][]byte
+	lab.Eventually(t, 30*time.Second, func() error {
+		payloads = nil
+		asked := map[netip.Addr]bool{}
+		for first := range 256 {
+			for _, packet := range a.taken(lab.Outbound, byte(first)) {
+				payload, _ := lab.UDPPayload(packet)
+				payloads = append(payloads, payload)
+				asked[netip.AddrFrom4([4]byte(packet[16:]))] = true
+			}
+		}
+		for _, h := range []*lab.Host{a.coordinator.Host, relay, a.db.Host} {
+			if !asked[h.V4] {
+				return fmt.Errorf("nothing was sent to %s yet", h.Name)
+			}
+		}
+		return nil
+	})
+	own := len(payloads)
+	// And every first byte in several lengths.
 	source := rand.NewChaCha8([32]byte{16})
 	for first := range 256 {
 		for _, size := range []int{1, 16, 64, 148, 600} {
@@ -501,67 +567,78 @@ func TestAmplification(t *testing.T) {
 			payloads = append(payloads, b)
 		}
 	}
-	for first := range byte(255) {
-		for _, packet := range a.taken(lab.Outbound, first) {
-			payload, _ := lab.UDPPayload(packet)
-			payloads = append(payloads, payload)
-		}
-	}
 	plain := stun.AppendRequest(nil, stun.TxID{1})
 	payloads = append(payloads, plain, plain[:20], slices.Concat(plain, make([]byte, 100)))
+	t.Logf("%d kinds of datagrams, of which a node sent %d", len(payloads), own)
 
-	var probes []*probe
-	for _, h := range []*lab.Host{a.coordinator.Host, a.laptop.Host, a.db.Host} {
-		ports := udpPorts(t, h)
-		if len(ports) == 0 {
-			t.Errorf("%s has no open port", h.Name)
+	a.internet.Core.Nft("delete table ip6 none\n")
+	hosts := []*lab.Host{a.coordinator.Host, relay, a.laptop.Host, a.db.Host}
+	nodes := map[*lab.Host]*lab.Node{a.laptop.Host: a.laptop, a.db.Host: a.db}
+	for _, h := range hosts {
+		for _, addr := range []netip.Addr{h.V4, h.V6} {
+			flood(t, eve, h, addr, nodes[h], payloads)
 		}
-		t.Logf("%s: ports %v", h.Name, ports)
-		for _, port := range ports {
-			for _, payload := range payloads {
-				p := &probe{to: netip.AddrPortFrom(h.V4, port), what: payload}
-				p.Conn = dialed(t, eve, p.to)
-				defer p.Close()
-				p.Write(payload)
-				probes = append(probes, p)
+	}
+	answered := 0
+	for _, h := range hosts {
+		for _, port := range openPorts(t, h, "tcp") {
+			for _, addr := range []netip.Addr{h.V4, h.V6} {
+				preludes(t, eve, netip.AddrPortFrom(addr, port))
+				answered++
 			}
 		}
 	}
+	if answered < 4 {
+		t.Errorf("only %d TCP ports were tried", answered)
+	}
+}
+
+// flood has a stranger send datagrams to all open ports of an address, which is a node's
+// or else a STUN server's.
+func flood(t *testing.T, eve, h *lab.Host, addr netip.Addr, node *lab.Node, payloads [][]byte) {
+	t.Helper()
+	ports := openPorts(t, h, "udp")
+	if len(ports) == 0 {
+		t.Errorf("%s has no open port", h.Name)
+	}
+	probes := make([]*probe, 0, len(ports)*len(payloads))
+	for _, port := range ports {
+		for _, payload := range payloads {
+			p := &probe{to: netip.AddrPortFrom(addr, port), what: payload}
+			p.UDPConn = dialed(t, eve, p.to)
+			defer p.Close()
+			p.Write(payload)
+			probes = append(probes, p)
+		}
+	}
 	// What comes last is counted, or answered, behind all the others.
-	for _, n := range []*lab.Node{a.laptop, a.db} {
-		before := metric(t, n, "warren_lost_packets_total", `reason="unknown_protocol"`)
-		marker := dialed(t, eve, netip.AddrPortFrom(n.Host.V4, wgPort(t, n)))
+	if node != nil {
+		const reason = `reason="unknown_protocol"`
+		before := metric(t, node, "warren_lost_packets_total", reason)
+		marker := dialed(t, eve, netip.AddrPortFrom(addr, wgPort(t, node)))
 		defer marker.Close()
 		lab.Eventually(t, 30*time.Second, func() error {
 			marker.Write([]byte{255, 1})
-			if metric(t, n, "warren_lost_packets_total", `reason="unknown_protocol"`) == before {
-				return fmt.Errorf("%s has not come to the last datagram", n.Host.Name)
+			if metric(t, node, "warren_lost_packets_total", reason) == before {
+				return fmt.Errorf("%s has not come to the last datagram", h.Name)
+			}
+			return nil
+		})
+	} else {
+		asked := &probe{UDPConn: dialed(t, eve, netip.AddrPortFrom(addr, 3478))}
+		defer asked.Close()
+		lab.Eventually(t, 30*time.Second, func() error {
+			asked.Write(stun.AppendRequest(nil, stun.TxID{2}))
+			if n, _ := asked.answers(t); n == 0 {
+				return fmt.Errorf("%v answers no STUN request", addr)
 			}
 			return nil
 		})
 	}
-	asked := dialed(t, eve, netip.AddrPortFrom(a.coordinator.Host.V4, 3478))
-	defer asked.Close()
-	answer := make([]byte, 1<<16)
-	lab.Eventually(t, 30*time.Second, func() error {
-		asked.Write(stun.AppendRequest(nil, stun.TxID{2}))
-		asked.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		_, err := asked.Read(answer)
-		return err
-	})
-
 	answers := 0
 	for _, p := range probes {
-		got := 0
-		p.SetReadDeadline(time.Now().Add(time.Millisecond))
-		for {
-			n, err := p.Read(answer)
-			if err != nil {
-				break
-			}
-			got += n
-			answers++
-		}
+		datagrams, got := p.answers(t)
+		answers += datagrams
 		if got > len(p.what) {
 			t.Errorf("%v answers %d bytes of type %d by %d", p.to, len(p.what), p.what[0], got)
 		}
@@ -569,18 +646,61 @@ func TestAmplification(t *testing.T) {
 			t.Errorf("%v answers a stranger's message of type %d", p.to, p.what[0])
 		}
 	}
-	if answers == 0 {
+	if node == nil && answers == 0 {
 		t.Error("not even a STUN request was answered")
 	}
-	t.Logf("%d datagrams, %d answers", len(probes), answers)
+	t.Logf("%s %v: ports %v, %d datagrams, %d answers", h.Name, addr, ports, len(probes), answers)
+}
+
+// httpError is more than the answer of an HTTP server to what is no request.
+const httpError = 512
+
+// preludes connects to a port as a stranger, again and again, and sends what is no
+// greeting.
+func preludes(t *testing.T, eve *lab.Host, to netip.AddrPort) {
+	t.Helper()
+	garbage := make([]byte, 4096)
+	rand.NewChaCha8([32]byte{17}).Read(garbage)
+	upgrade := "GET /warren/v1/control HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	most := 0
+	for what, sent := range map[string][]byte{
+		"one byte": garbage[:1], "bytes at random": garbage, "empty lines": []byte("\r\n\r\n"),
+		"a ClientHello cut short":      append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}, garbage[:32]...),
+		"half a request":               []byte("GET / HTTP/1.1\r\nHost: x\r\n"),
+		"a long header":                []byte("GET / HTTP/1.1\r\nHost: " + strings.Repeat("x", 2048) + "\r\n\r"),
+		"a channel of bytes at random": append([]byte(upgrade), garbage...),
+	} {
+		var c net.Conn
+		eve.Do(func() (err error) {
+			c, err = net.DialTimeout("tcp", to.String(), 10*time.Second)
+			return err
+		})
+		defer c.Close()
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v: %d bytes, and %v, before anything was sent", to, n, err)
+		}
+		c.Write(sent)
+		c.(*net.TCPConn).CloseWrite()
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		got, err := io.ReadAll(c)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v keeps the connection of a stranger that sends %s", to, what)
+		}
+		most = max(most, len(got))
+		if len(got) > max(len(sent), httpError) {
+			t.Errorf("%v answers %s, %d bytes, by %d", to, what, len(sent), len(got))
+		}
+	}
+	t.Logf("%v: at most %d bytes to a stranger", to, most)
 }
 
 // dialed opens a UDP socket of the host's to an address.
-func dialed(t *testing.T, h *lab.Host, to netip.AddrPort) net.Conn {
+func dialed(t *testing.T, h *lab.Host, to netip.AddrPort) *net.UDPConn {
 	t.Helper()
-	var c net.Conn
+	var c *net.UDPConn
 	h.Do(func() (err error) {
-		c, err = net.Dial("udp", to.String())
+		c, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 		return err
 	})
 	return c

@@ -27,8 +27,14 @@ type travellers struct {
 
 func newTravellers(t *testing.T) *travellers {
 	t.Helper()
-	i := lab.NewInternet(t)
-	n := &travellers{internet: i, coordinator: i.Public("hub").Coordinator(t)}
+	return newTravellersOn(t, lab.NewInternet(t))
+}
+
+// newTravellersOn is newTravellers on an internet that there is, with flags of the
+// coordinator's.
+func newTravellersOn(t *testing.T, i *lab.Internet, flags ...string) *travellers {
+	t.Helper()
+	n := &travellers{internet: i, coordinator: i.Public("hub").Coordinator(t, flags...)}
 	n.coordinator.SetPolicy(pathsPolicy)
 	n.key = n.coordinator.Key("--tags", "tag:node", "--reusable")
 	return n
