@@ -213,7 +213,7 @@ func TestRelayToken(t *testing.T) {
 	}{
 		{"sound", sound, node, "fra", start, nil},
 		{"sound at the other relay", sound, node, "nyc", start, nil},
-		{"sound at the coordinator's own", sound, node, "", start, nil},
+		{"at a relay without a name", sound, node, "", start, authority.ErrNotOurs},
 		{"for another relay", sound, node, "sgp", start, authority.ErrNotOurs},
 		{"another's", sound, other, "fra", start, authority.ErrNotOurs},
 		{"expired", sound, node, "fra", start.Add(authority.RelayTokenValidity), authority.ErrExpired},
@@ -352,7 +352,7 @@ func FuzzAdmit(f *testing.F) {
 			t.Errorf("admitted a candidate %x", in)
 		}
 		authority.DecodeForged(n.Genesis, in, start)
-		if _, err := authority.VerifyRelayToken(n.Genesis, in, other, "", start); err == nil && !bytes.Equal(in, token) {
+		if _, err := authority.VerifyRelayToken(n.Genesis, in, other, "fra", start); err == nil && !bytes.Equal(in, token) {
 			t.Errorf("a relay token %x", in)
 		}
 		if _, err := authority.VerifyRelayRevocations(n.Genesis, in); err == nil && !bytes.Equal(in, revoked) {

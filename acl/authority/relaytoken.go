@@ -54,8 +54,8 @@ func IssueRelayToken(g *Genesis, t RelayToken, signer ident.SignerPrivate) ([]by
 	return sign(kindRelayToken, g.Fingerprint(), b, signer), nil
 }
 
-// VerifyRelayToken checks that token admits node to the relay of a name at now;
-// no name means whichever, for the relay of who signed it. A token that claims to
+// VerifyRelayToken checks that token admits node to the relay of a name at now. A
+// relay without a name admits nobody, since tokens name none. A token that claims to
 // hold longer than RelayTokenValidity from now is refused: it was not made by a
 // sound coordinator. The error wraps ErrMalformed, ErrSigner, ErrSignature,
 // ErrNotOurs, ErrOutOfBounds or ErrExpired. Only with the last one is the token
@@ -72,7 +72,7 @@ func VerifyRelayToken(g *Genesis, token []byte, node ident.NodeKey, relay string
 	switch {
 	case t.NodeKey != node:
 		return RelayToken{}, fmt.Errorf("%w: a relay token for %v", ErrNotOurs, t.NodeKey.Short())
-	case relay != "" && !slices.Contains(t.Relays, relay):
+	case !slices.Contains(t.Relays, relay) || relay == "":
 		return RelayToken{}, fmt.Errorf("%w: a relay token for %q, not for %q", ErrNotOurs, t.Relays, relay)
 	case t.NotAfter.Sub(now) > RelayTokenValidity+clockSkew:
 		return RelayToken{}, fmt.Errorf("%w: a relay token until %v", ErrOutOfBounds, t.NotAfter)

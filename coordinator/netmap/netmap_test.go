@@ -515,7 +515,7 @@ func TestRelayTokenAdmitsAndIsRenewedInTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	for after, ok := range map[time.Duration]bool{0: true, renew.Sub(o.now) * 2: true, tokenValidity: false} {
-		if _, err := authority.VerifyRelayToken(o.cfg.Genesis, token, d.NodeKey, "", o.now.Add(after)); (err == nil) != ok {
+		if _, err := authority.VerifyRelayToken(o.cfg.Genesis, token, d.NodeKey, "default", o.now.Add(after)); (err == nil) != ok {
 			t.Errorf("after %v: %v", after, err)
 		}
 	}

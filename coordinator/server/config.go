@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/ident"
@@ -18,6 +19,8 @@ type Config struct {
 	// Relays and STUN are told to every device, as package wire has them.
 	Relays []wire.Relay
 	STUN   []string
+	// Relay is the name, in Relays, of the relay that asks Members; empty for none.
+	Relay string
 	// CertificateValidity is the life of a device's certificate; zero is a
 	// week.
 	CertificateValidity time.Duration
@@ -47,7 +50,13 @@ func (c *Config) Validate() error {
 	case c.CertificateValidity < 0 || c.CertificateValidity > 0 && c.CertificateValidity < minValidity || c.CertificateValidity > maxValidity:
 		return fmt.Errorf("%w: a certificate validity of %v; want %v to %v", ErrConfig, c.CertificateValidity, minValidity, maxValidity)
 	}
-	return ValidateRelays(c.Relays)
+	if err := ValidateRelays(c.Relays); err != nil {
+		return err
+	}
+	if c.Relay != "" && !slices.ContainsFunc(c.Relays, func(r wire.Relay) bool { return r.Name == c.Relay }) {
+		return fmt.Errorf("%w: devices are not told of the relay %q", ErrConfig, c.Relay)
+	}
+	return nil
 }
 
 // ValidateRelays reports what is wrong with a list of relays: too many, two of

@@ -40,7 +40,7 @@ func openSite(t testing.TB, path string) *site {
 	o := &site{t: t, path: path, stopped: make(chan error, 1)}
 	s, err := Open(t.Context(), Config{
 		Dir: path, Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler), Version: "test",
-		Relays: []wire.Relay{{Name: "default", URL: "ws://:8080/warren/v1/relay"}}, STUN: []string{":3478"},
+		Relays: []wire.Relay{{Name: "default", URL: "ws://:8080/warren/v1/relay"}}, Relay: "default", STUN: []string{":3478"},
 		OnRevoke: func(k ident.NodeKey) {
 			o.revokedMu.Lock()
 			defer o.revokedMu.Unlock()
@@ -359,7 +359,7 @@ func (d *device) sees(o *site) map[string]wire.PeerState {
 	if _, err := a.AdmitRules(m.Rules, self.Node()); err != nil {
 		d.t.Fatal(err)
 	}
-	if _, err := authority.VerifyRelayToken(o.Genesis(), m.RelayToken, d.node, "", time.Now()); err != nil {
+	if _, err := authority.VerifyRelayToken(o.Genesis(), m.RelayToken, d.node, "default", time.Now()); err != nil {
 		d.t.Fatal(err)
 	}
 	out := make(map[string]wire.PeerState)

@@ -22,6 +22,7 @@ var ErrNotMember = errors.New("server: the key is no member's")
 type Members struct {
 	genesis *authority.Genesis
 	network string
+	relay   string // the name of the relay, as tokens name it
 
 	mu sync.RWMutex // protects all below
 	// keyOf is the present node key of each device, byKey the other way round.
@@ -52,10 +53,11 @@ const (
 // newMembers begins with what relays were told before the coordinator started:
 // devices that were revoked lately, keys that their devices gave up lately, and
 // devices of suspended users, whenever that was. A relay that starts after the
-// coordinator knows of nothing else.
-func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Members {
+// coordinator knows of nothing else. relay is the name of the one beside the
+// coordinator; without one, Admit refuses everybody.
+func newMembers(g *authority.Genesis, relay string, state *registry.State, now time.Time) *Members {
 	m := &Members{
-		genesis: g, network: g.Fingerprint().String(),
+		genesis: g, network: g.Fingerprint().String(), relay: relay,
 		keyOf: make(map[ident.NodeID]ident.NodeKey), byKey: make(map[ident.NodeKey]ident.NodeID),
 	}
 	// Each key is told of once: whoever is resumed is taken from the list once. Earlier
@@ -90,7 +92,8 @@ func newMembers(g *authority.Genesis, state *registry.State, now time.Time) *Mem
 func (m *Members) Network() string { return m.network }
 
 // Admit returns the network that the token admits the key to, until it is
-// revoked. The error wraps ErrNotMember or is authority.VerifyRelayToken's.
+// revoked. The token must name the relay beside the coordinator: one that was given
+// for others is none for this one. The error wraps ErrNotMember or is authority.VerifyRelayToken's.
 func (m *Members) Admit(node ident.NodeKey, token []byte, now time.Time) (network string, until time.Time, err error) {
 	m.mu.RLock()
 	_, member := m.byKey[node]
@@ -98,7 +101,7 @@ func (m *Members) Admit(node ident.NodeKey, token []byte, now time.Time) (networ
 	if !member {
 		return "", time.Time{}, fmt.Errorf("%w: %s", ErrNotMember, node.Short())
 	}
-	if _, err := authority.VerifyRelayToken(m.genesis, token, node, "", now); err != nil {
+	if _, err := authority.VerifyRelayToken(m.genesis, token, node, m.relay, now); err != nil {
 		return "", time.Time{}, err
 	}
 	return m.network, time.Time{}, nil

@@ -1,6 +1,9 @@
 package server
 
 import (
+	"crypto/rand"
+	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -9,6 +12,7 @@ import (
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/coordinator/registry"
+	"github.com/warren-overlay/warren/coordinator/wire"
 )
 
 // told returns the keys that relays are told of now.
@@ -141,7 +145,7 @@ func TestRegainedKeyOfAResumedUser(t *testing.T) {
 		// The database of an earlier release has records of regained keys.
 		o.state.Apply(&registry.Changes{FormerKeys: []registry.FormerKey{{NodeKey: rotated.node, Ended: ended}, {NodeKey: out.node, Ended: ended}}})
 		var got []ident.NodeKey
-		for _, g := range newMembers(o.Genesis(), o.state, time.Now()).gone {
+		for _, g := range newMembers(o.Genesis(), "default", o.state, time.Now()).gone {
 			got = append(got, g.key)
 		}
 		if !slices.Equal(got, suspended) {
@@ -152,4 +156,51 @@ func TestRegainedKeyOfAResumedUser(t *testing.T) {
 			t.Errorf("when resumed told of %v, want only %v", got, other)
 		}
 	})
+}
+
+// TestAdmitsByItsOwnName: a token that was signed for other relays only does not admit
+// to the one beside the coordinator, and where there is none it admits to nothing.
+func TestAdmitsByItsOwnName(t *testing.T) {
+	bubble(t, func(t *testing.T, o *site) {
+		d := o.join(o.alices(), "a")
+		synctest.Wait()
+		token := func(relays ...string) []byte {
+			signed, err := authority.IssueRelayToken(o.Genesis(), authority.RelayToken{
+				NodeKey: d.node, NotAfter: time.Now().Add(5 * time.Minute), Relays: relays,
+			}, o.keys.Signing)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return signed
+		}
+		for _, c := range []struct {
+			token []byte
+			want  error
+		}{
+			{d.held().RelayToken, nil},
+			{token("fra-1", "default"), nil},
+			{token("fra-1"), authority.ErrNotOurs},
+			{token(), authority.ErrNotOurs},
+		} {
+			if _, _, err := o.Members().Admit(d.node, c.token, time.Now()); !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		}
+		without := newMembers(o.Genesis(), "", o.state, time.Now())
+		if _, _, err := without.Admit(d.node, token("fra-1", "default"), time.Now()); !errors.Is(err, authority.ErrNotOurs) {
+			t.Errorf("without a relay: %v", err)
+		}
+	})
+}
+
+// TestRelayIsTold: the relay beside the coordinator has to be one that devices are
+// told of, or their tokens would not name it.
+func TestRelayIsTold(t *testing.T) {
+	c := Config{Dir: "data", Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler), Relays: []wire.Relay{{Name: "default", URL: "ws://:1/"}}}
+	for name, want := range map[string]error{"": nil, "default": nil, "fra-1": ErrConfig} {
+		c.Relay = name
+		if err := c.Validate(); !errors.Is(err, want) {
+			t.Errorf("%q: %v, want %v", name, err, want)
+		}
+	}
 }

@@ -137,7 +137,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.network.CandidateError(); err != nil {
 		cfg.Logger.Error("the candidate policy does not compile; no device is told of it", "error", err)
 	}
-	s.members = newMembers(s.genesis, s.state, s.started)
+	s.members = newMembers(s.genesis, cfg.Relay, s.state, s.started)
 	if s.state.Policy().Epoch == 0 {
 		if _, err := s.execute(ctx, "coordinator", registry.SetPolicy{Text: firstPolicy}); err != nil {
 			return nil, err

@@ -119,10 +119,13 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 	})
 }
 
-type admitMembers struct{ genesis *authority.Genesis }
+type admitMembers struct {
+	genesis *authority.Genesis
+	relay   string
+}
 
 func (a admitMembers) Admit(node ident.NodeKey, token []byte, now time.Time) (string, time.Time, error) {
-	if _, err := authority.VerifyRelayToken(a.genesis, token, node, "", now); err != nil {
+	if _, err := authority.VerifyRelayToken(a.genesis, token, node, a.relay, now); err != nil {
 		return "", time.Time{}, err
 	}
 	return a.genesis.Fingerprint().String(), time.Time{}, nil
@@ -137,7 +140,7 @@ func (admitMembers) Extend(string, ident.NodeKey, time.Time) (time.Time, bool) {
 func (s *sim) serveRelay(ctx context.Context, name string, on *simnet.Host, opened func(net.Conn)) *relayhttp.Server {
 	s.Helper()
 	server, err := relayhttp.NewServer(relayhttp.ServerConfig{
-		ServerConfig: relay.ServerConfig{Name: name, Admitter: admitMembers{s.Genesis}, Rand: rand.Reader},
+		ServerConfig: relay.ServerConfig{Name: name, Admitter: admitMembers{s.Genesis, name}, Rand: rand.Reader},
 		Logger:       slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -331,9 +334,11 @@ func (n *node) config(rules *ruleset.RuleSet) *config.Config {
 		c.Peers[i].HomeRelay = p.home
 	}
 	c.STUN = n.sim.stun
-	token, err := authority.IssueRelayToken(n.sim.Genesis, authority.RelayToken{
-		NodeKey: n.Key, NotAfter: time.Now().Add(authority.RelayTokenValidity).Truncate(time.Second),
-	}, n.sim.Signer)
+	admitted := authority.RelayToken{NodeKey: n.Key, NotAfter: time.Now().Add(authority.RelayTokenValidity).Truncate(time.Second)}
+	for _, r := range c.Relays {
+		admitted.Relays = append(admitted.Relays, r.Name)
+	}
+	token, err := authority.IssueRelayToken(n.sim.Genesis, admitted, n.sim.Signer)
 	if err != nil {
 		n.sim.Fatal(err)
 	}
