@@ -67,6 +67,18 @@ func TestAdmissionAttacks(t *testing.T) {
 			h := answer(t, victim, ask, "relay-1", "other", "net1")
 			return h.append(nil)
 		}, ReasonProof},
+		"challenge made an unbound one on the way": {func(t *testing.T, _ *rig, ask challenge) []byte {
+			ask.bound = false
+			s, err := NewSession(SessionConfig{Key: victim, Relay: "relay-1", Binding: []byte("bind"), Token: []byte("net1")}, epoch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.HandleMessage(ask.append(nil), epoch); err != nil {
+				t.Fatal(err) // a relay behind a proxy asks so
+			}
+			m, _ := s.NextTransmit()
+			return m
+		}, ReasonProof},
 		"token changed on the way": {func(t *testing.T, _ *rig, ask challenge) []byte {
 			h := answer(t, victim, ask, "relay-1", "bind", "net2")
 			h.token = []byte("net1")

@@ -215,6 +215,14 @@ func (s *Server) Snapshot() relay.ServerSnapshot {
 // the connection has its own goroutines. What the HTTP server keeps for a request
 // is 20 KB, much for somebody who is silent most of the time.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	binding := bindingOf(r.TLS)
+	if r.TLS != nil && len(binding) == 0 {
+		// Who is in the middle could make a connection of this kind on purpose, to be
+		// admitted on it by the answer of a node that he keeps from its own.
+		s.log.Debug("relay connection refused", "remote", r.RemoteAddr, "error", errUnbound)
+		http.Error(w, errUnbound.Error(), http.StatusForbidden)
+		return
+	}
 	h := &hijacker{ResponseWriter: w}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		Subprotocols:    []string{subprotocol},
@@ -228,7 +236,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c, remote := newConn(ws), r.RemoteAddr
-	id, sc, err := s.connect(h.conn, sourceOf(r), bindingOf(r.TLS))
+	id, sc, err := s.connect(h.conn, sourceOf(r), binding)
 	if err != nil {
 		ws.CloseNow()
 		s.log.Debug("relay connection refused", "remote", remote, "error", err)
@@ -241,6 +249,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 }
+
+// errUnbound is what a client is told that the relay cannot bind an admission for.
+var errUnbound = errors.New("relayhttp: this TLS connection has nothing to bind an admission to; use TLS 1.3, or 1.2 with the extended master secret (RFC 7627)")
 
 // What is buffered of a WebSocket: frames' headers and short messages. Longer
 // ones pass the buffers by. The HTTP server has 4 KiB both ways.

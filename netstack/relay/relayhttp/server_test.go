@@ -64,11 +64,7 @@ func connect(t *testing.T, url, token string) *client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
-	private, err := ident.NewNodePrivate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return connectAs(t, ctx, url, token, private)
+	return connectAs(t, ctx, url, token, newKey(t))
 }
 
 func connectAs(t *testing.T, ctx context.Context, url, token string, private ident.NodePrivate) *client {
