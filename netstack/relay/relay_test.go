@@ -694,3 +694,33 @@ func TestForwardAllocatesLittle(t *testing.T) {
 		t.Errorf("%v allocations for 20 packets", n)
 	}
 }
+
+// TestMeasureOnDemand: who asks gets the round trip of now, also while so much comes
+// that the session never asks by itself; one ping is on its way at a time.
+func TestMeasureOnDemand(t *testing.T) {
+	r := newRig(t, 0)
+	a, b := r.join(1, "net1"), r.join(2, "net1")
+	before := a.session.Snapshot().Stats
+	for range 3 {
+		a.session.HandleMeasure(r.now)
+	}
+	ping, ok := a.session.NextTransmit()
+	if got := a.session.Snapshot().Stats.PingsSent; !ok || got != before.PingsSent+1 {
+		t.Fatalf("%d pings sent", got-before.PingsSent)
+	}
+	r.now = r.now.Add(10 * time.Millisecond)
+	r.send(b, a.key.Public(), "data") // comes before the pong
+	r.now = r.now.Add(20 * time.Millisecond)
+	if err := r.server.HandleMessage(a.id, ping, r.now); err != nil {
+		t.Fatal(err)
+	}
+	r.pump()
+	if s := a.session.Snapshot(); s.RTT != 30*time.Millisecond || s.Stats.PongsHeard != before.PongsHeard+1 {
+		t.Errorf("round trip %v, %+v", s.RTT, s.Stats)
+	}
+	waiting := r.connect(nodeKey(3), &SessionConfig{Key: nodeKey(3), Relay: "relay-1", Token: []byte("no")}, "")
+	waiting.session.HandleMeasure(r.now)
+	if s := waiting.session.Snapshot(); s.Stats.PingsSent != 0 {
+		t.Errorf("%d pings before the admission", s.Stats.PingsSent)
+	}
+}

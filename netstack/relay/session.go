@@ -95,6 +95,7 @@ type Session struct {
 	started   time.Time
 	heard     time.Time // last frame of the relay
 	asked     time.Time // of the ping that is unanswered, zero for none
+	pinged    time.Time // when the last ping was sent, zero where its pong came
 	sentSince bool      // whether packets were sent after heard
 	sentAt    time.Time // of the first of these
 	carried   time.Time // when the last packet was sent or came, zero for never
@@ -242,10 +243,10 @@ func (s *Session) frame(f Frame) error {
 
 // answered returns the time of the ping that is unanswered after frame f: none
 // where f is any sign of life, since a relay that forwards is alive. The round
-// trip is measured by the matching pong only.
+// trip is measured by the matching pong only, whatever came before it.
 func (s *Session) answered(f Frame) time.Time {
-	if f.Type == FramePong && len(f.Body) == 8 && !s.asked.IsZero() && [8]byte(f.Body) == s.pingBody() {
-		s.rtt = s.now.Sub(s.asked)
+	if f.Type == FramePong && len(f.Body) == 8 && !s.pinged.IsZero() && [8]byte(f.Body) == s.pingBody() {
+		s.rtt, s.pinged = s.now.Sub(s.pinged), time.Time{}
 		s.stats.PongsHeard++
 	}
 	return time.Time{}
@@ -387,7 +388,7 @@ func (s *Session) datagramsDue() {
 func (s *Session) ask(at time.Time) {
 	s.pings++
 	s.stats.PingsSent++
-	s.asked = at
+	s.asked, s.pinged = at, s.now
 	body := s.pingBody()
 	s.out = AppendFrame(s.out, FramePing, body[:])
 }
@@ -397,6 +398,15 @@ func (s *Session) pingBody() (b [8]byte) {
 		b[i] = byte(s.pings >> (56 - 8*i))
 	}
 	return b
+}
+
+// HandleMeasure says that somebody wants to know the round trip of now: a ping is
+// sent, unless one is on its way or the relay has not admitted the client.
+func (s *Session) HandleMeasure(now time.Time) {
+	s.clock(now)
+	if s.Ready() && s.asked.IsZero() {
+		s.ask(s.now)
+	}
 }
 
 // NextTransmit returns one message to write to the connection, if there is one.

@@ -234,6 +234,8 @@ func (n *node) drain() {
 			}
 		case Handshake:
 			n.renewed++
+		case Measure:
+			n.conns[l.site(o.Relay)].rtt = l.now
 		default:
 			l.Fatalf("output %+v", o)
 		}

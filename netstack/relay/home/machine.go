@@ -66,6 +66,9 @@ const (
 	// Handshake asks for a new session with Peer: the present one may be known to
 	// this node only. No answer is due.
 	Handshake
+	// Measure asks for the round trip of the connection to Relay. The answer is
+	// HandleRTT.
+	Measure
 )
 
 // Output is one thing that the Machine wants or tells.

@@ -1,6 +1,7 @@
 package home
 
 import (
+	"cmp"
 	"encoding/binary"
 	"io"
 	"slices"
@@ -50,9 +51,20 @@ const (
 	measureInterval = 15 * time.Minute
 	// measureWait is how long such a connection may take to give a round trip.
 	measureWait = 5 * time.Second
+	// revisitInterval is how often a relay that failed, and that nobody needs since
+	// there is another, is connected to at least, to see whether it works again: until
+	// then it is nobody's home, however near. 10,000 nodes that left one are 170
+	// attempts a second at most, of the 1,300 that a relay admits beside its work.
+	revisitInterval = 2 * time.Minute
+	// askSpacing is the least time between two measurements that somebody asks for:
+	// who asks over and over (a person, or a script of his) costs a relay without a
+	// STUN server no more than a connection in that time, and learns nothing older.
+	askSpacing = 10 * time.Second
 	// maxSamples is how many round trips a relay's is the least of: with jitter the
-	// least is what the way takes.
+	// least is what the way takes. sampleLife is how much older than the last one they
+	// may be, as many as by STUN come in that time: a way that changed shows.
 	maxSamples = 5
+	sampleLife = maxSamples * probeInterval
 
 	// A relay takes the home's place once it was better, by gainFloor and a
 	// gainShare-th of the home's round trip, for gainTime: under the noise of an
@@ -85,12 +97,21 @@ type relay struct {
 	used     time.Time // last use by a peer
 	denied   bool      // there was no room for its connection
 	leaving  bool      // it is about to stop
+	revisit  time.Time // where it failed, when it is looked at again
 
-	samples  []time.Duration // the last round trips
-	probeAt  time.Time       // next probe or measuring connection
-	lost     int             // probes without an answer
-	measured time.Time
+	samples  []sample  // the last round trips
+	probeAt  time.Time // next probe or measuring connection
+	lost     int       // probes without an answer
+	measured time.Time // when the last of samples was taken
+	asked    time.Time // when somebody last asked for a measurement, zero for never
+	failed   bool      // the attempt to make it failed
 	better   time.Time // since when it is better than the home, zero for not
+}
+
+// sample is one round trip.
+type sample struct {
+	rtt time.Duration
+	at  time.Time
 }
 
 // rtt returns the round trip, zero where none is known.
@@ -98,15 +119,16 @@ func (r *relay) rtt() time.Duration {
 	if len(r.samples) == 0 {
 		return 0
 	}
-	return slices.Min(r.samples)
+	return slices.MinFunc(r.samples, func(a, b sample) int { return cmp.Compare(a.rtt, b.rtt) }).rtt
 }
 
 // measure takes a round trip. The next is due after a while.
 func (m *Machine) measure(r *relay, rtt time.Duration) {
+	r.samples = slices.DeleteFunc(r.samples, func(s sample) bool { return m.now.Sub(s.at) >= sampleLife })
 	if len(r.samples) == maxSamples {
 		r.samples = slices.Delete(r.samples, 0, 1)
 	}
-	r.samples = append(r.samples, rtt)
+	r.samples = append(r.samples, sample{rtt, m.now})
 	r.measured, r.lost = m.now, 0
 	r.probeAt = m.now.Add(m.jittered(r.interval()))
 }
@@ -146,6 +168,7 @@ func (m *Machine) closed(r *relay) {
 		m.stats.ConnectFailures++
 	}
 	r.state, r.since, r.leaving = idle, m.now, false
+	r.failed = true
 	r.samples = nil // what comes back may be far away
 	limit := idleBackoff
 	if m.busy() {
@@ -153,7 +176,10 @@ func (m *Machine) closed(r *relay) {
 	}
 	wait := min(firstBackoff<<min(r.failures, 10), limit)
 	r.failures++
-	r.next = m.now.Add(m.jittered(wait))
+	jittered := m.jittered(wait)
+	r.next = m.now.Add(jittered)
+	// The one draw does for both. In microseconds the product is 2e18 at most.
+	r.revisit = m.now.Add(revisitInterval * (jittered / time.Microsecond) / (wait / time.Microsecond))
 	for _, p := range m.active {
 		if p.via == r {
 			m.lose(p, r)
@@ -333,7 +359,7 @@ func (m *Machine) wanted() (out, over []*relay) {
 		}
 	}
 	for _, r := range m.relays {
-		if m.measuring(r) {
+		if m.measuring(r) || m.revisiting(r) {
 			add(r)
 		}
 	}
@@ -349,13 +375,56 @@ func (m *Machine) measuring(r *relay) bool {
 	if r.stun || len(m.relays) == 1 || m.now.Before(r.probeAt) {
 		return false
 	}
-	return !m.down(r) && (r.state == idle || m.now.Sub(r.since) < measureWait)
+	return (!m.down(r) || r.awaited(m.now)) && (r.state == idle || m.now.Sub(r.since) < measureWait)
+}
+
+// revisiting reports whether r, which failed, is to be connected to only to see
+// whether it works again: until it was measured, which shows that it does, or its
+// time is over.
+func (m *Machine) revisiting(r *relay) bool {
+	if r.failures == 0 || len(m.relays) == 1 || m.now.Before(r.revisit) {
+		return false
+	}
+	return r.state == idle || m.now.Sub(r.since) < measureWait && (r.state != ready || r.measured.Before(r.since))
+}
+
+// HandleMeasure says that somebody wants to know how far the relays are now. Those
+// that were measured in the last askSpacing, or asked for, are not measured again;
+// of those that have to be connected to, as many are at a time as there is room for,
+// and relays that failed when their wait for another attempt is over. Measuring says
+// when it is over.
+func (m *Machine) HandleMeasure(now time.Time) {
+	m.begin(now)
+	for _, r := range m.relays {
+		if m.now.Sub(later(r.asked, r.measured)) < askSpacing {
+			continue
+		}
+		r.asked, r.failed = m.now, false
+		if r.stun || r.state != ready {
+			r.lost, r.probeAt = 0, m.now
+		}
+		if r.state == ready {
+			m.emit(Output{Kind: Measure, Relay: r.name})
+		}
+	}
+	m.settle()
+}
+
+// Measuring reports whether a measurement that was asked for is under way. It is
+// over, one way or the other, within measureWait.
+func (m *Machine) Measuring() bool {
+	return slices.ContainsFunc(m.relays, func(r *relay) bool { return r.awaited(m.now) })
+}
+
+// awaited reports whether r is to be measured since somebody asked, and may still be.
+func (r *relay) awaited(now time.Time) bool {
+	return !r.asked.IsZero() && !r.failed && r.measured.Before(r.asked) && now.Sub(r.asked) < measureWait
 }
 
 // giveUp ends attempts to measure that gave nothing.
 func (m *Machine) giveUp() {
 	for _, r := range m.relays {
-		if !r.stun && !m.now.Before(r.probeAt) && (m.down(r) || r.state != idle && m.now.Sub(r.since) >= measureWait) {
+		if !r.stun && !m.now.Before(r.probeAt) && (m.down(r) && !r.awaited(m.now) || r.state != idle && m.now.Sub(r.since) >= measureWait) {
 			r.probeAt = m.now.Add(m.jittered(measureInterval))
 		}
 	}
@@ -379,9 +448,12 @@ func (m *Machine) connect() {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})
 			if m.down(r) && !r.leaving {
 				m.closed(r) // it had its time
-			} else {
-				r.state, r.since, r.leaving = idle, m.now, false
+				continue
 			}
+			if r.state == ready && !r.leaving {
+				r.failures = 0 // it worked for as long as it was wanted
+			}
+			r.state, r.since, r.leaving = idle, m.now, false
 		}
 	}
 	for _, r := range wanted {
@@ -417,6 +489,17 @@ func (m *Machine) deadline() time.Time {
 		}
 		if !r.better.IsZero() {
 			next = earlier(next, r.better.Add(gainTime))
+		}
+		if r.awaited(m.now) {
+			next = earlier(next, r.asked.Add(measureWait))
+		}
+		if r.failures > 0 && len(m.relays) > 1 {
+			switch {
+			case r.revisit.After(m.now):
+				next = earlier(next, r.revisit)
+			case m.revisiting(r) && r.state != idle:
+				next = earlier(next, r.since.Add(measureWait))
+			}
 		}
 		if end := r.used.Add(idleClose); !r.used.IsZero() && end.After(m.now) {
 			next = earlier(next, end)

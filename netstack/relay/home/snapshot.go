@@ -17,6 +17,8 @@ type RelayState struct {
 	Down bool
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration
+	// Measured is when the last of them was taken, zero for none.
+	Measured time.Time
 	// Barred is for how many peers the relay is barred at present.
 	Barred int
 }
@@ -41,10 +43,14 @@ func (m *Machine) Snapshot() Snapshot {
 		}
 	}
 	for _, r := range m.relays {
-		s.Relays = append(s.Relays, RelayState{
+		state := RelayState{
 			Name: r.name, Home: r == m.home, Standby: r == standby && r.state == ready, Connected: r.state == ready,
 			Down: m.down(r), RTT: r.rtt(), Barred: barred[r],
-		})
+		}
+		if len(r.samples) > 0 {
+			state.Measured = r.measured
+		}
+		s.Relays = append(s.Relays, state)
 	}
 	return s
 }

@@ -1,0 +1,155 @@
+package home
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// states returns what a node knows of the relays, by their names.
+func (n *node) states() map[string]RelayState {
+	out := make(map[string]RelayState)
+	for _, r := range n.m.Snapshot().Relays {
+		out[r.Name] = r
+	}
+	return out
+}
+
+// measure asks for a measurement and returns how long it took.
+func (n *node) measure() time.Duration {
+	l := n.lab
+	began := l.now
+	n.m.HandleMeasure(l.now)
+	n.drain()
+	for n.m.Measuring() {
+		if l.now.Sub(began) > 2*measureWait {
+			l.Fatalf("it is not over after %v: %+v", l.now.Sub(began), n.m.Snapshot())
+		}
+		l.step()
+	}
+	return l.now.Sub(began)
+}
+
+// TestMeasure: who asks is told the round trips of now, with and without STUN
+// servers, also of relays that are not connected to, or failed before.
+func TestMeasure(t *testing.T) {
+	for _, stun := range []bool{true, false} {
+		l := newLab(t, 1, 4, 1)
+		n := l.nodes[0]
+		for i, s := range l.sites {
+			s.stun, s.links[n].rtt = stun, time.Duration(20+20*i)*time.Millisecond
+		}
+		down, back := l.sites[2], l.sites[3]
+		back.alive = false
+		l.configure()
+		l.pass(6*time.Minute, nil)
+		back.alive, down.alive = true, false
+		for _, s := range l.sites {
+			s.links[n].rtt += 100 * time.Millisecond
+		}
+		took := n.measure()
+		if limit := 2 * time.Second; !stun && took > limit {
+			t.Errorf("with STUN %v: it took %v", stun, took)
+		}
+		for i, s := range l.sites {
+			got := n.states()[s.name]
+			switch age := l.now.Sub(got.Measured); {
+			case s == down && got.RTT > 0 && age <= took:
+				t.Errorf("with STUN %v: measured a relay that is gone: %+v", stun, got)
+			case s != down && (age > took+askSpacing || got.RTT == 0):
+				t.Errorf("with STUN %v: relay %d was not measured: %+v", stun, i, got)
+			case s != down && !stun && s != l.sites[0] && got.RTT < 100*time.Millisecond:
+				t.Errorf("relay %d is told as it was: %+v", i, got)
+			}
+		}
+		l.pass(time.Second, nil)
+		if len(n.conns) != 1 {
+			t.Errorf("with STUN %v: %d connections of an idle node", stun, len(n.conns))
+		}
+	}
+}
+
+// TestMeasureIsBounded: of many relays without STUN servers, all are measured and
+// never more connected to at once than there may be; who asks over and over causes
+// no more, and one relay that does not answer keeps nobody waiting for ever.
+func TestMeasureIsBounded(t *testing.T) {
+	const relays = 3 * maxConnections
+	l := newLab(t, 2, relays, 1)
+	n := l.nodes[0]
+	for i, s := range l.sites {
+		s.name, s.stun, s.links[n].rtt = fmt.Sprintf("r%d", i), false, 20*time.Millisecond
+	}
+	l.configure()
+	l.pass(6*time.Minute, nil)
+	asked, most := l.now, 0
+	n.m.HandleMeasure(l.now)
+	n.drain()
+	for n.m.Measuring() {
+		l.step()
+		most = max(most, len(n.conns))
+	}
+	if most != maxConnections {
+		t.Errorf("%d connections at once, at most %d are allowed", most, maxConnections)
+	}
+	for name, r := range n.states() {
+		if r.Measured.Before(asked.Add(-askSpacing)) {
+			t.Errorf("relay %s was not measured: %+v", name, r)
+		}
+	}
+	l.pass(time.Second, nil)
+	n.m.HandleMeasure(l.now)
+	n.drain()
+	if len(n.conns) != 1 {
+		t.Errorf("measured again after a second: %d connections", len(n.conns))
+	}
+	l.pass(askSpacing, nil)
+	l.sites[7].links[n].cut = true
+	// Its home answers at once.
+	if took := n.measure(); took < measureWait-tick || took > measureWait+tick {
+		t.Errorf("over after %v", took)
+	}
+}
+
+// TestOldRoundTripsAreForgotten: a way that became longer shows at the next
+// measurement, however seldom that is.
+func TestOldRoundTripsAreForgotten(t *testing.T) {
+	l := newLab(t, 1, 2, 1)
+	n := l.nodes[0]
+	for i, s := range l.sites {
+		s.stun, s.links[n].rtt = false, time.Duration(20+20*i)*time.Millisecond
+	}
+	l.configure()
+	l.pass(10*time.Second, nil)
+	l.sites[1].links[n].rtt = 200 * time.Millisecond
+	l.pass(measureInterval, nil)
+	if got := n.states()["r1"].RTT; got != 200*time.Millisecond {
+		t.Errorf("round trip %v, of 200 ms", got)
+	}
+}
+
+// TestHomeReturns: a relay that failed and works again becomes the home of nodes that
+// it is nearest to, also of one that has nobody to talk to.
+func TestHomeReturns(t *testing.T) {
+	for _, stun := range []bool{true, false} {
+		l := newLab(t, 1, 3, 1)
+		n := l.nodes[0]
+		for i, s := range l.sites {
+			s.stun, s.links[n].rtt = stun, time.Duration(20+100*i)*time.Millisecond
+		}
+		l.configure()
+		l.pass(time.Minute, nil)
+		if n.m.Home() != "r0" {
+			t.Fatalf("with STUN %v: home %q", stun, n.m.Home())
+		}
+		l.sites[0].alive = false
+		l.pass(2*time.Minute, nil)
+		if n.m.Home() != "r1" {
+			t.Fatalf("with STUN %v: home %q while r0 is gone", stun, n.m.Home())
+		}
+		l.sites[0].alive = true
+		l.pass(2*measureInterval, nil)
+		if n.m.Home() != "r0" {
+			t.Errorf("with STUN %v: home %q, half an hour after r0 is back: %+v", stun, n.m.Home(), n.m.Snapshot().Relays)
+		}
+	}
+}
