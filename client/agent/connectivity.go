@@ -5,21 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
 )
 
 const (
-	// checkTime bounds a check of the network: a round of STUN takes 3 s, and
-	// portalTime comes before it.
-	checkTime = 10 * time.Second
+	// checkTime bounds a check of the network: STUN servers and relays take 5 s, and
+	// portalTime comes before that.
+	checkTime = 12 * time.Second
 	// portalTime bounds the question whether it is the coordinator that answers.
 	portalTime = 5 * time.Second
 )
@@ -39,11 +41,24 @@ func (a *Agent) Netcheck(ctx context.Context) (localapi.NetcheckReply, error) {
 	if err := a.cfg.DataPlane.CheckNetwork(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return localapi.NetcheckReply{}, err
 	}
-	reply := netcheck(a.cfg.DataPlane.Status())
+	status := a.cfg.DataPlane.Status()
+	reply := netcheck(status)
 	turnedOff(s.view, &reply.PortMapping)
 	reply.CaptivePortal = portal
-	reply.Hints = hints(reply)
+	reply.Hints = hints(reply, status.NAT.NoNAT, stunServers(s.view.Settings))
 	return reply, nil
+}
+
+// stunServers counts the STUN servers that the coordinator names.
+func stunServers(s wire.Settings) int {
+	servers := slices.Clone(s.STUN)
+	for _, r := range s.Relays {
+		if r.STUN != "" {
+			servers = append(servers, r.STUN)
+		}
+	}
+	slices.Sort(servers)
+	return len(slices.Compact(servers))
 }
 
 // portal says whether something else answers in the coordinator's place, nil
@@ -106,11 +121,13 @@ func relaysOf(e engine.Status) []localapi.Relay {
 }
 
 func relayOf(r engine.RelayStatus) localapi.Relay {
-	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, Error: r.Error, Barred: r.Barred}
+	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, RTTAge: r.RTTAge, Error: r.Error, Barred: r.Barred}
 }
 
-// hints says what is wrong with a network and what to do.
-func hints(r localapi.NetcheckReply) []string {
+// hints says what is wrong with a network and what to do. noNAT says that there is no
+// NAT in front of this device as far as is known, servers is how many STUN servers
+// there are to ask.
+func hints(r localapi.NetcheckReply, noNAT bool, servers int) []string {
 	out := []string{}
 	yes := func(b *bool) bool { return b != nil && *b }
 	relayed := false
@@ -127,6 +144,9 @@ func hints(r localapi.NetcheckReply) []string {
 		}
 		out = append(out, text)
 	}
+	if r.UDP && r.MappingVariesByDestIP == nil && !noNAT {
+		out = append(out, unknownMapping(len(r.Servers), servers))
+	}
 	if yes(r.MappingVariesByDestIP) && r.PortMapping.State != nat.MappingActive.String() {
 		out = append(out, "The NAT in front of this device takes another port for each destination: peers behind a NAT of that kind are reached over the relay. A port mapping in the router helps, or a forwarded port and `warren up --endpoint ADDR:PORT`.")
 	}
@@ -139,6 +159,25 @@ func hints(r localapi.NetcheckReply) []string {
 		}
 	}
 	return out
+}
+
+// unknownMapping says why it is not known what kind of NAT is in front of this
+// device, and what to do.
+func unknownMapping(answered, servers int) string {
+	var why, do string
+	switch {
+	case servers < 2:
+		why = "only one STUN server is configured"
+		do = "an administrator names another with `--stun HOST:PORT` of warren-coordinator serve, or sets up a second relay, which has one."
+	case answered < 2:
+		why = fmt.Sprintf("only one of the %d STUN servers answers", servers)
+		do = "allow UDP from this device to all of them, or have an administrator name others with `--stun HOST:PORT` of warren-coordinator serve."
+	default:
+		why = "no two of the STUN servers that answer have addresses of one family"
+		do = "an administrator names another with `--stun HOST:PORT` of warren-coordinator serve."
+	}
+	return "It is not known whether the NAT in front of this device takes another port for each destination, since " + why +
+		"; so no port is guessed, and some peers are reached over the relay that could be reached directly: " + do
 }
 
 // Paths says how packets reach the device that target names.
@@ -202,9 +241,13 @@ func describePaths(p engine.PeerPaths, e engine.Status) localapi.PathsReply {
 		}
 	}
 	for _, c := range p.Paths.Candidates {
+		why := whyCandidate(c, primary, p.Now)
+		if c.Observed.IsValid() && !slices.Contains(e.Endpoints, c.Observed) {
+			why += fmt.Sprintf("; it sees this device at %v, which is none of the addresses known here", c.Observed)
+		}
 		r.Candidates = append(r.Candidates, localapi.PathCandidate{
 			Addr: c.Addr, Sources: sourceNames(c.Sources), State: c.Standing.String(),
-			Why: whyCandidate(c, primary, p.Now), RTT: c.RTT, MTU: c.MTU, Heard: c.Heard,
+			Why: why, RTT: c.RTT, MTU: c.MTU, Heard: c.Heard, Observed: c.Observed,
 		})
 	}
 	if p.Path.Kind != engine.PathDirect {
@@ -321,6 +364,8 @@ func whyNotDirect(p engine.PeerPaths, own nat.Report) string {
 		why += fmt.Sprintf("; this device's NAT takes another port for each destination, which %s has to guess", p.Name)
 	case p.Paths.Birthday.Local == path.MappingEasy && p.Paths.Birthday.Remote == path.MappingHard:
 		why += fmt.Sprintf("; the NAT of %s takes another port for each destination, which this device has to guess", p.Name)
+	case own.MappingVaries == nat.Unknown && !own.NoNAT && p.Paths.Birthday.Remote != path.MappingEasy:
+		why += "; it is not known what kind of NAT is in front of this device, so no port is guessed: `warren netcheck` says what to do"
 	case own.MappingVaries == nat.Yes:
 		why += "; this device's NAT takes another port for each destination, so that a peer behind such a NAT, or behind a strict firewall, cannot be reached directly"
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/client/localapi"
+	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
@@ -29,13 +30,16 @@ func TestHints(t *testing.T) {
 		{"sound", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up}, new(bool), nil},
 		{"hard NAT", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.Yes}, Relays: up}, nil, []string{"another port for each destination"}},
 		{"UDP blocked", engine.Status{Relays: up, Port: 41641}, nil, []string{"UDP is blocked, .* port 3478, and from port 41641 .* over the relay"}},
-		{"no relay named", engine.Status{NAT: nat.Report{UDP: true}}, nil, []string{"names no relay"}},
-		{"relay down", engine.Status{NAT: nat.Report{UDP: true}, Relays: []engine.RelayStatus{{Name: "default", Error: "refused"}}}, nil, []string{`No relay is connected \(default: refused\)`}},
+		{"no relay named", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No}}, nil, []string{"names no relay"}},
+		{"relay down", engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No}, Relays: []engine.RelayStatus{{Name: "default", Error: "refused"}}}, nil, []string{`No relay is connected \(default: refused\)`}},
+		{"one STUN server answers", engine.Status{NAT: nat.Report{UDP: true, Servers: server}, Relays: up}, nil, []string{"not known.*only one of the 3 STUN servers answers; .*guessed.*allow UDP.*--stun HOST:PORT"}},
+		{"one STUN server and no NAT", engine.Status{NAT: nat.Report{UDP: true, NoNAT: true, Servers: server}, Relays: up}, nil, nil},
+		{"servers of two families", engine.Status{NAT: nat.Report{UDP: true, Servers: append(server, server...)}, Relays: up}, nil, []string{"not known.*no two.*of one family; .*--stun HOST:PORT"}},
 		{"portal", engine.Status{Relays: []engine.RelayStatus{{Error: "moved"}}}, &yes, []string{"sign-in page", "UDP is blocked"}},
 	} {
 		r := netcheck(c.status)
 		r.CaptivePortal = c.portal
-		got := hints(r)
+		got := hints(r, c.status.NAT.NoNAT, 3)
 		if len(got) != len(c.want) {
 			t.Errorf("%s: %q", c.name, got)
 			continue
@@ -51,9 +55,47 @@ func TestHints(t *testing.T) {
 			}
 		}
 	}
+	for servers, want := range map[int]string{1: "only one STUN server is configured", 2: "only one of the 2 STUN servers answers"} {
+		got := hints(netcheck(engine.Status{NAT: nat.Report{UDP: true, Servers: server}, Relays: up}), false, servers)
+		if len(got) != 1 || !strings.Contains(got[0], want) {
+			t.Errorf("%d STUN servers, of which one answers: %q", servers, got)
+		}
+	}
 	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up})
 	if r.NearestRelay != "default" || len(r.Relays) != 2 || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestSTUNServers: servers beside relays count, and none counts twice.
+func TestSTUNServers(t *testing.T) {
+	for _, c := range []struct {
+		settings wire.Settings
+		want     int
+	}{
+		{wire.Settings{}, 0},
+		{wire.Settings{STUN: []string{":3478"}, Relays: []wire.Relay{{Name: "default", STUN: ":3478"}, {Name: "a"}}}, 1},
+		{wire.Settings{STUN: []string{":3478", "stun.example.com:3478"}, Relays: []wire.Relay{{Name: "default", STUN: ":3478"}, {Name: "a", STUN: "a.example.com:3478"}}}, 3},
+	} {
+		if got := stunServers(c.settings); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.settings, got, c.want)
+		}
+	}
+}
+
+// TestDescribeObserved: where the peer says that it saw this device is passed on, and
+// pointed out where it is an address that this device does not know of.
+func TestDescribeObserved(t *testing.T) {
+	known, unknown := netip.MustParseAddrPort("198.51.100.7:41641"), netip.MustParseAddrPort("198.51.100.7:50001")
+	for _, c := range []struct {
+		observed netip.AddrPort
+		pointed  bool
+	}{{netip.AddrPort{}, false}, {known, false}, {unknown, true}} {
+		r := describePaths(engine.PeerPaths{Paths: path.Snapshot{Candidates: []path.CandidateState{{Observed: c.observed}}}}, engine.Status{Endpoints: []netip.AddrPort{known}})
+		got := r.Candidates[0]
+		if got.Observed != c.observed || strings.Contains(got.Why, "sees this device at "+c.observed.String()) != c.pointed {
+			t.Errorf("%v: %+v", c.observed, got)
+		}
 	}
 }
 
@@ -123,6 +165,7 @@ func TestDescribePaths(t *testing.T) {
 		{path.StandingWorks, direct, nat.Report{UDP: true}, "costs 40ms against 1ms of the primary", ""},
 		{path.StandingProbing, relay, nat.Report{UDP: true}, "no answer yet; next in 3s", "1 of the 2 addresses of db are still being asked"},
 		{path.StandingSilent, relay, nat.Report{UDP: true}, "again and again without an answer; next in 3s", "none of the 2 addresses of db answers"},
+		{path.StandingSilent, relay, nat.Report{UDP: true}, "without an answer", "not known what kind of NAT"},
 		{path.StandingSilent, relay, nat.Report{}, "without an answer", "UDP seems to be blocked here"},
 		{path.StandingSilent, relay, nat.Report{UDP: true, MappingVaries: nat.Yes}, "without an answer", "this device's NAT takes another port"},
 		{path.StandingStale, relay, nat.Report{UDP: true}, "answered last 2s ago, which is too old", "none of the 2"},

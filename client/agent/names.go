@@ -104,6 +104,9 @@ func (a *Agent) Ping(ctx context.Context, r localapi.PingRequest) (localapi.Ping
 		return reply, pingError(err, p, r.Timeout)
 	}
 	reply.RTT, reply.Path = answer.RTT, pathOf(answer.Path)
+	for _, other := range answer.Others {
+		reply.Others = append(reply.Others, pathOf(other))
+	}
 	return reply, nil
 }
 

@@ -135,6 +135,9 @@ type PathCandidate struct {
 	State string `json:"state"`
 	// Why says more about State, for people.
 	Why string `json:"why"`
+	// Observed is the address at which the peer says that it saw this device when it
+	// answered from there; left out where it did not. It proves nothing.
+	Observed netip.AddrPort `json:"observed,omitzero"`
 	// RTT is the least of the last round trips, zero for none.
 	RTT time.Duration `json:"rtt_ns,omitempty"`
 	// MTU is the length in bytes of the longest packet of the overlay that was

@@ -84,6 +84,8 @@ type Relay struct {
 	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt_ns,omitempty"`
+	// RTTAge is how long before the answer the last of them was measured.
+	RTTAge time.Duration `json:"rtt_age_ns,omitempty"`
 	// Error is why there is no connection.
 	Error string `json:"error,omitempty"`
 	// Barred is for how many peers it is not used where there is another, since it
@@ -196,7 +198,13 @@ type PingReply struct {
 	Name string        `json:"name"`
 	Addr netip.Addr    `json:"addr"`
 	RTT  time.Duration `json:"rtt_ns"`
-	Path Path          `json:"path"`
+	// Path is what the request was sent by. The way of the answer is the peer's
+	// choice and is not known.
+	Path Path `json:"path"`
+	// Others are paths that it may have gone by as well, in order, four at most: where
+	// the path was in doubt, or changed before the answer came. Left out where there
+	// was one path all the time.
+	Others []Path `json:"others,omitempty"`
 }
 
 // WhoIsReply says who has an address.

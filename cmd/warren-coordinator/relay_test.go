@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/admin"
+	"github.com/warren-overlay/warren/coordinator/server"
 	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/coordinator/wire/channel"
 	"github.com/warren-overlay/warren/netstack/relay"
@@ -145,7 +147,7 @@ func TestRelayList(t *testing.T) {
 	}
 	for _, builtin := range []bool{true, false} {
 		data := filepath.Join(t.TempDir(), "data")
-		args := []string{"--relay", other, "--relay", "name=b,url=ws://192.0.2.1/prefix"}
+		args := []string{"--relay", other, "--relay", "name=b,url=ws://192.0.2.1/prefix", "--relay", "name=c,url=ws://192.0.2.2/,udp=192.0.2.2:3478"}
 		if builtin {
 			args = append(args, "--builtin-relay-region", "home")
 		} else {
@@ -161,7 +163,9 @@ func TestRelayList(t *testing.T) {
 			}
 			got.Relays = got.Relays[1:]
 		}
-		if want := []wire.Relay{fra, {Name: "b", URL: "ws://192.0.2.1/prefix"}}; !slices.Equal(got.Relays, want) {
+		// The port that takes packets answers STUN requests, too.
+		c := wire.Relay{Name: "c", URL: "ws://192.0.2.2" + relayhttp.Path, UDP: "192.0.2.2:3478", STUN: "192.0.2.2:3478"}
+		if want := []wire.Relay{fra, {Name: "b", URL: "ws://192.0.2.1/prefix"}, c}; !slices.Equal(got.Relays, want) {
 			t.Errorf("relays %+v, want %+v", got.Relays, want)
 		}
 		response, err := http.Get(url + relayhttp.Path)
@@ -253,5 +257,26 @@ func TestRelayAdmitsMembers(t *testing.T) {
 	}
 	if ok, _ := enter(t, url, b.m, b.key, b.m.RelayToken); !ok {
 		t.Error("another device is refused after the revocation")
+	}
+}
+
+// TestAdvice: who starts a coordinator is told what devices do not learn by the STUN
+// servers that they are told of, and which flags change that.
+func TestAdvice(t *testing.T) {
+	beside := wire.Relay{Name: "default", STUN: ":3478"}
+	for _, c := range []struct {
+		cfg  server.Config
+		want string
+	}{
+		{server.Config{}, "level=WARN msg=\"devices are told of no STUN server"},
+		{server.Config{STUN: []string{":3478"}, Relays: []wire.Relay{beside, {Name: "a"}}}, "level=INFO msg=\"devices are told of one STUN server"},
+		{server.Config{STUN: []string{":3478"}, Relays: []wire.Relay{beside, {Name: "a", STUN: "a.example.com:3478"}}}, ""},
+		{server.Config{STUN: []string{":3478", "stun.example.com:3478"}}, ""},
+	} {
+		var said strings.Builder
+		adviseServers(c.cfg, slog.New(slog.NewTextHandler(&said, nil)))
+		if got := said.String(); (c.want == "") != (got == "") || !strings.Contains(got, c.want) || got != "" && !strings.Contains(got, "--stun HOST:PORT") {
+			t.Errorf("%+v: %q, want %q", c.cfg, got, c.want)
+		}
 	}
 }

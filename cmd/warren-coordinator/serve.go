@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -19,7 +17,6 @@ import (
 	"github.com/warren-overlay/warren/acl/ident"
 	"github.com/warren-overlay/warren/cmd/internal/commandline"
 	"github.com/warren-overlay/warren/coordinator/server"
-	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/relay"
 	"github.com/warren-overlay/warren/netstack/relay/relayhttp"
 	"github.com/warren-overlay/warren/netstack/stun/stunserver"
@@ -103,58 +100,6 @@ func (m *Main) logger(o serveOptions) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %q is neither text nor json", o.logFormat)
 }
 
-// publicRelay returns the relay's URL under the coordinator's public one, ""
-// where there is none.
-func publicRelay(public string) (string, error) {
-	if public == "" {
-		return "", nil
-	}
-	u, err := url.Parse(public)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return "", fmt.Errorf("--public-url %q is no http or https URL", public)
-	}
-	scheme := map[string]string{"http": "ws", "https": "wss"}[u.Scheme]
-	return (&url.URL{Scheme: scheme, Host: u.Host, Path: u.Path}).JoinPath(relayhttp.Path).String(), nil
-}
-
-// relayList returns the relays that devices are told of: the one beside the
-// coordinator, which listens on port and has the STUN server beside it, before
-// the others.
-func (o *serveOptions) relayList(port int, stun string) ([]wire.Relay, error) {
-	var out []wire.Relay
-	if o.builtin {
-		target, err := publicRelay(o.publicURL)
-		if err != nil {
-			return nil, err
-		}
-		if target == "" {
-			target = fmt.Sprintf("ws://:%d%s", port, relayhttp.Path)
-		}
-		out = append(out, wire.Relay{Name: relayName, Region: o.builtinRegion, URL: target, UDP: stun, STUN: stun})
-	} else if o.builtinRegion != "" {
-		return nil, errors.New("--builtin-relay-region is of no use without the built-in relay")
-	}
-	for _, text := range o.relays {
-		if text == "true" || text == "false" {
-			return nil, fmt.Errorf("--relay names another relay; the one beside the coordinator is switched by --builtin-relay=%s", text)
-		}
-		r, err := wire.ParseRelay(text)
-		if err != nil {
-			return nil, fmt.Errorf("--relay %q: %w", text, err)
-		}
-		out = append(out, withRelayPath(r))
-	}
-	return out, server.ValidateRelays(out)
-}
-
-// withRelayPath gives a URL without a path the one at which relays serve.
-func withRelayPath(r wire.Relay) wire.Relay {
-	if u, err := url.Parse(r.URL); err == nil && strings.Trim(u.Path, "/") == "" {
-		r.URL = u.JoinPath(relayhttp.Path).String()
-	}
-	return r
-}
-
 // followHangup answers SIGHUP, which would end the program otherwise: nothing of the
 // coordinator's is read from files while it runs.
 func (m *Main) followHangup(ctx context.Context, log *slog.Logger) {
@@ -196,9 +141,11 @@ func (m *Main) runServe(ctx context.Context, o serveOptions, wantMetrics bool, l
 		return err
 	}
 	cfg.STUN = append(cfg.STUN, o.servers...)
+	adviseServers(cfg, log)
 	var relays *relayhttp.Server
 	var members *server.Members
 	if o.builtin {
+		cfg.Relay = relayName
 		cfg.OnRevoke = func(key ident.NodeKey) {
 			if relays != nil { // nobody is connected before the relay is made
 				relays.Revoke(members.Network(), key)

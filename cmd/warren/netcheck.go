@@ -18,8 +18,8 @@ func (m *Main) netcheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "netcheck",
 		Short: "Measure this device's network: UDP, NAT, relays",
-		Long: `Have the daemon ask its STUN servers anew, and show what this device's network is
-like: whether UDP works, the addresses it is seen under, whether the NAT takes
+		Long: `Have the daemon ask its STUN servers and measure its relays anew, which takes some
+seconds, and show what this device's network is like: whether UDP works, the addresses it is seen under, whether the NAT takes
 another port for each destination, and how far the relays are. What is wrong,
 and what to do about it, stands below.`,
 		Args: arguments(cobra.NoArgs),
@@ -51,14 +51,16 @@ func (m *Main) printNetcheck(r localapi.NetcheckReply) {
 		line("IPv6Pinhole", pinholeText(p))
 	}
 	line("CaptivePortal", knownText(r.CaptivePortal))
-	nearest := r.NearestRelay
-	if nearest == "" {
-		nearest = "unknown"
+	nearest := "unknown"
+	for _, relay := range r.Relays {
+		if relay.Name == r.NearestRelay {
+			nearest = relayText(relay.Name, relay.Region)
+		}
 	}
 	line("Nearest relay", nearest)
 	line("Relay latency", "")
 	for _, relay := range r.Relays {
-		fmt.Fprintf(m.Stdout, "\t\t- %s: %s\n", relayName(relay), relayText(relay))
+		fmt.Fprintf(m.Stdout, "\t\t- %s: %s\n", relayName(relay), latencyText(relay))
 	}
 	if len(r.Hints) > 0 {
 		fmt.Fprintln(m.Stdout, "\n# What to do:")
@@ -84,10 +86,7 @@ func knownText(b *bool) string {
 
 // relayName is a relay's name, with what it is and where.
 func relayName(r localapi.Relay) string {
-	name := r.Name
-	if r.Region != "" {
-		name += " (" + r.Region + ")"
-	}
+	name := relayText(r.Name, r.Region)
 	if r.Home {
 		name += ", home"
 	}
@@ -113,8 +112,15 @@ func pinholeText(p localapi.PortMapping) string {
 	return fmt.Sprintf("%v: %s", p.Internal, portMappingText(p))
 }
 
-func relayText(r localapi.Relay) string {
+// staleRTT is from which age on a round trip is shown with it. What a check of the
+// network measured is younger: it takes 12 s at most.
+const staleRTT = 15 * time.Second
+
+// latencyText says how far a relay is, or why that is not known.
+func latencyText(r localapi.Relay) string {
 	switch {
+	case r.RTT > 0 && r.RTTAge >= staleRTT:
+		return fmt.Sprintf("%v, measured %v ago", roundRTT(r.RTT), r.RTTAge.Round(time.Second))
 	case r.RTT > 0:
 		return roundRTT(r.RTT).String()
 	case r.Connected:
@@ -203,7 +209,7 @@ func (m *Main) printPaths(r localapi.PathsReply) error {
 	}
 	fmt.Fprintln(m.Stdout, "\nRelays:")
 	for _, relay := range r.Relays {
-		fmt.Fprintf(m.Stdout, "  %s: %s%s\n", relayName(relay), relayText(relay), barText(r, relay.Name))
+		fmt.Fprintf(m.Stdout, "  %s: %s%s\n", relayName(relay), latencyText(relay), barText(r, relay.Name))
 	}
 	fmt.Fprintln(m.Stdout, "\nThis device:")
 	for _, e := range r.Endpoints {

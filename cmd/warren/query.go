@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,12 +24,13 @@ func (m *Main) pingCommand() *cobra.Command {
 		Use:   "ping NAME|IP",
 		Short: "Ping a device inside the tunnel, and show the path",
 		Long: `Send ICMP echo requests to a device through the tunnel, one a second, and show
-how each answer came: over a relay, or directly. The rules of both devices
+the path that each request took: over a relay, or directly. Where the path was in
+doubt or changed before the answer came, the others are shown, too. The rules of both devices
 apply: what they refuse is not answered.
 
-It ends with the first answer over a direct path, or after -c pings. The exit
+It ends with the first answer to a ping over a direct path, or after -c pings. The exit
 status is 0 where there was an answer. With --until-direct on the command line
-it is 0 only where there was one over a direct path, and the reason why there
+it is 0 only where there was one to a ping over a direct path, and the reason why there
 was none is printed otherwise. With --until-direct=false all pings are sent.`,
 		Example: `  warren ping -c 1 db
   warren ping --until-direct --timeout 2s db`,
@@ -66,7 +68,7 @@ was none is printed otherwise. With --until-direct=false all pings are sent.`,
 				if err := m.printPong(reply, asJSON); err != nil {
 					return err
 				}
-				if untilDirect && reply.Path.Kind == "direct" {
+				if untilDirect && direct(reply) {
 					return nil
 				}
 			}
@@ -101,15 +103,34 @@ func (m *Main) printPong(r localapi.PingReply, asJSON bool) error {
 	if asJSON {
 		return m.printJSON(r)
 	}
-	via := "no path"
-	switch r.Path.Kind {
-	case "direct":
-		via = r.Path.Addr.String()
-	case "relay":
-		via = "relay(" + region(r.Path) + ")"
+	text := fmt.Sprintf("pong from %s (%v) via %s in %v", r.Name, r.Addr, viaText(r.Path), roundRTT(r.RTT))
+	if len(r.Others) > 0 {
+		var others []string
+		for _, p := range r.Others {
+			others = append(others, viaText(p))
+		}
+		text += "; or via " + strings.Join(others, ", ") + ", as the path changed or was in doubt"
 	}
-	_, err := fmt.Fprintf(m.Stdout, "pong from %s (%v) via %s in %v\n", r.Name, r.Addr, via, roundRTT(r.RTT))
+	_, err := fmt.Fprintln(m.Stdout, text)
 	return err
+}
+
+// viaText is a path as the line of a ping has it.
+func viaText(p localapi.Path) string {
+	if p.Kind == "direct" {
+		return p.Addr.String()
+	}
+	return pathText(p)
+}
+
+// direct reports whether a ping went directly, and for certain.
+func direct(r localapi.PingReply) bool {
+	for _, p := range append([]localapi.Path{r.Path}, r.Others...) {
+		if p.Kind != "direct" {
+			return false
+		}
+	}
+	return true
 }
 
 func (m *Main) whoisCommand() *cobra.Command {

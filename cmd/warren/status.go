@@ -21,8 +21,10 @@ func (m *Main) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show this device, its peers and what is wrong",
 		Long: `Show this device and its peers, one a line: address, name, owner, system, and
-how packets go: "active" where there were some lately, then the path, the last
-handshake and the bytes sent and received. What is wrong stands below, with stable codes.`,
+how packets go: "active" where there were some lately, with the path; "direct" and
+an address, or "relay", its name and its region; then the last handshake, and the
+bytes sent and received, where there were any. What is wrong stands below, with
+stable codes.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := m.client().Status(cmd.Context())
@@ -96,7 +98,7 @@ func activity(n localapi.Node) string {
 	default:
 		parts = append(parts, "offline")
 	}
-	if n.Active && !n.LastHandshake.IsZero() {
+	if !n.LastHandshake.IsZero() {
 		parts = append(parts, fmt.Sprintf("handshake %v ago", max(0, time.Since(n.LastHandshake)).Round(time.Second)))
 	}
 	if n.TxBytes+n.RxBytes > 0 {
@@ -111,18 +113,18 @@ func pathText(p localapi.Path) string {
 	case "direct":
 		return "direct " + p.Addr.String()
 	case "relay":
-		return fmt.Sprintf("relay %q", region(p))
+		return "relay " + relayText(p.Relay, p.Region)
 	}
 	return "no path"
 }
 
-// region is what people call a relay: where it stands, or its name where nobody
-// said.
-func region(p localapi.Path) string {
-	if p.Region != "" {
-		return p.Region
+// relayText is what people call a relay everywhere: its name, by which it is told
+// from others of its region, and where it stands, if anybody said.
+func relayText(name, region string) string {
+	if region == "" {
+		return name
 	}
-	return p.Relay
+	return name + " (" + region + ")"
 }
 
 // owner is a login with its domain cut off, or what a tagged device has in its

@@ -41,7 +41,7 @@ type Pong struct {
 	TxID TxID
 	// Observed is the address from which the Ping came, as the sender of the
 	// Pong saw it, zero where that came over a relay. It is what the peer says, and
-	// proves nothing.
+	// proves nothing: it is shown to people, who see by it what a NAT does to a way.
 	Observed netip.AddrPort
 	// InTunnel says that the sender also answers questions inside the tunnel. It goes
 	// over relays, where Observed is zero, which it must be. Nodes of versions before

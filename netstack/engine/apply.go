@@ -266,6 +266,7 @@ func (c *control) add(want config.Peer, self *ident.Identity, rules *ruleset.Rul
 		endpoints: slices.Clone(want.Endpoints),
 		sealer:    sealer, opener: opener, agent: agent, place: -1,
 	}
+	p.notePath(wg.Path{}) // there is always one to follow
 	p.filter = filter.NewPeer(c.filter, self, identity, rules.ForPeer(self, identity), now)
 	p.filter.SetShields(c.cfg.ShieldsUp, now)
 	c.setEnd(p, now)
@@ -343,7 +344,7 @@ func (c *control) setTunnels() error {
 			if p.tunnel != tunnel {
 				p.tunnel = tunnel
 				p.sealing.Store(tunnel)
-				tunnel.SetPath(c.pathOf(p))
+				c.setPath(p)
 			}
 			if p.retreated {
 				p.retreated = false

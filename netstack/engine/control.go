@@ -79,7 +79,7 @@ type control struct {
 	// retired is what the agents of removed peers have counted, by pathEvents.
 	retired map[string]uint64
 	events  []filter.Event  // of collect, kept for the next one
-	checks  []chan struct{} // closed when the round of STUN is over
+	checks  []chan struct{} // closed when the check of the network is over
 }
 
 // controlStats counts what the control goroutine dropped.
@@ -345,7 +345,7 @@ func (c *control) drain(p *peer) {
 		}
 		p.direct.Store(&event.Primary.Addr)
 		p.both = event.Both
-		p.tunnel.SetPath(c.pathOf(p))
+		c.setPath(p)
 		if event.Why == path.ReasonLost {
 			// The NAT in front of us may have forgotten us: ask for our public
 			// address now, not at the next round.

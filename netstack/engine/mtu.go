@@ -102,8 +102,16 @@ func (c *control) setMTU(p *peer) {
 	if p.mtu.Swap(mtu) == mtu {
 		return
 	}
-	p.tunnel.SetPath(c.pathOf(p))
+	c.setPath(p)
 	c.e.log.Debug("MTU changed", "peer", p.member.Name(), "mtu", mtu)
+}
+
+// setPath tells WireGuard where packets to p go from now on, and those who want to
+// know which path theirs took.
+func (c *control) setPath(p *peer) {
+	to := c.pathOf(p)
+	p.tunnel.SetPath(to)
+	p.notePath(to) // after: what is sent in between is said to be of either
 }
 
 // pathOf returns where packets to p go.

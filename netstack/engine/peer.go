@@ -48,6 +48,9 @@ type peer struct {
 	// which takes it many times in a row, lets them go first (yield).
 	waiting atomic.Int32
 
+	// span is how packets to it go since when, set by the control goroutine.
+	span atomic.Pointer[pathSpan]
+
 	// sealing is tunnel, for the data path, relayed whether packets to the peer go
 	// over a relay, and roundTrip how long the way to it takes to and fro, in
 	// nanoseconds, 0 where that is not known.

@@ -14,7 +14,6 @@ import (
 	"github.com/warren-overlay/warren/acl/filter"
 	"github.com/warren-overlay/warren/acl/packet"
 	"github.com/warren-overlay/warren/netstack/alarm"
-	"github.com/warren-overlay/warren/netstack/wg"
 )
 
 var (
@@ -143,15 +142,19 @@ func (e *Engine) Ping(ctx context.Context, to netip.Addr) (PingReply, error) {
 	}
 	defer e.host.pings.remove(key)
 
-	var sent []time.Time // by sequence number
+	type request struct {
+		at   time.Time
+		span *pathSpan
+	}
+	var sent []request // by sequence number
 	again := alarm.New(pingInterval)
 	defer again.Stop()
 	for {
-		request := packet.AppendEchoRequest(nil, packet.Echo{
+		echo := packet.AppendEchoRequest(nil, packet.Echo{
 			Source: source, Destination: to, Identifier: key.identifier, Sequence: uint16(len(sent)),
 		})
-		sent = append(sent, e.cfg.Now())
-		if err := e.sendOwn(p, request); err != nil {
+		sent = append(sent, request{e.cfg.Now(), p.span.Load()})
+		if err := e.sendOwn(p, echo); err != nil {
 			return PingReply{}, err
 		}
 		for waiting := true; waiting; {
@@ -162,8 +165,10 @@ func (e *Engine) Ping(ctx context.Context, to netip.Addr) (PingReply, error) {
 				return PingReply{}, ErrStopped
 			case echo := <-answer:
 				if int(echo.Sequence) < len(sent) {
-					rtt := e.cfg.Now().Sub(sent[echo.Sequence])
-					return PingReply{Peer: p.displayName(), RTT: rtt, Path: e.pathOf(p)}, nil
+					answered := sent[echo.Sequence]
+					reply := PingReply{Peer: p.displayName(), RTT: e.cfg.Now().Sub(answered.at)}
+					reply.Path, reply.Others = answered.span.taken()
+					return reply, nil
 				}
 			case <-again.C:
 				again.Set(pingInterval)
@@ -189,29 +194,4 @@ func (e *Engine) sendOwn(p *peer, b []byte) error {
 	e.touch(p)
 	e.host.reader.inject(b) // one that does not fit is sent again
 	return nil
-}
-
-// pathOf returns how packets to p go now.
-func (e *Engine) pathOf(p *peer) Path {
-	device := e.host.device.Load()
-	if device == nil {
-		return Path{Kind: PathNone}
-	}
-	tunnel := device.Peer(p.key)
-	if tunnel == nil {
-		return Path{Kind: PathNone}
-	}
-	return pathFrom(tunnel.Path())
-}
-
-func pathFrom(p wg.Path) Path {
-	switch {
-	case p.Direct.IsValid():
-		return Path{Kind: PathDirect, Addr: p.Direct}
-	case p.Relay != nil:
-		if r, ok := p.Relay.(*relayConn); ok {
-			return r.path()
-		}
-	}
-	return Path{Kind: PathNone}
 }

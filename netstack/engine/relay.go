@@ -207,6 +207,8 @@ type relaySession struct {
 	// goroutine leaves it here and never waits for mu: whoever holds that may be
 	// waiting for the control goroutine (tellRelay).
 	renewal atomic.Pointer[[]byte]
+	// measuring says that somebody wants to know the round trip.
+	measuring atomic.Bool
 
 	mu      sync.Mutex // protects all below
 	session *relay.Session
@@ -267,6 +269,15 @@ func (s *relaySession) renew(token []byte) {
 	}
 }
 
+// measure has the round trip to the relay measured. It does not block.
+func (s *relaySession) measure() {
+	s.measuring.Store(true)
+	select {
+	case s.timer <- struct{}{}:
+	default:
+	}
+}
+
 // watch drives the session's timers until the context ends.
 func (s *relaySession) watch(ctx context.Context) {
 	timer := alarm.New(0)
@@ -285,6 +296,9 @@ func (s *relaySession) watch(ctx context.Context) {
 			s.session.HandleToken(*token, now)
 		}
 		s.session.HandleTimeout(now)
+		if s.measuring.Swap(false) {
+			s.session.HandleMeasure(now)
+		}
 		s.drainLocked(now)
 		next, ok := s.session.NextTimeout()
 		if !again.IsZero() && (!ok || again.Before(next)) {

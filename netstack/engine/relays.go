@@ -157,6 +157,13 @@ func (c *control) drainRelays() {
 			}
 		case home.Probe:
 			c.probeRelay(conn)
+		case home.Measure:
+			if conn == nil {
+				continue
+			}
+			if s := conn.session.Load(); s != nil {
+				s.measure()
+			}
 		case home.Check:
 			if p := c.peers[o.Peer]; p != nil {
 				c.sendRelayed(p, conn, c.relays.machine.Ping(o))
@@ -192,7 +199,7 @@ func (c *control) reroute(p *peer) {
 		return
 	}
 	if p.tunnel != nil {
-		p.tunnel.SetPath(c.pathOf(p))
+		c.setPath(p)
 	}
 	if before != nil && p.relay != nil {
 		for _, h := range before.takeHeld(p.key) {
@@ -310,9 +317,13 @@ func (c *control) handleProbeAnswer(m stun.Message, from netip.AddrPort) bool {
 // configuration.
 func (c *control) relayStatus() []RelayStatus {
 	var out []RelayStatus
+	now := c.now()
 	for _, r := range c.relays.machine.Snapshot().Relays {
 		conn := c.relays.conns[r.Name]
 		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, RTT: r.RTT, Barred: r.Barred}
+		if !r.Measured.IsZero() {
+			s.RTTAge = max(0, now.Sub(r.Measured))
+		}
 		s.Connected, s.Error = conn.connected()
 		if session := conn.session.Load(); session != nil {
 			s.Datagrams = session.datagrams.link.Load() != nil

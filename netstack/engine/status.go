@@ -34,13 +34,16 @@ type Path struct {
 }
 
 // String returns the path as `warren status` shows it: "direct ip:port",
-// `relay "name"` or "none".
+// "relay name (region)" or "none".
 func (p Path) String() string {
 	switch p.Kind {
 	case PathDirect:
 		return "direct " + p.Addr.String()
 	case PathRelay:
-		return `relay "` + p.Relay + `"`
+		if p.Region != "" {
+			return "relay " + p.Relay + " (" + p.Region + ")"
+		}
+		return "relay " + p.Relay
 	case PathNone:
 	}
 	return string(PathNone)
@@ -90,6 +93,8 @@ type RelayStatus struct {
 	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.
 	RTT time.Duration `json:"rtt,omitempty"`
+	// RTTAge is how long ago the last of them was measured.
+	RTTAge time.Duration `json:"rtt_age,omitempty"`
 	// Queued is how many bytes wait to be sent there, for all peers together.
 	Queued int `json:"queued,omitempty"`
 	// Error is why there is no connection, empty where there is one.
@@ -141,6 +146,13 @@ type PingReply struct {
 	// RTT is the time from the request to the reply, a handshake included
 	// where one was needed.
 	RTT time.Duration
-	// Path is how packets went when the reply came.
+	// Path is how packets went when the request was sent; where there was no path
+	// then, the first one that came up, since the request waited for it. The way back
+	// is the peer's choice and is not known.
 	Path Path
+	// Others are paths that the request may have gone by as well, in order, four at
+	// most: the relay where a copy of each packet went over it, since the direct path
+	// was in doubt, and those that came up before the reply, as a request that waits
+	// for a handshake goes by the newest. Nil where there was one path all the time.
+	Others []Path
 }

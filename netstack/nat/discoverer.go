@@ -60,6 +60,10 @@ type Report struct {
 	// addresses (RFC 4787, section 4.1), so that Public4 is of little use to
 	// peers. It takes answers of two servers of one family.
 	MappingVaries Tristate
+	// NoNAT says that every server that answered saw an address of this machine's own:
+	// there is no NAT between them. There may be one on the way to others, where those
+	// servers are near.
+	NoNAT bool
 	// Endpoints are the addresses to tell to peers: local ones as they were
 	// given, then those that are forwarded, then public ones, without repeats.
 	Endpoints []netip.AddrPort
@@ -85,7 +89,7 @@ type ServerReport struct {
 // Equal reports whether r and o say the same but for round trips.
 func (r Report) Equal(o Report) bool {
 	return r.UDP == o.UDP && r.Public4 == o.Public4 && r.Public6 == o.Public6 &&
-		r.MappingVaries == o.MappingVaries && r.Moves == o.Moves && slices.Equal(r.Predicted, o.Predicted) &&
+		r.MappingVaries == o.MappingVaries && r.Moves == o.Moves && r.NoNAT == o.NoNAT && slices.Equal(r.Predicted, o.Predicted) &&
 		slices.Equal(r.Endpoints, o.Endpoints)
 }
 
@@ -409,6 +413,11 @@ func (d *Discoverer) try(s *server) {
 	s.tried++
 }
 
+// own reports whether a public address is this machine's own, or there is none.
+func (d *Discoverer) own(public netip.AddrPort) bool {
+	return !public.IsValid() || public.Addr().IsLoopback() || slices.Contains(d.local, public)
+}
+
 // update computes the report anew.
 func (d *Discoverer) update() {
 	r := Report{Moves: d.report.Moves}
@@ -436,6 +445,7 @@ func (d *Discoverer) update() {
 			*public = s.mapped
 		}
 	}
+	r.NoNAT = r.UDP && d.own(r.Public4) && d.own(r.Public6) && r.MappingVaries != Yes
 	if r.MappingVaries == Yes {
 		r.Predicted = predict(r.Servers)
 	}

@@ -82,7 +82,15 @@ func TestReport(t *testing.T) {
 		},
 		"no NAT": {
 			map[netip.AddrPort]string{server1: local.String()},
-			Report{UDP: true, Public4: local, Endpoints: []netip.AddrPort{local}},
+			Report{UDP: true, Public4: local, NoNAT: true, Endpoints: []netip.AddrPort{local}},
+		},
+		"a server on this machine": {
+			map[netip.AddrPort]string{server1: "127.0.0.1:5000"},
+			Report{UDP: true, Public4: at("127.0.0.1:5000"), NoNAT: true, Endpoints: []netip.AddrPort{local, at("127.0.0.1:5000")}},
+		},
+		"a NAT for one of two families": {
+			map[netip.AddrPort]string{server1: local.String(), server6: "[2001:db8::1]:41641"},
+			Report{UDP: true, Public4: local, Public6: at("[2001:db8::1]:41641"), Endpoints: []netip.AddrPort{local, at("[2001:db8::1]:41641")}},
 		},
 		"both families": {
 			map[netip.AddrPort]string{server1: "1.1.1.1:5000", server6: "[2001:db8::1]:41641"},

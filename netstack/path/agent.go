@@ -400,6 +400,7 @@ func (a *Agent) HandleSocketPong(socket uint32, from netip.AddrPort, m disco.Pon
 		return ErrUnsolicited
 	}
 	a.stats.PongsAccepted++
+	c.observed = m.Observed
 	if c.path() == a.primary {
 		a.checking, a.unheard = time.Time{}, false
 	}

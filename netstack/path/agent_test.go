@@ -69,6 +69,9 @@ func direct(t testing.TB, seed byte) *Agent {
 	if a.Primary() != DirectTo(home) {
 		t.Fatalf("primary %v", a.Primary())
 	}
+	if got := a.Snapshot().Candidates[0].Observed; got != lan {
+		t.Fatalf("the peer sees this node at %v, want %v", got, lan)
+	}
 	drainEvents(a)
 	return a
 }

@@ -64,7 +64,10 @@ type candidate struct {
 	carried time.Time // last data from there
 	pinged  time.Time // last ping from there
 	guessed time.Time // when it was found by a guess, zero for never
-	samples []time.Duration
+	// observed is where the peer saw this node in the last ping that it answered, for
+	// people: it is the peer's word, and nothing is decided by it.
+	observed netip.AddrPort
+	samples  []time.Duration
 
 	outstanding []challenge // oldest first
 	wanted      time.Time   // when the last challenge fell due

@@ -135,6 +135,9 @@ type CandidateState struct {
 	Class    Class
 	// RTT is the least of the recent round trips, zero where none was measured.
 	RTT time.Duration
+	// Observed is the address at which the peer says that it saw this node when it
+	// answered last, the zero value for none. It proves nothing.
+	Observed netip.AddrPort
 	// Cost is what candidates that work are compared by, less being better; zero
 	// where no round trip was measured.
 	Cost time.Duration
@@ -169,7 +172,7 @@ func (a *Agent) Snapshot() Snapshot {
 		s.Candidates[i] = CandidateState{
 			Addr: c.addr, Socket: c.socket, Sources: c.sources, Standing: a.standing(c), Class: ClassOf(c.addr.Addr()),
 			RTT: c.rtt(), Proved: c.proved, Heard: c.heard, Next: c.next, Lost: c.lost, Barred: c.barred,
-			MTU: c.sizes.proved,
+			MTU: c.sizes.proved, Observed: c.observed,
 		}
 		if len(c.samples) > 0 {
 			s.Candidates[i].Cost = c.score().cost()

@@ -41,7 +41,7 @@ func TestPinholes(t *testing.T) {
 			a.CLI("up", "--login-server", coordinator.URL(), "--auth-key", key, "--hostname", "a", "--port-mapping=false")
 			b.Up(coordinator, key)
 
-			if out, err := a.Try("ping", "--until-direct", "-c", "3", "b"); err == nil || !strings.Contains(out, "via relay(") || !strings.Contains(err.Error(), "no direct path to b after 3 pings") {
+			if out, err := a.Try("ping", "--until-direct", "-c", "3", "b"); err == nil || !strings.Contains(out, "via relay ") || !strings.Contains(err.Error(), "no direct path to b after 3 pings") {
 				t.Fatalf("without a pinhole: %v\n%s", err, out)
 			}
 			if out := a.CLI("netcheck"); !strings.Contains(out, "PortMapping: off") || strings.Contains(out, "IPv6Pinhole") {

@@ -56,7 +56,7 @@ func TestPortMapping(t *testing.T) {
 
 			// Without a mapping the relay is the way, and the node says so. The other
 			// router maps nothing, and its node says that.
-			if out, err := a.Try("ping", "--until-direct", "-c", "3", "b"); err == nil || !strings.Contains(out, "via relay(") || !strings.Contains(err.Error(), "no direct path to b after 3 pings") {
+			if out, err := a.Try("ping", "--until-direct", "-c", "3", "b"); err == nil || !strings.Contains(out, "via relay ") || !strings.Contains(err.Error(), "no direct path to b after 3 pings") {
 				t.Fatalf("without a mapping: %v\n%s", err, out)
 			}
 			if out := a.CLI("netcheck"); !strings.Contains(out, "PortMapping: off") {

@@ -282,7 +282,7 @@ func TestBuiltinRelayRestart(t *testing.T) {
 	db.Up(coordinator, coordinator.Key("--tags", "tag:db"))
 	relayed := lab.StartUDP(t, laptop.Host, db.Host, address(db, "-4", 5353))
 	stream := lab.StartTCP(t, laptop.Host, db.Host, address(db, "-6", 5432))
-	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "default"`) {
+	if line := path(t, laptop, "db"); !strings.Contains(line, "relay default") {
 		t.Fatalf("with one relay: %q", line)
 	}
 	other.Start()
@@ -290,7 +290,7 @@ func TestBuiltinRelayRestart(t *testing.T) {
 	for _, n := range []*lab.Node{laptop, db} {
 		byDatagrams(t, n, true, 30*time.Second)
 	}
-	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "default"`) {
+	if line := path(t, laptop, "db"); !strings.Contains(line, "relay default") {
 		t.Fatalf("with two relays: %q", line)
 	}
 	relayed.LongestGap()
@@ -301,7 +301,7 @@ func TestBuiltinRelayRestart(t *testing.T) {
 	if gap > restart {
 		t.Errorf("a gap of %v when the coordinator stopped in order", gap)
 	}
-	if line := path(t, laptop, "db"); !strings.Contains(line, `relay "fra-1"`) {
+	if line := path(t, laptop, "db"); !strings.Contains(line, "relay fra-1") {
 		t.Errorf("with the coordinator stopped: %q", line)
 	}
 	coordinator.Start()

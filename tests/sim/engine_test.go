@@ -355,6 +355,65 @@ func TestPingTellsPathAndTime(t *testing.T) {
 	})
 }
 
+// TestPingTellsThePathItTook: an answer that comes when the path has changed is to a
+// ping that went by the path of before, and both are told.
+func TestPingTellsThePathItTook(t *testing.T) {
+	t.Parallel()
+	run(t, 8, func(s *sim) {
+		host, router := s.behind("a", simnet.NAT{}, 1)
+		s.world.Do(func(*simnet.Network) { router.BlockUDP(true) })
+		a, b := s.start("a", host, nil), s.start("b", s.public("b", 2), nil)
+		s.meet(a, b)
+		type outcome struct {
+			reply engine.PingReply
+			err   error
+		}
+		answer := func(meanwhile func()) engine.PingReply {
+			ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+			defer cancel()
+			done := make(chan outcome)
+			s.running.Go(func() {
+				reply, err := a.engine.Ping(ctx, b.Addr4())
+				done <- outcome{reply, err}
+			})
+			var request []byte
+			for request = <-b.tun.Received(); parsed(s, request).Kind != packet.EchoRequest; request = <-b.tun.Received() {
+				continue
+			}
+			meanwhile()
+			b.tun.Send(enginetest.EchoReply(request))
+			o := <-done
+			if o.err != nil {
+				s.Fatal(o.err)
+			}
+			for len(b.tun.Received()) > 0 { // sent again meanwhile
+				<-b.tun.Received()
+			}
+			return o.reply
+		}
+		if got := answer(func() {}); got.Path.Relay != "home" || got.Others != nil {
+			s.Fatalf("%+v: want it over the relay", got)
+		}
+		sent := time.Now()
+		got := answer(func() {
+			s.world.Do(func(*simnet.Network) { router.BlockUDP(false) })
+			for a.path(b).Kind != engine.PathDirect {
+				if time.Since(sent) > time.Minute {
+					s.Fatalf("no direct path: %+v", a.engine.Status())
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		if got.Path.Relay != "home" || len(got.Others) == 0 || got.Others[0].Kind != engine.PathDirect || got.RTT < time.Since(sent)-time.Second {
+			s.Fatalf("%+v after %v: want it over the relay, and that the path became direct", got, time.Since(sent))
+		}
+		time.Sleep(10 * time.Second) // the NAT may be asked for other ports first
+		if got := answer(func() {}); got.Path.Kind != engine.PathDirect || got.Others != nil {
+			s.Fatalf("%+v: want it directly", got)
+		}
+	})
+}
+
 func TestIdlePeersAreSilent(t *testing.T) {
 	t.Parallel()
 	run(t, 9, func(s *sim) {

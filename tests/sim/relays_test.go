@@ -310,3 +310,56 @@ func TestHomeIsFound(t *testing.T) {
 		}
 	})
 }
+
+// TestCheckMeasuresRelays: a check of the network measures relays that have no STUN
+// server and are not connected to, and those that carry so much that nobody asks
+// how far they are.
+func TestCheckMeasuresRelays(t *testing.T) {
+	t.Parallel()
+	run(t, 3, func(s *sim) {
+		far := s.addRelay("far", 20)
+		a := s.start("a", s.public("a", 1), nil)
+		s.meet(a)
+		time.Sleep(5 * time.Minute)
+		relays := func() (home, other engine.RelayStatus) {
+			for _, r := range a.engine.Status().Relays {
+				if r.Home {
+					home = r
+				} else {
+					other = r
+				}
+			}
+			return home, other
+		}
+		home, other := relays()
+		if other.Connected || other.RTT == 0 || other.RTTAge < time.Minute {
+			s.Fatalf("before: %+v and %+v", home, other)
+		}
+		s.world.Do(func(*simnet.Network) {
+			far.host.SetPath(simnet.Path{Delay: 50 * time.Millisecond})
+			s.server.SetPath(simnet.Path{Delay: 50 * time.Millisecond})
+		})
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(s.ctx, failover)
+		defer cancel()
+		if err := a.engine.CheckNetwork(ctx); err != nil {
+			s.Fatal(err)
+		}
+		took := time.Since(began)
+		home, other = relays()
+		if home.RTTAge > took+10*time.Second || other.RTTAge > took || other.RTT < 100*time.Millisecond {
+			s.Fatalf("after %v: %+v and %+v", took, home, other)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if _, other = relays(); other.Connected {
+			s.Fatalf("it stays connected: %+v", other)
+		}
+		if err := a.engine.CheckNetwork(ctx); err != nil {
+			s.Fatal(err)
+		}
+		if _, again := relays(); again.RTTAge < time.Second {
+			s.Fatalf("measured again at once: %+v", again)
+		}
+	})
+}
