@@ -93,5 +93,14 @@ func (r *Relay) Kill() { r.process.kill() }
 // Terminate asks the relay to end, as a service manager does, and does not wait.
 func (r *Relay) Terminate() { r.process.signal(syscall.SIGTERM) }
 
+// Signal sends a signal to the relay.
+func (r *Relay) Signal(s syscall.Signal) {
+	r.process.signal(s)
+	if s == syscall.SIGSTOP {
+		// A test that fails in between must be able to end it.
+		r.t.Cleanup(func() { r.process.signal(syscall.SIGCONT) })
+	}
+}
+
 // Ended is closed when the relay has ended.
 func (r *Relay) Ended() <-chan struct{} { return r.process.exited }

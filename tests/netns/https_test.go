@@ -16,7 +16,7 @@ import (
 // TestRelayByHTTPS has a warren-relay on port 443 with a certificate of its name, and
 // nodes of which two get nothing out but that: one by a firewall, one by a proxy. All
 // reach each other, those two by TLS only. Under a name that the certificate does not
-// bear, the same relay is used by nobody.
+// bear, the same relay is used by nobody, near as it is, and netcheck says why.
 func TestRelayByHTTPS(t *testing.T) {
 	t.Parallel()
 	const relayName, otherName = "fra-1.example.com", "ams-1.example.com"
@@ -26,7 +26,7 @@ func TestRelayByHTTPS(t *testing.T) {
 	host, cfg := internet.Public("relay"), lab.RelayConfig{Name: "fra-1", Datagrams: true}
 	internet.Name(host, otherName)
 	internet.Name(host, relayName)
-	c := hub.CoordinatorTLS(t, "--builtin-relay=false", "--relay", host.RelayEntry(cfg), "--relay", "name=ams-1,url=wss://"+otherName)
+	c := hub.CoordinatorTLS(t, "--builtin-relay=false", "--relay", host.RelayEntry(cfg), "--relay", "name=ams-1,url=wss://"+otherName+",stun="+otherName+":3478")
 	relay := host.Relay(t, c, cfg)
 	c.SetPolicy(`{"tagOwners": {"tag:a": ["alice@example.com"]}, "grants": [{"src": ["tag:a"], "dst": ["tag:a"], "ip": ["tcp:7000"]}]}`)
 	key := c.Key("--tags", "tag:a", "--reusable")
@@ -73,5 +73,8 @@ func TestRelayByHTTPS(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	if out := nodes[0].CLI("netcheck"); !strings.Contains(out, "- ams-1: no connection: ") || !strings.Contains(out, "certificate is valid for "+relayName) {
+		t.Errorf("netcheck does not say what is the matter with ams-1:\n%s", out)
 	}
 }

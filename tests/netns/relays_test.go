@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,8 +109,9 @@ func connectedTo(t *testing.T, relays float64, nodes ...*lab.Node) {
 // TestRelays has two relays, and none beside the coordinator. Two databases are
 // reached through them only: one by datagrams, the other inside HTTPS since neither
 // end gets UDP to a relay. The web server is reached directly. For each of the two
-// the relay that carries its packets is killed while the coordinator is down, and then
-// the one that does is restarted in order; then both are away for a minute (F06, F07).
+// the relay that carries its packets is killed while the coordinator is down, then the
+// one that does is stopped for a while, and then restarted in order; then both are away
+// for a minute (F06, F07).
 func TestRelays(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -201,6 +203,23 @@ func TestRelays(t *testing.T) {
 		}
 		coordinator.Start()
 		killed.Start()
+		connectedTo(t, 2, nodes...)
+	}
+
+	// One that is stopped ends no connection and refuses no datagram: it is silent.
+	for _, p := range pairs {
+		silent := carrier(t, p.from, p.to.Host.Name, relays)
+		p.carriedBy(t, silent)
+		gaps(0, "")
+		silent.Signal(syscall.SIGSTOP)
+		<-time.After(8 * time.Second)
+		t.Logf("%s: %s is silent: a gap of %v", p.name, silent.Name, gaps(failover, "the relay was silent"))
+		now := carrier(t, p.from, p.to.Host.Name, relays)
+		if now == silent {
+			t.Errorf("%s: %s is silent and said to carry the packets", p.name, now.Name)
+		}
+		p.carriedBy(t, now)
+		silent.Signal(syscall.SIGCONT)
 		connectedTo(t, 2, nodes...)
 	}
 
