@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,8 +15,9 @@ import (
 // are the shares of packets, from 0 to 1, and are drawn independently.
 type Impairment struct {
 	Loss, Duplicate, Reorder float64
-	// Corrupt flips a bit in the payload of UDP datagrams over IPv4, and takes
-	// their checksum away, so that they arrive.
+	// Corrupt flips a bit in the payload of UDP datagrams of either family and sets
+	// their checksum right, so that they arrive. The share is that of all packets;
+	// others pass as they are.
 	Corrupt float64
 	// Jitter delays every packet by up to as much.
 	Jitter time.Duration
@@ -41,7 +41,7 @@ const (
 // the way can watch, keep and make packets. Packets are IP, without a link
 // layer.
 type Line struct {
-	// Lost, Duplicated, Reordered and Corrupted count packets.
+	// Lost, Duplicated, Reordered and Corrupted count packets that this was done to.
 	Lost, Duplicated, Reordered, Corrupted atomic.Int64
 
 	ends [2]*os.File // by the direction that is written there
@@ -151,8 +151,8 @@ func (l *Line) pass(d Direction, packet []byte) {
 	} else if drawn(m.Duplicate, &l.Duplicated) {
 		copies = 2
 	}
-	if m.Corrupt > 0 && drawn(m.Corrupt, &l.Corrupted) {
-		l.corruptLocked(packet)
+	if m.Corrupt > 0 && l.rand.Float64() < m.Corrupt && l.corruptLocked(packet) {
+		l.Corrupted.Add(1)
 	}
 	if drawn(m.Reorder, &l.Reordered) {
 		delay = reorderDelay
@@ -171,46 +171,14 @@ func (l *Line) pass(d Direction, packet []byte) {
 	}
 }
 
-// corruptLocked flips a bit of a UDP datagram's payload; l.mu is held.
-func (l *Line) corruptLocked(packet []byte) {
+// corruptLocked flips a bit of a UDP datagram's payload, and reports whether the
+// packet is one; l.mu is held.
+func (l *Line) corruptLocked(packet []byte) bool {
 	payload, ok := UDPPayload(packet)
 	if !ok || len(payload) == 0 {
-		return
+		return false
 	}
 	payload[l.rand.IntN(len(payload))] ^= 1 << l.rand.IntN(8)
-	header := packet[len(packet)-len(payload)-8:]
-	binary.BigEndian.PutUint16(header[6:], 0) // none (RFC 768)
-}
-
-// UDPPayload returns the payload of a UDP datagram over IPv4 that is no
-// fragment, and whether the packet is one. It aliases the packet.
-func UDPPayload(packet []byte) ([]byte, bool) {
-	if len(packet) < 28 || packet[0]>>4 != 4 || packet[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 {
-		return nil, false
-	}
-	header := int(packet[0]&15) * 4
-	if len(packet) < header+8 {
-		return nil, false
-	}
-	return packet[header+8:], true
-}
-
-// PacketFrom returns a copy of a UDP datagram over IPv4 with another source, and
-// without a UDP checksum.
-func PacketFrom(packet []byte, address [4]byte, port uint16) []byte {
-	p := append([]byte(nil), packet...)
-	header := int(p[0]&15) * 4
-	copy(p[12:16], address[:])
-	binary.BigEndian.PutUint16(p[header:], port)
-	binary.BigEndian.PutUint16(p[header+6:], 0)
-	binary.BigEndian.PutUint16(p[10:], 0)
-	sum := uint32(0)
-	for i := 0; i < header; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
-	return p
+	FixUDPChecksum(packet)
+	return true
 }

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -268,8 +269,14 @@ func (x *Transfer) Finish(t testing.TB) int64 {
 type Pulse struct {
 	arrivals
 
-	mu       sync.Mutex // protects seen and repeated
+	sent atomic.Uint64
+	stop chan struct{}
+	once sync.Once // closes stop
+	done chan struct{}
+
+	mu       sync.Mutex // protects all below
 	seen     map[uint64]bool
+	highest  uint64 // of seen
 	repeated int
 	wrong    int
 }
@@ -287,7 +294,7 @@ func StartPulse(t testing.TB, from, to *Host, address string) *Pulse {
 // none.
 func StartLossyPulse(t testing.TB, from, to *Host, address string) *Pulse {
 	t.Helper()
-	p := &Pulse{seen: make(map[uint64]bool)}
+	p := &Pulse{seen: make(map[uint64]bool), stop: make(chan struct{}), done: make(chan struct{})}
 	s := to.ListenPacket(t, address)
 	go func() {
 		b := make([]byte, 64)
@@ -305,19 +312,40 @@ func StartLossyPulse(t testing.TB, from, to *Host, address string) *Pulse {
 	}
 	t.Cleanup(func() { c.Close() })
 	go func() {
+		defer close(p.done)
 		tick := time.NewTicker(paceInterval)
 		defer tick.Stop()
-		for number := uint64(0); ; number++ {
+		for {
 			select {
 			case <-t.Context().Done():
 				return
+			case <-p.stop:
+				return
 			case <-tick.C:
+				number := p.sent.Add(1)
 				// That one is refused, for want of a route, is for the gap to tell.
 				c.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, number), ^number))
 			}
 		}
 	}()
 	return p
+}
+
+// Stop ends the sending and returns when nothing is sent any more. What is on its way
+// still arrives.
+func (p *Pulse) Stop() {
+	p.once.Do(func() { close(p.stop) })
+	<-p.done
+}
+
+// Sent returns how many datagrams were sent: the number of the last one.
+func (p *Pulse) Sent() uint64 { return p.sent.Load() }
+
+// Highest returns the highest number of those that arrived, zero for none.
+func (p *Pulse) Highest() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.highest
 }
 
 // Count returns how many datagrams arrived.
@@ -340,6 +368,7 @@ func (p *Pulse) arrived(b []byte) {
 		p.repeated++
 	}
 	p.seen[number] = true
+	p.highest = max(p.highest, number)
 }
 
 // Faults returns how many datagrams arrived twice, and how many that were never
