@@ -4,6 +4,8 @@ package netns
 
 import (
 	"fmt"
+	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +56,179 @@ func TestImpairments(t *testing.T) {
 		t.Logf("%-12s first packet after %v; %d bytes of TCP; %d packets lost, %d repeated, %d reordered, %d corrupted",
 			name, first.Round(time.Millisecond), bytes, line.Lost.Swap(0), line.Duplicated.Load(), line.Reordered.Swap(0), line.Corrupted.Load())
 	}
+}
+
+// TestCorruption is the part of fault F13 that only WireGuard and the seal of probes
+// stand against: bits of packets between two nodes are flipped, whose UDP checksum
+// is right. Each of them arrives, is dropped and counted, and what the programs get is
+// what was sent, over both families and in both directions.
+func TestCorruption(t *testing.T) {
+	t.Parallel()
+	n := newTravellers(t)
+	host, line := n.internet.PublicByLine("laptop", 13)
+	laptop, db := n.join(t, host), n.join(t, n.internet.Public("db"))
+	echo := address(db, "-4", 7000)
+	lab.ServeUDP(t, db.Host, echo)
+	for i, family := range []string{"IPv6", "IPv4"} {
+		from, to := host.V6, db.Host.V6
+		if family == "IPv4" {
+			n.internet.Core.Nft("table ip6 none { chain forward { type filter hook forward priority filter\ndrop\n}\n}\n")
+			from, to = host.V4, db.Host.V4
+		}
+		lab.Eventually(t, 30*time.Second, func() error {
+			return lab.EchoUDP(within(t, 2*time.Second), host, echo)
+		})
+		eventuallyAt(t, laptop, db, to)
+		eventuallyAt(t, db, laptop, from)
+		receivers := map[lab.Direction]*lab.Node{lab.Outbound: db, lab.Inbound: laptop}
+		before := make(map[lab.Direction]float64)
+		for d, receiver := range receivers {
+			before[d] = unopened(t, receiver)
+		}
+		stream := lab.StartTransfer(t, laptop.Host, db.Host, address(db, "-4", 7010+i))
+		up := lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7020+i))
+		down := lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7030+i))
+
+		// What the tunnel carries, every twentieth. Not its header: that says whose
+		// packet it is, and another counter counts what is nobody's.
+		altered := alter(line, from, to, func(payload []byte, number int64) bool {
+			const header = 16
+			return payload[0] == transport && number%20 == 0 && flip(payload[header:], number)
+		})
+		lab.Eventually(t, 30*time.Second, func() error {
+			for d := range receivers {
+				if got := altered[d].packets.Load(); got < 20 {
+					return fmt.Errorf("%s: %d packets altered in direction %v", family, got, d)
+				}
+			}
+			return nil
+		})
+		line.Watch(nil)
+		bytes := stream.Finish(t)
+		checkFaults(t, family, map[string]*lab.Pulse{"up": up, "down": down})
+		for d, receiver := range receivers { // nothing is on its way any more
+			lab.Eventually(t, 30*time.Second, func() error {
+				if got, want := unopened(t, receiver)-before[d], float64(altered[d].bytes.Load()); got != want {
+					return fmt.Errorf("%s: %s was sent %v altered bytes, and %v bytes were not opened", family, receiver.Host.Name, want, got)
+				}
+				return nil
+			})
+			t.Logf("%s to %s: %d altered packets, %d bytes, none opened", family, receiver.Host.Name, altered[d].packets.Load(), altered[d].bytes.Load())
+		}
+		t.Logf("%s: %d bytes of TCP arrived as they were sent", family, bytes)
+
+		// The probes, all of them.
+		up = lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7040+i))
+		down = lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7050+i))
+		for d, receiver := range receivers {
+			before[d] = metric(t, receiver, "warren_lost_packets_total", `reason="forged_probe"`)
+		}
+		altered = alter(line, from, to, func(payload []byte, number int64) bool {
+			const header = 12 // what says whose probe it is
+			return payload[0] == probeMagic && len(payload) > header && flip(payload[header:], number)
+		})
+		lab.Eventually(t, 30*time.Second, func() error {
+			for d := range receivers {
+				if got := altered[d].packets.Load(); got < 2 {
+					return fmt.Errorf("%s: %d probes altered in direction %v", family, got, d)
+				}
+			}
+			return nil
+		})
+		line.Watch(nil)
+		for d, receiver := range receivers {
+			lab.Eventually(t, 30*time.Second, func() error {
+				got := metric(t, receiver, "warren_lost_packets_total", `reason="forged_probe"`) - before[d]
+				if want := float64(altered[d].packets.Load()); got != want {
+					return fmt.Errorf("%s: %s was sent %v altered probes, and counted %v", family, receiver.Host.Name, want, got)
+				}
+				return nil
+			})
+		}
+		checkFaults(t, family, map[string]*lab.Pulse{"up": up, "down": down})
+	}
+}
+
+// checkFaults stops pulses and reports what arrived of them that should not have.
+func checkFaults(t *testing.T, during string, pulses map[string]*lab.Pulse) {
+	t.Helper()
+	for name, p := range pulses {
+		p.Stop()
+		if repeated, wrong := p.Faults(); repeated != 0 || wrong != 0 {
+			t.Errorf("%s, %s: %d datagrams were delivered twice, and %d that nobody sent", during, name, repeated, wrong)
+		}
+	}
+}
+
+// probeMagic is the first byte of probes between nodes (package disco).
+const probeMagic = 0xf7
+
+// eventuallyAt waits until a node reaches another directly at an address.
+func eventuallyAt(t *testing.T, from, to *lab.Node, at netip.Addr) {
+	t.Helper()
+	lab.Eventually(t, 30*time.Second, func() error {
+		s, err := from.API().Status(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, p := range s.Peers {
+			if p.Name != to.Host.Name {
+				continue
+			}
+			if got := p.Path.Addr; p.Path.Kind != "direct" || got.Addr() != at {
+				return fmt.Errorf("%s reaches %s by %s %v, not at %v", from.Host.Name, p.Name, p.Path.Kind, got, at)
+			}
+			return nil
+		}
+		return fmt.Errorf("%s does not see %s", from.Host.Name, to.Host.Name)
+	})
+}
+
+// altered counts what was altered in one direction, and the bytes of UDP payload of
+// these packets.
+type altered struct{ packets, bytes atomic.Int64 }
+
+// alter has f see the UDP payload of the datagrams between two addresses, numbered from
+// one in each direction, and counts those that f says it has altered.
+func alter(line *lab.Line, a, b netip.Addr, f func(payload []byte, number int64) bool) map[lab.Direction]*altered {
+	counts := map[lab.Direction]*altered{lab.Outbound: {}, lab.Inbound: {}}
+	numbers := map[lab.Direction]*atomic.Int64{lab.Outbound: {}, lab.Inbound: {}}
+	line.Watch(func(d lab.Direction, packet []byte) bool {
+		payload, ok := lab.UDPPayload(packet)
+		from, to := lab.Endpoints(packet)
+		if !ok || len(payload) == 0 || (from.Addr() != a || to.Addr() != b) && (from.Addr() != b || to.Addr() != a) {
+			return true
+		}
+		if f(payload, numbers[d].Add(1)) {
+			lab.FixUDPChecksum(packet)
+			counts[d].packets.Add(1)
+			counts[d].bytes.Add(int64(len(payload)))
+		}
+		return true
+	})
+	return counts
+}
+
+// flip flips one bit, another one with every number.
+func flip(b []byte, number int64) bool {
+	b[number%int64(len(b))] ^= 1 << (number % 8)
+	return true
+}
+
+// unopened returns how many bytes came to a node as the packets of a peer's tunnel
+// and were not opened: they were altered, or came before, or are on their way to
+// WireGuard.
+func unopened(t *testing.T, n *lab.Node) float64 {
+	t.Helper()
+	bytes := metric(t, n, "warren_inbound_bytes_total")
+	s, err := n.API().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.Peers {
+		bytes -= float64(p.RxBytes)
+	}
+	return bytes
 }
 
 // TestPartitions is fault F10: between two nodes packets go one way only, or the
