@@ -3,8 +3,11 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -80,9 +83,19 @@ func TestRoaming(t *testing.T) {
 	t.Logf("%d and %d bytes arrived as they were sent", upload.Finish(t), download.Finish(t))
 }
 
+// stoppedPolicy is pathsPolicy, and a rule for further ports that ends.
+func stoppedPolicy(end time.Time) string {
+	return fmt.Sprintf(`{
+	"tagOwners": {"tag:node": ["alice@example.com"]},
+	"grants": [{"src": ["tag:node"], "dst": ["tag:node"], "ip": ["tcp:7000-7049", "udp:7000-7049", "icmp:*", "ipv6-icmp:*"]}],
+	"acls": [{"id": "until", "action": "accept", "src": ["tag:node"], "proto": "udp", "dst": ["tag:node:7050-7099"], "notAfter": %q}],
+}`, end.UTC().Format(time.RFC3339))
+}
+
 // TestStopped is fault F12: the daemon does nothing for a while, as on a machine
-// that sleeps. When it goes on, so does the traffic, and what has ended in the
-// meantime lets not one packet pass.
+// that sleeps. When it goes on, so does the traffic; and of what a rule allowed that
+// has ended in the meantime it lets not one packet pass, though hundreds that were sent
+// before the end wait for it, both those of its own host and those of its peer.
 func TestStopped(t *testing.T) {
 	t.Parallel()
 	n := newTravellers(t)
@@ -92,12 +105,34 @@ func TestStopped(t *testing.T) {
 	up := lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7002))
 	down := lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7003))
 	eventuallyDirect(t, laptop, db)
+	refused := func(at *lab.Node, direction string) float64 {
+		return metric(t, at, "warren_"+direction+"_dropped_packets_total", `reason="drop_no_rule"`)
+	}
 
 	longest := 0
-	for _, wait := range stops() {
+	for i, wait := range stops() {
 		longest = max(longest, wait)
+		// It ends while the daemon is stopped, as long as that needs to begin.
+		end := time.Now().Add(25 * time.Second).Truncate(time.Second)
+		n.coordinator.SetPolicy(stoppedPolicy(end))
+		ending := map[string]*lab.Pulse{
+			"up":   lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7050+i)),
+			"down": lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7060+i)),
+		}
+		out, in, late := refused(laptop, "outbound"), refused(laptop, "inbound"), refused(db, "inbound")
 		laptop.Signal(syscall.SIGSTOP)
-		asleep := time.NewTimer(time.Duration(wait) * time.Second)
+		lab.Eventually(t, 10*time.Second, func() error {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", laptop.Pid()))
+			if err == nil && !strings.Contains(string(text), "State:\tT") {
+				err = errors.New("the daemon is not stopped")
+			}
+			return err
+		})
+		if now := time.Now(); !now.Before(end.Add(-time.Second)) {
+			t.Fatalf("the rule ended %v before the daemon was stopped", now.Sub(end))
+		}
+		sent := map[string]uint64{"up": ending["up"].Sent(), "down": ending["down"].Sent()}
+		asleep := time.NewTimer(max(time.Duration(wait)*time.Second, time.Until(end.Add(2*time.Second))))
 		defer asleep.Stop()
 		<-asleep.C
 		back := time.Now()
@@ -108,6 +143,25 @@ func TestStopped(t *testing.T) {
 		if gap := max(up.Gap(back), down.Gap(back)); gap > 3*time.Second {
 			t.Errorf("traffic was back after %v", gap)
 		}
+
+		// Everything that waited has come to the filter.
+		lab.Eventually(t, 30*time.Second, func() error {
+			if o, i := refused(laptop, "outbound")-out, refused(laptop, "inbound")-in; o < 10 || i < 10 {
+				return fmt.Errorf("of what waited while the daemon was stopped, %v were refused on their way out and %v on their way in", o, i)
+			}
+			return nil
+		})
+		for name, p := range ending {
+			p.Stop()
+			if last := p.Highest(); last > sent[name] {
+				t.Errorf("%s: datagrams up to %d of those that waited passed after their rule had ended; the last before was %d", name, last, sent[name])
+			}
+		}
+		// The database must not be what saves the laptop.
+		if got := refused(db, "inbound") - late; got != 0 {
+			t.Errorf("the laptop sent %v packets whose rule had ended", got)
+		}
+		t.Logf("refused after their rule had ended: %v on their way out, %v on their way in", refused(laptop, "outbound")-out, refused(laptop, "inbound")-in)
 	}
 	nobodyStrays(t, laptop, db)
 	// TCP has doubled the time between its repetitions all the while.
