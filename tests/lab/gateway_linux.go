@@ -119,6 +119,7 @@ type Gateway struct {
 	config   GatewayConfig
 	v6       netip.Addr // of the LAN's side, zero for none
 	ports    int
+	port     string // the core's interface to it, empty for one behind another
 }
 
 // lan4 is the gateway's address in every LAN.
@@ -131,7 +132,7 @@ func (i *Internet) Gateway(name string, config GatewayConfig) *Gateway {
 	h.forward()
 	l := i.connect(h, "wan0", i.cable(h))
 	h.V4, h.V6 = l.v4, l.v6
-	g := &Gateway{Host: h, lab: i.lab, internet: i, config: config}
+	g := &Gateway{Host: h, lab: i.lab, internet: i, config: config, port: l.port}
 	if !config.NoIPv6 {
 		g.v6 = netip.MustParseAddr(fmt.Sprintf("2001:db8:1:%x::1", l.number))
 		i.Core.Route(netip.PrefixFrom(g.v6, 64).Masked().String(), l.v6.String())
@@ -279,6 +280,18 @@ func (g *Gateway) Rebind(nat NAT, port uint16) {
 	g.lab.t.Helper()
 	g.config.NAT, g.config.Port = nat, port
 	g.load()
+	g.Host.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+}
+
+// Readdress gives the gateway another public IPv4 address, as a provider does after
+// an interruption, and makes it forget every connection: nothing reaches the old
+// address any more. It must not be behind another gateway.
+func (g *Gateway) Readdress() {
+	g.lab.t.Helper()
+	core, own := g.internet.addresses()
+	g.internet.Core.Renumber(g.port, core.String()+"/31")
+	g.Host.Renumber("wan0", own.String()+"/31")
+	g.Host.replaceRoute("0.0.0.0/0", core)
 	g.Host.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 }
 

@@ -51,21 +51,26 @@ type link struct {
 func (i *Internet) connect(h *Host, name string, lay func(name, port string)) link {
 	i.lab.t.Helper()
 	n := i.links
-	if i.links++; n == maxLinks {
-		i.lab.t.Fatalf("lab: more than %d sites", maxLinks)
-	}
-	l := link{
-		number: n, port: fmt.Sprintf("site%d", n),
-		v4: netip.AddrFrom4([4]byte{203, 0, 113, byte(2*n + 1)}),
-		v6: netip.MustParseAddr(fmt.Sprintf("2001:db8:0:%x::2", n)),
-	}
-	core4, core6 := l.v4.Prev(), l.v6.Prev()
+	core4, v4 := i.addresses()
+	l := link{number: n, port: fmt.Sprintf("site%d", n), v4: v4, v6: netip.MustParseAddr(fmt.Sprintf("2001:db8:0:%x::2", n))}
+	core6 := l.v6.Prev()
 	lay(name, l.port)
 	i.Core.Address(l.port, core4.String()+"/31", core6.String()+"/64")
 	h.Address(name, l.v4.String()+"/31", l.v6.String()+"/64")
 	h.Route("0.0.0.0/0", core4.String())
 	h.Route("::/0", core6.String())
 	return l
+}
+
+// addresses returns the IPv4 addresses of the core and of a site for one more link.
+func (i *Internet) addresses() (core, site netip.Addr) {
+	i.lab.t.Helper()
+	n := i.links
+	if i.links++; n == maxLinks {
+		i.lab.t.Fatalf("lab: more than %d links", maxLinks)
+	}
+	core = netip.AddrFrom4([4]byte{203, 0, 113, byte(2 * n)})
+	return core, core.Next()
 }
 
 // cable returns what lays a cable from h to the core.

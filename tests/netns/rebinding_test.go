@@ -74,13 +74,11 @@ func eventuallyDirect(t *testing.T, a, b *lab.Node) {
 	})
 }
 
-// relayFlaps returns how often a node has gone over to the relay.
-func relayFlaps(nodes ...*lab.Node) (n int) {
-	for _, node := range nodes {
-		for line := range strings.Lines(node.Log()) {
-			if strings.Contains(line, `msg="path changed"`) && strings.Contains(line, " path=relay ") {
-				n++
-			}
+// relayFlaps returns how often a node has gone over to the relay for a peer.
+func relayFlaps(from, to *lab.Node) (n int) {
+	for line := range strings.Lines(from.Log()) {
+		if strings.Contains(line, `msg="path changed"`) && strings.Contains(line, " peer="+to.Host.Name+" path=relay ") {
+			n++
 		}
 	}
 	return n
@@ -94,8 +92,9 @@ const (
 )
 
 // TestRebinding is fault F08: the NAT in front of a node forgets its mappings and
-// makes others, again and again, an easy NAT and a hard one in turns. The node
-// exchanges packets with one peer and only gets them from another.
+// makes others, again and again, an easy NAT and a hard one in turns, and has another
+// public address at last. The node exchanges packets with one peer and only gets them
+// from another.
 func TestRebinding(t *testing.T) {
 	t.Parallel()
 	n := newTravellers(t)
@@ -106,37 +105,118 @@ func TestRebinding(t *testing.T) {
 	up := lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7002))
 	down := lab.StartPulse(t, db.Host, laptop.Host, address(laptop, "-4", 7003))
 	inbound := lab.StartPulse(t, feed.Host, laptop.Host, address(laptop, "-6", 7004))
+	ends := [][2]*lab.Node{{laptop, db}, {db, laptop}, {laptop, feed}, {feed, laptop}}
 	eventuallyDirect(t, laptop, db)
 	eventuallyDirect(t, laptop, feed)
 	every := time.NewTicker(time.Duration(times(5, 20)) * time.Second)
 	defer every.Stop()
-	before := relayFlaps(laptop, db, feed)
-	events := times(4, 30)
+	events := times(5, 30)
 	for i := range events {
 		<-every.C
-		nat, port := lab.PortRestricted, uint16(40000+i)
-		if i%2 == 1 {
-			nat, port = lab.Symmetric, 0
+		var before []int
+		for _, e := range ends {
+			before = append(before, relayFlaps(e[0], e[1]))
+		}
+		name, event := "port-restricted", func() { g.Rebind(lab.PortRestricted, uint16(40000+i)) }
+		switch {
+		case i == events-1:
+			name, event = "another address", g.Readdress
+		case i%2 == 1:
+			name, event = "symmetric", func() { g.Rebind(lab.Symmetric, 0) }
 		}
 		begin := time.Now()
-		g.Rebind(nat, port)
+		event()
 		for _, p := range []*lab.Pulse{up, down, inbound} {
 			p.Steady(t, 15*time.Second)
 		}
-		t.Logf("%-15v out %v, back %v, only in %v; TCP out %v, in %v", nat, up.Gap(begin), down.Gap(begin), inbound.Gap(begin), upload.Gap(begin), download.Gap(begin))
+		t.Logf("%-15s out %v, back %v, only in %v; TCP out %v, in %v", name, up.Gap(begin), down.Gap(begin), inbound.Gap(begin), upload.Gap(begin), download.Gap(begin))
 		if gap := max(up.Gap(begin), down.Gap(begin)); gap > rebindLimit {
-			t.Errorf("%v: packets stopped for %v", nat, gap)
+			t.Errorf("%s: packets stopped for %v", name, gap)
 		}
 		if gap := inbound.Gap(begin); gap > rebindInboundLimit {
-			t.Errorf("%v: packets that only come in stopped for %v", nat, gap)
+			t.Errorf("%s: packets that only come in stopped for %v", name, gap)
+		}
+		// What follows belongs to the next event.
+		eventuallyDirect(t, laptop, db)
+		eventuallyDirect(t, laptop, feed)
+		for j, e := range ends {
+			if flaps := relayFlaps(e[0], e[1]) - before[j]; flaps > 1 {
+				t.Errorf("%s: %s went over to the relay for %s %d times", name, e[0].Host.Name, e[1].Host.Name, flaps)
+			}
 		}
 	}
-	eventuallyDirect(t, laptop, db)
-	eventuallyDirect(t, laptop, feed)
 	nobodyStrays(t, laptop, db, feed)
-	// Two pairs, and both ends of each may go by the relay once.
-	if flaps := relayFlaps(laptop, db, feed) - before; flaps > 2*2*events {
-		t.Errorf("%d changes to the relay in %d events", flaps, events)
+	total := 0
+	for _, e := range ends {
+		total += relayFlaps(e[0], e[1])
+		if relayFlaps(e[0], e[1]) == 0 {
+			t.Errorf("%s does not log that it began by the relay to %s", e[0].Host.Name, e[1].Host.Name)
+		}
 	}
-	t.Logf("%d changes to the relay in %d events; %d and %d bytes arrived as they were sent", relayFlaps(laptop, db, feed)-before, events, upload.Finish(t), download.Finish(t))
+	t.Logf("%d changes to the relay, the first ones included, in %d events at %d ends; %d and %d bytes arrived as they were sent", total, events, len(ends), upload.Finish(t), download.Finish(t))
+}
+
+// rebindIdleLimit is REBIND of reliability.md where no packets go, idle for how long
+// none have gone then: for longer than a path is watched (45 s).
+const (
+	rebindIdleLimit = 25 * time.Second
+	idle            = 50 * time.Second
+)
+
+// TestRebindingWhileIdle is fault F08 for nodes that say nothing: the NAT in front of
+// one forgets its mappings, that of another has another public address. A peer that
+// sends to them from that moment on reaches them.
+func TestRebindingWhileIdle(t *testing.T) {
+	t.Parallel()
+	n := newTravellers(t)
+	peer := n.join(t, n.internet.Public("peer"))
+	sleepers := []struct {
+		name    string
+		gateway *lab.Gateway
+		node    *lab.Node
+	}{{name: "forgotten"}, {name: "moved"}}
+	for i := range sleepers {
+		s := &sleepers[i]
+		s.gateway = n.internet.Gateway(s.name+"-gateway", lab.GatewayConfig{NAT: lab.PortRestricted, NoIPv6: true})
+		s.node = n.join(t, s.gateway.Join(s.name))
+		lab.ServeUDP(t, s.node.Host, address(s.node, "-4", 7000))
+		lab.Eventually(t, 30*time.Second, func() error {
+			if err := lab.EchoUDP(within(t, 2*time.Second), peer.Host, address(s.node, "-4", 7000)); err != nil {
+				return err
+			}
+			if kind := pathKind(t, peer, s.node); kind != "direct" {
+				return fmt.Errorf("%s is reached by %s", s.name, kind)
+			}
+			return nil
+		})
+	}
+	quiet := time.NewTimer(idle)
+	defer quiet.Stop()
+	<-quiet.C
+	begin := time.Now()
+	sleepers[0].gateway.Rebind(lab.PortRestricted, 41000)
+	sleepers[1].gateway.Readdress()
+	took := make(chan error)
+	for _, s := range sleepers {
+		to := address(s.node, "-4", 7000)
+		ctx := within(t, 2*rebindIdleLimit)
+		go func() {
+			err := lab.EchoUDP(ctx, peer.Host, to)
+			if after := time.Since(begin); err == nil {
+				t.Logf("%s: reached %v after the event", s.name, after)
+				if after > rebindIdleLimit {
+					err = fmt.Errorf("reached after %v", after)
+				}
+			}
+			if err != nil {
+				err = fmt.Errorf("%s: %w", s.name, err)
+			}
+			took <- err
+		}()
+	}
+	for range sleepers {
+		if err := <-took; err != nil {
+			t.Error(err)
+		}
+	}
 }
