@@ -47,11 +47,17 @@ const (
 	DropDataOneWay
 	// DropLong is DropData for packets longer than longPacket.
 	DropLong
+	// SayGone carries everything, and says with every packet that nobody is connected,
+	// its sender and all other members.
+	SayGone
+	// SayRevoked ends a connection at its first packet, as if its admission had been
+	// revoked.
+	SayRevoked
 )
 
 // String returns the name.
 func (m Mischief) String() string {
-	return [...]string{"honest", "reorder", "duplicate", "replay", "swap source", "wrong peer", "corrupt", "drop data", "drop", "drop one way", "drop long"}[m]
+	return [...]string{"honest", "reorder", "duplicate", "replay", "swap source", "wrong peer", "corrupt", "drop data", "drop", "drop one way", "drop long", "say gone", "say revoked"}[m]
 }
 
 const (
@@ -215,6 +221,23 @@ func (r *HostileRelay) other(c *hostileConn, not ident.NodeKey) *hostileConn {
 	return nil
 }
 
+// members returns the keys of all that are connected.
+func (r *HostileRelay) members() (keys []ident.NodeKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		if _, key := c.binding(); c.ctx.Err() == nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// say sends the connection's node a frame of the relay's own.
+func (c *hostileConn) say(kind relay.FrameType, parts ...[]byte) {
+	c.node.Write(c.ctx, websocket.MessageBinary, relay.AppendFrame(nil, kind, parts...))
+}
+
 func (r *HostileRelay) intN(n int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -313,6 +336,14 @@ func (c *hostileConn) deliver(p carried) {
 		}
 	case Drop:
 		out = nil
+	case SayGone:
+		for _, gone := range append(r.members(), p.source) {
+			c.say(relay.FramePeerGone, gone[:])
+			c.say(relay.FramePeer, gone[:], []byte{0, 0, 0, 0})
+		}
+	case SayRevoked:
+		out = nil
+		c.say(relay.FrameReject, []byte{byte(relay.ReasonRevoked)})
 	default:
 		panic(fmt.Sprintf("BUG: lab: mischief %d", mischief))
 	}
