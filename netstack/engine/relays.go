@@ -308,7 +308,7 @@ func (c *control) handleProbeAnswer(m stun.Message, from netip.AddrPort) bool {
 	}
 	delete(c.relays.probes, m.TxID)
 	now := c.now()
-	c.relays.machine.HandleRTT(p.relay, now.Sub(p.at), now)
+	c.relays.machine.HandleProbe(p.relay, now.Sub(p.at), now)
 	c.drainRelays()
 	return true
 }

@@ -32,6 +32,7 @@ type site struct {
 	drops bool // it takes packets and forwards none
 	leave bool // it says that it is about to stop
 	stun  bool
+	mute  bool // its STUN server does not answer
 	// takes, where not nil, says what is forwarded of the tunnel's packets.
 	takes func(m message) bool
 	links map[*node]*link
@@ -210,9 +211,9 @@ func (n *node) drain() {
 			delete(n.conns, l.site(o.Relay))
 		case Probe:
 			s := l.site(o.Relay)
-			if s.heard(n) {
+			if s.heard(n) && !s.mute {
 				rtt := s.links[n].sample(l.r)
-				l.after(rtt, func() { n.m.HandleRTT(s.name, rtt, l.now); n.drain() })
+				l.after(rtt, func() { n.m.HandleProbe(s.name, rtt, l.now); n.drain() })
 			}
 		case Check:
 			to := l.node(o.Peer)

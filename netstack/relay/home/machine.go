@@ -45,7 +45,7 @@ const (
 	// any more. No answer is due; one that comes all the same does no harm.
 	Disconnect
 	// Probe asks for a STUN request to the server beside Relay. The answer is
-	// HandleRTT.
+	// HandleProbe.
 	Probe
 	// Check asks for a disco.Ping with TxID to Peer over Relay. The answer is
 	// HandlePong.
@@ -160,7 +160,7 @@ func (m *Machine) SetRelays(relays []Relay, now time.Time) {
 	for _, want := range relays {
 		i := slices.IndexFunc(before, func(r *relay) bool { return r.name == want.Name })
 		if i < 0 {
-			m.relays = append(m.relays, &relay{name: want.Name, stun: want.STUN, probeAt: m.now})
+			m.relays = append(m.relays, &relay{name: want.Name, stun: want.STUN, probeAt: m.now, connectAt: m.now})
 			added = true
 			continue
 		}
@@ -264,12 +264,21 @@ func (m *Machine) HandleLeaving(name string, now time.Time) {
 	m.settle()
 }
 
-// HandleRTT says how long a round trip to the relay takes: of a Probe, or of the
-// connection's own ping.
+// HandleRTT says how long a round trip to the relay takes by the connection's own
+// ping.
 func (m *Machine) HandleRTT(name string, rtt time.Duration, now time.Time) {
+	m.handleRTT(name, rtt, false, now)
+}
+
+// HandleProbe says how long a Probe of the relay took to be answered.
+func (m *Machine) HandleProbe(name string, rtt time.Duration, now time.Time) {
+	m.handleRTT(name, rtt, true, now)
+}
+
+func (m *Machine) handleRTT(name string, rtt time.Duration, probe bool, now time.Time) {
 	m.begin(now)
 	if r := m.find(name); r != nil && rtt > 0 {
-		m.measure(r, rtt)
+		m.measure(r, rtt, probe)
 	}
 	m.settle()
 }
@@ -349,7 +358,7 @@ func (m *Machine) HandleNetworkChange(now time.Time) {
 	m.begin(now)
 	m.began = m.now
 	for _, r := range m.relays {
-		r.samples, r.lost, r.probeAt = nil, 0, m.now
+		r.samples, r.lost, r.silent, r.probeAt, r.connectAt = nil, 0, false, m.now, m.now
 		r.failures, r.next = 0, time.Time{}
 		if r.state != idle {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})

@@ -153,3 +153,37 @@ func TestHomeReturns(t *testing.T) {
 		}
 	}
 }
+
+// TestHomeWithoutUDP: where no STUN server answers, such as in a network that lets no
+// UDP out, relays are measured by connecting to them, and the nearest is the home; who
+// asks gets the round trips of now; and where UDP passes again, nobody connects to
+// relays for that any more.
+func TestHomeWithoutUDP(t *testing.T) {
+	l := newLab(t, 1, 3, 1)
+	n := l.nodes[0]
+	for i, s := range l.sites {
+		s.mute, s.links[n].rtt = true, []time.Duration{90, 20, 60}[i]*time.Millisecond
+	}
+	l.configure()
+	l.pass(3*time.Minute, nil)
+	if n.m.Home() != "r1" || len(n.conns) != 1 {
+		t.Errorf("home %q, %d connections: %+v", n.m.Home(), len(n.conns), n.m.Snapshot().Relays)
+	}
+	l.pass(2*measureInterval, nil)
+	asked := l.now
+	took := n.measure()
+	for name, r := range n.states() {
+		if r.RTT == 0 || asked.Sub(r.Measured) > askSpacing {
+			t.Errorf("%s, asked for %v ago: %+v", name, took, r)
+		}
+	}
+	for _, s := range l.sites {
+		s.mute = false
+	}
+	l.pass(2*time.Minute, nil)
+	visits := 0
+	l.pass(2*measureInterval, func() { visits += len(n.conns) - 1 })
+	if visits != 0 {
+		t.Errorf("connections beside the home for %d ticks", visits)
+	}
+}

@@ -46,8 +46,9 @@ const (
 	// maxLost times in a row; then the relay counts as not measured.
 	retryProbe = 3 * time.Second
 	maxLost    = 3
-	// measureInterval is how often a relay without a STUN server is connected to
-	// at least, only to measure it, which takes some round trips and a TLS handshake.
+	// measureInterval is how often a relay without a STUN server, or whose server does
+	// not answer since no UDP passes, is connected to at least, only to measure it,
+	// which takes some round trips and a TLS handshake.
 	measureInterval = 15 * time.Minute
 	// measureWait is how long such a connection may take to give a round trip.
 	measureWait = 5 * time.Second
@@ -99,14 +100,19 @@ type relay struct {
 	leaving  bool      // it is about to stop
 	revisit  time.Time // where it failed, when it is looked at again
 
-	samples  []sample  // the last round trips
-	probeAt  time.Time // next probe or measuring connection
-	lost     int       // probes without an answer
-	measured time.Time // when the last of samples was taken
-	asked    time.Time // when somebody last asked for a measurement, zero for never
-	failed   bool      // the attempt to make it failed
-	better   time.Time // since when it is better than the home, zero for not
+	samples   []sample  // the last round trips
+	probeAt   time.Time // next probe, where stun
+	connectAt time.Time // next measuring connection, where visited
+	lost      int       // probes without an answer
+	silent    bool      // so many that its STUN server does not seem to be reached
+	measured  time.Time // when the last of samples was taken
+	asked     time.Time // when somebody last asked for a measurement, zero for never
+	failed    bool      // the attempt to make it failed
+	better    time.Time // since when it is better than the home, zero for not
 }
+
+// visited reports whether r is measured by connecting to it.
+func (r *relay) visited() bool { return !r.stun || r.silent }
 
 // sample is one round trip.
 type sample struct {
@@ -122,23 +128,23 @@ func (r *relay) rtt() time.Duration {
 	return slices.MinFunc(r.samples, func(a, b sample) int { return cmp.Compare(a.rtt, b.rtt) }).rtt
 }
 
-// measure takes a round trip. The next is due after a while.
-func (m *Machine) measure(r *relay, rtt time.Duration) {
+// measure takes a round trip of a connection, or of a probe. The next is due after a
+// while.
+func (m *Machine) measure(r *relay, rtt time.Duration, probe bool) {
 	r.samples = slices.DeleteFunc(r.samples, func(s sample) bool { return m.now.Sub(s.at) >= sampleLife })
 	if len(r.samples) == maxSamples {
 		r.samples = slices.Delete(r.samples, 0, 1)
 	}
 	r.samples = append(r.samples, sample{rtt, m.now})
-	r.measured, r.lost = m.now, 0
-	r.probeAt = m.now.Add(m.jittered(r.interval()))
-}
-
-// interval is the longest time between two measurements.
-func (r *relay) interval() time.Duration {
-	if r.stun {
-		return probeInterval
+	r.measured = m.now
+	if probe {
+		r.silent = false
 	}
-	return measureInterval
+	if r.visited() { // whose probes go on
+		r.connectAt = m.now.Add(m.jittered(measureInterval))
+		return
+	}
+	r.lost, r.probeAt = 0, m.now.Add(m.jittered(probeInterval))
 }
 
 // down reports whether the last that is known of the relay is a failure, that it
@@ -229,8 +235,11 @@ func (m *Machine) probeDue() {
 		}
 		if r.lost == maxLost {
 			r.lost = 0
-			if r.state != ready { // else the connection measures it
-				r.samples = nil
+			if !r.silent {
+				r.silent, r.connectAt = true, m.now
+				if r.state != ready { // else the connection measures it
+					r.samples = nil
+				}
 			}
 			r.probeAt = m.now.Add(m.jittered(probeInterval))
 			continue
@@ -370,9 +379,9 @@ func (m *Machine) wanted() (out, over []*relay) {
 }
 
 // measuring reports whether r is to be connected to only to measure it. An
-// attempt that gave nothing is over for good with its probeAt (giveUp).
+// attempt that gave nothing is over for good with its connectAt (giveUp).
 func (m *Machine) measuring(r *relay) bool {
-	if r.stun || len(m.relays) == 1 || m.now.Before(r.probeAt) {
+	if !r.visited() || len(m.relays) == 1 || m.now.Before(r.connectAt) {
 		return false
 	}
 	return (!m.down(r) || r.awaited(m.now)) && (r.state == idle || m.now.Sub(r.since) < measureWait)
@@ -400,11 +409,11 @@ func (m *Machine) HandleMeasure(now time.Time) {
 			continue
 		}
 		r.asked, r.failed = m.now, false
-		if r.stun || r.state != ready {
-			r.lost, r.probeAt = 0, m.now
-		}
+		r.lost, r.probeAt = 0, m.now
 		if r.state == ready {
 			m.emit(Output{Kind: Measure, Relay: r.name})
+		} else {
+			r.connectAt = m.now
 		}
 	}
 	m.settle()
@@ -424,8 +433,8 @@ func (r *relay) awaited(now time.Time) bool {
 // giveUp ends attempts to measure that gave nothing.
 func (m *Machine) giveUp() {
 	for _, r := range m.relays {
-		if !r.stun && !m.now.Before(r.probeAt) && (m.down(r) && !r.awaited(m.now) || r.state != idle && m.now.Sub(r.since) >= measureWait) {
-			r.probeAt = m.now.Add(m.jittered(measureInterval))
+		if r.visited() && !m.now.Before(r.connectAt) && (m.down(r) && !r.awaited(m.now) || r.state != idle && m.now.Sub(r.since) >= measureWait) {
+			r.connectAt = m.now.Add(m.jittered(measureInterval))
 		}
 	}
 }
@@ -446,8 +455,8 @@ func (m *Machine) connect() {
 		}
 		if r.state != idle && !slices.Contains(wanted, r) {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})
-			if m.down(r) && !r.leaving {
-				m.closed(r) // it had its time
+			if m.down(r) && !r.leaving && !r.measured.After(r.since) {
+				m.closed(r) // it had its time, and was not measured otherwise
 				continue
 			}
 			if r.state == ready && !r.leaving {
@@ -481,10 +490,14 @@ func (m *Machine) deadline() time.Time {
 			}
 		case ready:
 		}
-		switch {
-		case r.stun, r.probeAt.After(m.now) && len(m.relays) > 1:
+		if r.stun {
 			next = earlier(next, r.probeAt)
-		case r.state != idle && len(m.relays) > 1:
+		}
+		switch {
+		case !r.visited() || len(m.relays) == 1:
+		case r.connectAt.After(m.now):
+			next = earlier(next, r.connectAt)
+		case r.state != idle:
 			next = earlier(next, r.since.Add(measureWait))
 		}
 		if !r.better.IsZero() {
