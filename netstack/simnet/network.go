@@ -360,7 +360,7 @@ func (n *Network) launch(from, to *Host, p Packet, hops int, now time.Time) {
 			}
 		}
 		n.order++
-		heap.Push(&n.queue, flight{at, n.order, Delivery{to, p}})
+		heap.Push(&n.queue, flight{at, n.order, Delivery{to, p}, to.segment})
 	}
 }
 
@@ -489,6 +489,10 @@ func (n *Network) HandleTimeout(now time.Time) {
 			n.stats.Filtered++
 			continue
 		}
+		if f.to.hosts[f.delivery.Packet.To.Addr()] != f.delivery.Host {
+			n.stats.Unroutable++ // it has moved
+			continue
+		}
 		n.stats.Delivered++
 		n.arrived = append(n.arrived, f.delivery)
 	}
@@ -508,6 +512,7 @@ type flight struct {
 	at       time.Time
 	order    uint64
 	delivery Delivery
+	to       *Segment
 }
 
 // queue is a heap of packets under way, by time and order of sending.

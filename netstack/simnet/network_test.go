@@ -167,6 +167,36 @@ func TestOverloading(t *testing.T) {
 	}
 }
 
+// TestMove: what is on its way when a host moves is lost, also where it has the same
+// address as before.
+func TestMove(t *testing.T) {
+	n := NewNetwork(1)
+	n.SetPath(Path{Delay: time.Second})
+	a := n.Internet().NewHost("a", addr("9.0.0.1"))
+	lan, _ := n.Internet().NewLAN("lan", FullCone, addr("1.1.1.1"), netip.Prefix{})
+	other, _ := n.Internet().NewLAN("other", FullCone, addr("2.2.2.2"), netip.Prefix{})
+	h := lan.NewHost("h", addr("192.168.0.2"))
+	n.Send(h, 5000, at("9.0.0.1:1"), []byte("x"), epoch)
+	n.HandleTimeout(epoch.Add(time.Second))
+	d, ok := n.NextDelivery()
+	if !ok {
+		t.Fatal("nothing arrived")
+	}
+	answer := func() { n.Send(a, 1, d.Packet.From, []byte("y"), epoch) }
+	answer()
+	h.Move(other, addr("192.168.0.2"))
+	n.HandleTimeout(epoch.Add(2 * time.Second))
+	if d, ok := n.NextDelivery(); ok || n.Stats().Unroutable != 1 {
+		t.Errorf("%+v arrived at who has moved", d)
+	}
+	h.Move(lan, addr("192.168.0.2"))
+	answer()
+	n.HandleTimeout(epoch.Add(3 * time.Second))
+	if _, ok := n.NextDelivery(); !ok {
+		t.Error("nothing arrived at who has come back")
+	}
+}
+
 // TestFirewall: without translation, what was not sent to does not get in.
 func TestFirewall(t *testing.T) {
 	n := NewNetwork(1)
