@@ -2,11 +2,9 @@ package path_test
 
 import (
 	"flag"
-	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,29 +15,14 @@ import (
 
 var birthdays = flag.Uint64("birthdays", 0, "how many seeds TestBirthday tries, 0 for 1000, or 100 with -short")
 
-// luck counts pairs that need some to be direct in time, and those that had none.
-type luck struct{ tries, misses atomic.Int64 }
-
-// note takes the outcome of one.
-func (k *luck) note(direct bool) {
-	k.tries.Add(1)
-	if !direct {
-		k.misses.Add(1)
-	}
-}
-
-// check fails where more had no luck than one in a thousand explains: the bound is
-// passed once in ten thousand times, but not by a seed that was tried before.
-func (k *luck) check(t *testing.T, tries int64) {
+// checkLuck fails where more pairs had no luck than one in a thousand explains, or
+// fewer than least needed some.
+func checkLuck(t *testing.T, luck *simnet.Luck, least int) {
 	t.Helper()
-	expected := float64(k.tries.Load()) / 1000
-	if limit := expected + 4*math.Sqrt(expected) + 1; float64(k.misses.Load()) > limit {
-		t.Errorf("%d of %d pairs had no luck in 10 s", k.misses.Load(), k.tries.Load())
+	if err := luck.Check(least); err != nil {
+		t.Error(err)
 	}
-	if k.tries.Load() < tries {
-		t.Errorf("%d pairs needed luck, want %d", k.tries.Load(), tries)
-	}
-	t.Logf("%d of %d pairs had no luck in 10 s", k.misses.Load(), k.tries.Load())
+	t.Log(luck)
 }
 
 // TestBirthday: a pair of which one side's NAT draws ports at random and the
@@ -57,7 +40,7 @@ func TestBirthday(t *testing.T) {
 	if seeds == 0 {
 		seeds = sized[uint64](1000, 100)
 	}
-	var luck luck
+	luck := new(simnet.Luck)
 	var took []time.Duration
 	var most, own uint64
 	for seed := range seeds {
@@ -69,7 +52,7 @@ func TestBirthday(t *testing.T) {
 			l.run(20*time.Millisecond, use...)
 		}
 		direct := a.primary.Kind == path.Direct && b.primary.Kind == path.Direct
-		luck.note(direct)
+		luck.Note(direct)
 		took = append(took, l.now.Sub(begin))
 		sa, sb := a.agent.Snapshot(), b.agent.Snapshot()
 		most = max(most, sa.Stats.OpeningsSent, sb.Stats.GuessesSent)
@@ -107,7 +90,7 @@ func TestBirthday(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("direct after: median %v, 95 %% %v, 99 %% %v; at most %d probes", took[len(took)/2], took[len(took)*95/100], took[len(took)*99/100], most)
-	luck.check(t, int64(seeds))
+	checkLuck(t, luck, int(seeds))
 	if own > 3+seeds/50 {
 		t.Errorf("%d pairs were direct without a further socket, want one in 257", own)
 	}

@@ -29,12 +29,12 @@ func natsOf(hairpin ...bool) (all []simnet.NAT) {
 // settle lets a pair that has just become known to each other be used for 10 s
 // and fails unless both are direct where that is possible, and on the relay
 // where it is not. Where it takes luck, the outcome is noted.
-func (l *lab) settle(luck *luck, use ...*node) {
+func (l *lab) settle(luck *simnet.Luck, use ...*node) {
 	l.t.Helper()
 	l.run(10*time.Second, use...)
 	if simnet.GuessNeeded(l.nodes[0].host, l.nodes[1].host) {
 		direct := l.nodes[0].primary.Kind == path.Direct && l.nodes[1].primary.Kind == path.Direct
-		if luck.note(direct); !direct {
+		if luck.Note(direct); !direct {
 			return
 		}
 	}
@@ -70,8 +70,8 @@ func separate(t *testing.T, seed uint64, ka, kb simnet.NAT) (l *lab, a, b *node)
 // the pairs is tried.
 func TestEveryPairOfNATs(t *testing.T) {
 	kinds, every := natsOf(false), sized(1, 5)
-	luck := new(luck)
-	t.Cleanup(func() { luck.check(t, int64(100/every)) })
+	luck := new(simnet.Luck)
+	t.Cleanup(func() { checkLuck(t, luck, 100/every) })
 	for i, ka := range kinds {
 		t.Run(ka.String(), func(t *testing.T) {
 			t.Parallel()
@@ -103,7 +103,7 @@ func TestEveryPairOfNATs(t *testing.T) {
 // home behind it with the other host on the internet; with -short a fifth of them.
 func TestEveryCarrier(t *testing.T) {
 	homes := []simnet.NAT{simnet.FullCone, simnet.PortRestricted, simnet.Symmetric, {Allocation: simnet.Preserving, Filtering: simnet.AddressDependent, Hairpin: true}}
-	direct, luck, every := 0, new(luck), sized(1, 5)
+	direct, luck, every := 0, new(simnet.Luck), sized(1, 5)
 	for i, carrier := range natsOf(false, true) {
 		for j, ka := range homes {
 			for k, kb := range homes {
@@ -132,7 +132,7 @@ func TestEveryCarrier(t *testing.T) {
 			}
 		}
 	}
-	luck.check(t, int64(50/every))
+	checkLuck(t, luck, 50/every)
 	if direct < 200/every {
 		t.Errorf("%d pairs are direct: the test sees one side only", direct)
 	}
@@ -148,7 +148,7 @@ func TestBehindOneNAT(t *testing.T) {
 		b := l.join(1, lan.NewHost("b", addr4(192, 168, 1, 3)), uint64(i))
 		l.setRelay(true)
 		l.run(time.Second)
-		l.settle(new(luck), b)
+		l.settle(new(simnet.Luck), b)
 		for _, n := range l.nodes {
 			if !n.primary.Addr.Addr().IsPrivate() {
 				l.fail("%v: %s goes by %v", kind, n.name, n.primary)

@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -40,8 +39,8 @@ func TestSeeds(t *testing.T) {
 	if *seed != 0 {
 		first, last = *seed, *seed
 	}
-	luck := new(luck)
-	t.Cleanup(func() { luck.check(t, 0) })
+	luck := new(simnet.Luck)
+	t.Cleanup(func() { checkLuck(t, luck, 0) })
 	const shards = 8 // run side by side
 	for shard := range uint64(shards) {
 		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
@@ -60,7 +59,7 @@ func TestSeeds(t *testing.T) {
 type pair struct {
 	*lab
 	rand    *rand.Rand
-	sites   int // that were made
+	places  *simnet.Places
 	routers [2]*simnet.Router
 }
 
@@ -69,6 +68,7 @@ func newPair(t *testing.T, seed uint64) *pair {
 	p.lab = newLab(t, seed, p.path())
 	p.lab.log = append(p.lab.log, fmt.Sprint("seed ", seed))
 	p.relayDelay = time.Duration(1+p.rand.IntN(100)) * time.Millisecond
+	p.places = simnet.NewPlaces(p.net, p.rand, func(site string) { p.say("%s", site) })
 	p.place(seed)
 	p.setRelay(true)
 	return p
@@ -91,97 +91,15 @@ func (p *pair) path() simnet.Path {
 	}
 }
 
-func (p *pair) kind() simnet.NAT {
-	return simnet.NAT{
-		Mapping: simnet.Behavior(p.rand.IntN(3)), Filtering: simnet.Behavior(p.rand.IntN(3)),
-		Allocation: simnet.Allocation(p.rand.IntN(4)), Hairpin: p.chance(2),
-		Timeout: []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute}[p.rand.IntN(3)],
-	}
-}
-
-// site makes up a segment within another, and the addresses of a host there.
-func (p *pair) site(outer *simnet.Segment, depth int) (*simnet.Segment, *simnet.Router, []netip.Addr) {
-	p.sites++
-	id := byte(p.sites)
-	var six netip.Prefix
-	var addrs []netip.Addr
-	if p.chance(3) {
-		six = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, id}), 64)
-		addrs = append(addrs, netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, id, 15: 2}))
-	}
-	name := fmt.Sprint("site", id)
-	if p.chance(8) {
-		four := netip.PrefixFrom(addr4(7, id, 0, 0), 24)
-		filtering := simnet.Behavior(p.rand.IntN(3))
-		prefixes := []netip.Prefix{four}
-		if six.IsValid() {
-			prefixes = append(prefixes, six)
-		}
-		lan, router := outer.NewFirewalledLAN(name, filtering, prefixes...)
-		p.say("%s: firewall filter-%v in %s, IPv6 %v", name, filtering, outer.Name(), six.IsValid())
-		return lan, router, append(addrs, addr4(7, id, 0, 2))
-	}
-	kind := p.kind()
-	external := addr4(8, 8, id, 1)
-	if depth > 0 {
-		external = addr4(100, 64, id, 1)
-	}
-	lan, router := outer.NewLAN(name, kind, external, six)
-	p.say("%s: %v for %v in %s, IPv6 %v", name, kind, kind.Timeout, outer.Name(), six.IsValid())
-	if six.IsValid() && p.chance(4) {
-		return lan, router, addrs // no IPv4
-	}
-	// All sites use the same private addresses.
-	return lan, router, append(addrs, addr4(192, 168, 1, 2))
-}
-
-// home makes up where a host is, alone.
-func (p *pair) home() (*simnet.Segment, *simnet.Router, []netip.Addr) {
-	if p.chance(8) {
-		p.sites++
-		return p.net.Internet(), nil, []netip.Addr{addr4(6, 6, byte(p.sites), 1)}
-	}
-	lan, router, addrs := p.site(p.net.Internet(), 0)
-	if p.chance(4) {
-		lan, router, addrs = p.site(lan, 1)
-	}
-	return lan, router, addrs
-}
-
 // place puts both hosts somewhere.
 func (p *pair) place(seed uint64) {
-	switch p.rand.IntN(6) {
-	case 0: // one LAN
-		lan, router, addrs := p.home()
-		p.routers = [2]*simnet.Router{router, router}
-		p.join(0, lan.NewHost("a", addrs...), seed)
-		p.join(1, lan.NewHost("b", beside(addrs)...), seed)
-	case 1: // one carrier
-		carrier, _, _ := p.site(p.net.Internet(), 0)
-		for i, name := range []string{"a", "b"} {
-			lan, router, addrs := p.site(carrier, 1)
-			p.routers[i] = router
-			p.join(i, lan.NewHost(name, addrs...), seed)
-		}
-	default:
-		for i, name := range []string{"a", "b"} {
-			lan, router, addrs := p.home()
-			p.routers[i] = router
-			p.join(i, lan.NewHost(name, addrs...), seed)
-		}
+	for i, at := range p.places.Two() {
+		p.routers[i] = at.Router
+		p.join(i, at.Segment.NewHost([]string{"a", "b"}[i], at.Addrs...), seed)
 	}
 	if p.chance(12) {
 		p.block(p.rand.IntN(2))
 	}
-}
-
-// beside returns addresses next to the given ones.
-func beside(addrs []netip.Addr) []netip.Addr {
-	var next []netip.Addr
-	for _, a := range addrs {
-		next = append(next, a.Next())
-	}
-	return next
 }
 
 func (p *pair) block(i int) {
@@ -192,7 +110,7 @@ func (p *pair) block(i int) {
 }
 
 // live lets the pair be used, and things happen to it.
-func (p *pair) live(luck *luck) {
+func (p *pair) live(luck *simnet.Luck) {
 	p.run(time.Duration(p.rand.IntN(2000)) * time.Millisecond)
 	users := [][]*node{{p.nodes[0]}, {p.nodes[1]}, {p.nodes[0], p.nodes[1]}}[p.rand.IntN(3)]
 	p.settle(luck, users...)
@@ -221,13 +139,13 @@ func (p *pair) sent() (n uint64) {
 // settled is settle after something happened. What the two know of each other
 // from before may now make possible what the model calls impossible, by good
 // luck; it must be true of both then.
-func (p *pair) settled(luck *luck, users []*node) {
+func (p *pair) settled(luck *simnet.Luck, users []*node) {
 	p.t.Helper()
 	p.run(10*time.Second, users...)
 	a, b := p.nodes[0], p.nodes[1]
 	direct := a.primary.Kind == path.Direct && b.primary.Kind == path.Direct
 	if simnet.GuessNeeded(a.host, b.host) {
-		luck.note(direct)
+		luck.Note(direct)
 	} else if simnet.DirectPossible(a.host, b.host) && !direct {
 		p.fail("%v and %v after 10 s, but a direct path is possible", a.primary, b.primary)
 	}
@@ -242,10 +160,10 @@ func (p *pair) event() {
 	n, router := p.nodes[i], p.routers[i]
 	switch p.rand.IntN(6) {
 	case 0:
-		lan, r, addrs := p.home()
-		p.say("%s moves to %s %v", n.name, lan.Name(), addrs)
-		n.host.Move(lan, addrs...)
-		p.routers[i] = r
+		at := p.places.One()
+		p.say("%s moves to %s %v", n.name, at.Segment.Name(), at.Addrs)
+		n.host.Move(at.Segment, at.Addrs...)
+		p.routers[i] = at.Router
 		p.changed(n)
 	case 1:
 		if router == nil {

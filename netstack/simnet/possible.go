@@ -21,13 +21,18 @@ import (
 // be done until nothing new comes of it. It holds where mappings last for as
 // long as it takes, and where no two hosts behind one NAT that overloads ports
 // use the same one.
-func DirectPossible(a, b *Host) bool { return derive(a, b, true) }
+func DirectPossible(a, b *Host) bool { return derive(a, b, true, true) }
 
 // GuessNeeded reports whether a direct path is possible, but by the birthday
 // method only, so that it takes luck to have one in a given time.
-func GuessNeeded(a, b *Host) bool { return derive(a, b, true) && !derive(a, b, false) }
+func GuessNeeded(a, b *Host) bool { return DirectPossible(a, b) && !derive(a, b, true, false) }
 
-func derive(a, b *Host, birthday bool) bool {
+// DirectUnguessed reports whether a direct path is possible without any port that
+// is guessed. Ports in a row are sure to be found only where nothing but the pair has
+// the NAT give some: with other peers, those that follow the servers' are theirs.
+func DirectUnguessed(a, b *Host) bool { return derive(a, b, false, false) }
+
+func derive(a, b *Host, inRow, birthday bool) bool {
 	d := derivation{hosts: [2]*Host{a, b}, sent: make(map[*Router][]passage)}
 	for i := range d.hosts {
 		d.tell(i)
@@ -40,10 +45,10 @@ func derive(a, b *Host, birthday bool) bool {
 			}
 		}
 		for i := range d.hosts {
-			if sequential(d.hosts[i]) && fixed(d.hosts[1-i]) {
+			if inRow && sequential(d.hosts[i]) && fixed(d.hosts[1-i]) {
 				d.guess(i)
 			}
-			if birthday && !fixed(d.hosts[i]) && !inRow(d.hosts[i]) && fixed(d.hosts[1-i]) {
+			if birthday && !fixed(d.hosts[i]) && !givesInRow(d.hosts[i]) && fixed(d.hosts[1-i]) {
 				d.birthday(i)
 			}
 		}
@@ -151,9 +156,9 @@ func fixed(h *Host) bool {
 	return true
 }
 
-// inRow reports whether one of the NATs that a host is behind gives ports in a row.
+// givesInRow reports whether one of the NATs that a host is behind gives ports in a row.
 // Such ports are predicted, and many sockets would spoil that.
-func inRow(h *Host) bool {
+func givesInRow(h *Host) bool {
 	for s := h.segment; s.router != nil; s = s.router.outside {
 		if nat := s.router.nat; nat != nil && nat.kind.Allocation == Sequential {
 			return true
@@ -165,7 +170,7 @@ func inRow(h *Host) bool {
 // GuessPossible reports whether a port of one of the hosts may be guessed by good
 // luck: one of the NATs that it is behind gives ports in a row. What
 // DirectPossible says is impossible may then be possible.
-func GuessPossible(a, b *Host) bool { return inRow(a) || inRow(b) }
+func GuessPossible(a, b *Host) bool { return givesInRow(a) || givesInRow(b) }
 
 // probe sends from host i to a place, and an answer back if the probe arrives.
 func (d *derivation) probe(i int, to place) {
