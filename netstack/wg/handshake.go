@@ -253,8 +253,8 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, over Relay
 	}
 	defer p.mu.Unlock()
 	h.heard = [initiationSize]byte(initiation)
-	if ours := p.underway(now); ours != nil && isInitiation(ours) && bytes.Compare(own[:], p.key[:]) < 0 {
-		if left := yieldTime - now.Sub(h.sent); left > 0 && len(h.held) < maxHeld {
+	if bytes.Compare(own[:], p.key[:]) < 0 {
+		if left := p.yields(now); left > 0 && len(h.held) < maxHeld {
 			held := bytes.Clone(initiation)
 			h.held = append(h.held, held)
 			p.bind.counters.yielded.Add(1)
@@ -264,6 +264,17 @@ func (p *Peer) takes(initiation []byte, own ident.NodeKey, link Link, over Relay
 		}
 	}
 	return p.inTurn(initiation, link, now)
+}
+
+// yields returns for how long an initiation of the peer's is to wait, which has the
+// greater key, for the answer to ours; not where ours has had no path yet, so that the
+// peer can have none of it. p.mu is held.
+func (p *Peer) yields(now time.Time) time.Duration {
+	ours := p.underway(now)
+	if path := p.path.Load(); ours == nil || !isInitiation(ours) || !path.Direct.IsValid() && path.Relay == nil {
+		return 0
+	}
+	return yieldTime - now.Sub(p.handshake.sent)
 }
 
 // answersAnother reports whether the last message is a response, and to another
@@ -351,6 +362,12 @@ func (p *Peer) release(held []byte) {
 	i := slices.IndexFunc(h.held, func(other []byte) bool { return &other[0] == &held[0] })
 	if i < 0 {
 		return // ours was answered
+	}
+	if left := p.yields(time.Now()); left > 0 {
+		// Ours went by another path meanwhile. The peer, answering that one, has given
+		// its own up.
+		time.AfterFunc(left, func() { p.release(held) })
+		return
 	}
 	h.held = slices.Delete(h.held, i, i+1)
 	if p.takeTurn(held, time.Now()) == turnNow {

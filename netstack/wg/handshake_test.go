@@ -130,19 +130,27 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 		first    bool
 		age      time.Duration // of our own
 		again    bool          // ours is sent again by another path then
+		moves    bool          // and again by another one while theirs waits
+		pathless bool          // ours has not been sent by any path
 		answered bool
 		at, then []uint32 // what the device is given at once, and after yieldTime
 	}{
-		"ours is answered": {first: true, answered: true, at: []uint32{typeResponse}},
-		"ours is lost":     {first: true, then: []uint32{typeInitiation}},
-		"ours is old":      {first: true, age: yieldTime, at: []uint32{typeInitiation}},
-		"ours is repeated": {first: true, age: repeatDelays[0] + time.Millisecond, answered: true, at: []uint32{typeResponse}},
-		"ours went again":  {first: true, age: yieldTime, again: true, answered: true, at: []uint32{typeResponse}},
-		"theirs goes on":   {first: false, at: []uint32{typeInitiation}},
+		"ours is answered":             {first: true, answered: true, at: []uint32{typeResponse}},
+		"ours is lost":                 {first: true, then: []uint32{typeInitiation}},
+		"ours is old":                  {first: true, age: yieldTime, at: []uint32{typeInitiation}},
+		"ours is repeated":             {first: true, age: repeatDelays[0] + time.Millisecond, answered: true, at: []uint32{typeResponse}},
+		"ours went again":              {first: true, age: yieldTime, again: true, answered: true, at: []uint32{typeResponse}},
+		"theirs goes on":               {first: false, at: []uint32{typeInitiation}},
+		"ours goes on by another path": {first: true, moves: true, answered: true, at: []uint32{typeResponse}},
+		"ours is lost on another path": {first: true, moves: true, then: []uint32{typeInitiation}},
+		"ours has no path":             {first: true, pathless: true, at: []uint32{typeInitiation}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				x := newBound(t, test.first)
+				if test.pathless {
+					x.peer.SetPath(Path{})
+				}
 				x.begin(5)
 				time.Sleep(test.age)
 				synctest.Wait()
@@ -150,6 +158,10 @@ func TestOneOfTwoBeginnersWaits(t *testing.T) {
 					x.peer.SetPath(Path{Relay: &recordingRelay{}})
 				}
 				x.handleRelayed(x.relay, x.peer.key, x.initiation(1))
+				if test.moves {
+					time.Sleep(yieldTime - 50*time.Millisecond)
+					x.peer.SetPath(Path{Relay: &recordingRelay{}})
+				}
 				if test.answered {
 					time.Sleep(100 * time.Millisecond)
 					x.handleRelayed(x.relay, x.peer.key, answer(typeResponse, 5))
