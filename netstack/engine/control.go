@@ -324,9 +324,32 @@ func (c *control) rearm(p *peer, now time.Time) {
 	c.takeStrays(p, now)
 	p.noteLarge(now)
 	c.sweep(p, now)
+	c.renew(p)
 	if p.tunnel.Unanswered() >= distressAfter {
 		p.agent.HandleDistress(now)
 	}
+}
+
+// wantHandshake has a session made with a peer that knows none of ours, as far as we
+// know: packets to it are sealed for nobody until then, which WireGuard notices after
+// 15 s only (KeepaliveTimeout and RekeyTimeout).
+func (c *control) wantHandshake(p *peer) {
+	if !p.renews && p.tunnel != nil {
+		p.renews, p.unanswered = true, p.tunnel.Unanswered()
+	}
+	c.renew(p)
+}
+
+// renew begins the handshake that is wanted with p as soon as there may be another one,
+// unless one has begun or was answered since.
+func (c *control) renew(p *peer) {
+	if !p.renews {
+		return
+	}
+	if p.tunnel.Unanswered() == p.unanswered {
+		c.beginHandshake(p.key)
+	}
+	p.renews = p.tunnel.Unanswered() == p.unanswered
 }
 
 // drain carries out what p's agent wants, and sets p's next time.
@@ -342,6 +365,11 @@ func (c *control) drain(p *peer) {
 		event, ok := p.agent.NextEvent()
 		if !ok {
 			break
+		}
+		if event.Restarted {
+			c.e.log.Debug("a peer has started again", "peer", p.member.Name())
+			c.wantHandshake(p)
+			continue
 		}
 		p.direct.Store(&event.Primary.Addr)
 		p.both = event.Both
@@ -514,6 +542,9 @@ func (c *control) handleNetworkChange() {
 	now := c.now()
 	c.refreshLocal(now)
 	c.nat.HandleNetworkChange(now)
+	// The servers first: behind a NAT that numbers ports in a row, those that follow
+	// theirs are told to peers, and so must be those of the challenges to peers.
+	c.drainNAT()
 	c.handleMove(now)
 }
 

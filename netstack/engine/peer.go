@@ -80,7 +80,11 @@ type peer struct {
 	// sockets are further ones that its agent sends by, by number.
 	sockets   map[uint32]*wg.Socket
 	retreated bool // whether its session was ended to take a prefix away
-	heir      bool // whether it has just got flows of the last run
+	// renews says that a handshake is wanted, and unanswered what the tunnel's counter
+	// was then.
+	renews     bool
+	unanswered int
+	heir       bool // whether it has just got flows of the last run
 
 	rearm    time.Time // when touched is cleared; zero for not
 	sweep    time.Time // when the filter wants to be called; zero for not

@@ -176,6 +176,9 @@ func (c *control) drainRelays() {
 			if err := c.device.Renew(o.Peer); err != nil {
 				c.e.log.Debug("renewing a session", "peer", c.nameOf(o.Peer), "error", err)
 			}
+			if p := c.peers[o.Peer]; p != nil {
+				c.wantHandshake(p) // one may have been begun too short a time ago
+			}
 		case home.HomeChanged:
 			c.e.log.Info("home relay", "name", o.Relay)
 			c.publish()

@@ -89,6 +89,9 @@ type Event struct {
 	// FlapsBegin means that this change is one too many in a minute: the path
 	// changes more often than networks make it. It comes once for a time of that.
 	FlapsBegin bool
+	// Restarted means that nothing of this changed, but that the peer has started
+	// again: it knows no session of the tunnel that is older.
+	Restarted bool
 }
 
 // Traffic says what came in.
@@ -344,8 +347,9 @@ func (a *Agent) HandleSocketPing(socket uint32, addr netip.AddrPort, m disco.Pin
 		a.stats.PingsReplayed++
 		return ErrReplay
 	}
-	if works {
-		a.answered.keep(m.Session)
+	if works && a.answered.keep(m.Session) {
+		a.emit()
+		a.events[len(a.events)-1].Restarted = true
 	}
 	answers.take(a.now)
 	a.stats.PongsSent++

@@ -114,3 +114,46 @@ func TestFlapping(t *testing.T) {
 		t.Error("it still is after a minute")
 	}
 }
+
+// TestRestarted: a peer that has started again is told of once, by its first ping from
+// a path that works; what others send in its name is not.
+func TestRestarted(t *testing.T) {
+	a := direct(t, 1)
+	now := epoch.Add(20 * time.Millisecond)
+	restarts := func(from netip.AddrPort, session, seq uint64) (n int) {
+		t.Helper()
+		now = now.Add(200 * time.Millisecond)
+		a.HandleOutboundUse(now)
+		if id, ok := pings(a)[home]; ok {
+			_ = a.HandlePong(home, disco.Pong{TxID: id, Observed: lan}, now)
+		}
+		if err := a.HandlePing(from, disco.Ping{TxID: disco.TxID{byte(session), byte(seq)}, Session: session, Seq: seq}, now); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range drainEvents(a) {
+			if e.Restarted {
+				n++
+			}
+			if e.Primary != DirectTo(home) {
+				t.Errorf("session %d: %+v", session, e)
+			}
+		}
+		return n
+	}
+	for i, c := range []struct {
+		from         netip.AddrPort
+		session, seq uint64
+		want         int
+	}{
+		{home, 7, 1, 0}, // the first that is heard of it
+		{home, 7, 2, 0},
+		{rogue, 8, 1, 0}, // not from a path that works
+		{home, 9, 1, 1},
+		{home, 9, 2, 0},
+		{home, 10, 1, 1},
+	} {
+		if n := restarts(c.from, c.session, c.seq); n != c.want {
+			t.Errorf("ping %d of session %d: %d restarts, want %d", i, c.session, n, c.want)
+		}
+	}
+}

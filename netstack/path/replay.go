@@ -60,5 +60,10 @@ func (s *sessions) fresh(session, seq uint64) bool {
 	return true
 }
 
-// keep makes a session the live one.
-func (s *sessions) keep(session uint64) { s.live, s.kept = session, true }
+// keep makes a session the live one, and reports whether another one was: the peer
+// has started again, or somebody sends a capture from before that in its name.
+func (s *sessions) keep(session uint64) (another bool) {
+	another = s.kept && s.live != session
+	s.live, s.kept = session, true
+	return another
+}

@@ -461,3 +461,43 @@ func TestManyNodesMeet(t *testing.T) {
 		}
 	})
 }
+
+// TestRestartIsNoticed is F25 where packets go one way only: who gets them starts
+// again and knows nothing of their session, and has nothing to send by which the
+// sender would learn so. They arrive again within 3 s; over a relay within the 5 s of a
+// failover. The second restart follows the first, whose handshake is a moment old.
+func TestRestartIsNoticed(t *testing.T) {
+	t.Parallel()
+	for name, relayed := range map[string]bool{"direct": false, "over a relay": true} {
+		t.Run(name, func(t *testing.T) {
+			run(t, 11, func(s *sim) {
+				var a, b *node
+				if relayed {
+					s.addRelay("fra-1", 11)
+					a, b = s.secludedPair()
+				} else {
+					a, b = s.start("a", s.public("a", 1), nil), s.start("b", s.public("b", 2), nil)
+					s.meet(a, b)
+					a.until(b, 10*time.Second, "a direct path", func() bool { return a.path(b).Kind == engine.PathDirect })
+				}
+				for i, pause := range []time.Duration{20 * time.Second, 20 * time.Second, time.Second} {
+					a.until(b, time.Minute, "packets for a while", func() bool { return a.passes(b, time.Second) })
+					for begin := time.Now(); time.Since(begin) < pause; {
+						a.passes(b, 200*time.Millisecond)
+					}
+					b.restart()
+					b.apply(b.rules)
+					took := a.until(b, time.Minute, "a packet after a restart", func() bool { return a.passes(b, 100*time.Millisecond) })
+					s.Logf("restart %d: a packet after %v", i, took)
+					limit := 3 * time.Second
+					if relayed || pause < limit {
+						limit = failover // a handshake is begun every 5 s at most
+					}
+					if took > limit {
+						s.Errorf("restart %d: a packet after %v, want %v at most", i, took, limit)
+					}
+				}
+			})
+		})
+	}
+}
