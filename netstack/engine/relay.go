@@ -147,6 +147,13 @@ func (r *relayConn) takeHeld(to ident.NodeKey) []heldPacket {
 	return taken
 }
 
+// holds returns how many bytes wait for a connection.
+func (r *relayConn) holds() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bytes
+}
+
 // connected reports whether the relay admitted this device, and why not.
 func (r *relayConn) connected() (bool, string) {
 	if r.session.Load() != nil {

@@ -328,9 +328,10 @@ func (c *control) relayStatus() []RelayStatus {
 			s.RTTAge = max(0, now.Sub(r.Measured))
 		}
 		s.Connected, s.Error = conn.connected()
+		s.Queued = conn.holds()
 		if session := conn.session.Load(); session != nil {
 			s.Datagrams = session.datagrams.link.Load() != nil
-			s.Queued = session.attempt.out.queued()
+			s.Queued += session.attempt.out.queued()
 		}
 		out = append(out, s)
 	}

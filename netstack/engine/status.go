@@ -95,7 +95,8 @@ type RelayStatus struct {
 	RTT time.Duration `json:"rtt,omitempty"`
 	// RTTAge is how long ago the last of them was measured.
 	RTTAge time.Duration `json:"rtt_age,omitempty"`
-	// Queued is how many bytes wait to be sent there, for all peers together.
+	// Queued is how many bytes wait to be sent there, for all peers together: for
+	// the line, or for a connection.
 	Queued int `json:"queued,omitempty"`
 	// Error is why there is no connection, empty where there is one.
 	Error string `json:"error,omitempty"`

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,13 +12,16 @@ import (
 )
 
 // TestTwentyPairs is F06 in its full size: one relay carries twenty pairs and is
-// killed, then both relays are away for a minute. Each pair is over the second
-// relay within 5 s, and a direct pair loses nothing. After the minute both sides of
-// every pair have handshakes under way, which cross when the relays are back: every
-// pair is back within 5 s all the same. With -short there are six pairs.
+// killed, then the other's machine vanishes without a word, so that both are away for a
+// minute. Each pair is over the second relay within 5 s, and direct pairs lose nothing.
+// After the minute both sides of every pair have handshakes under way, which cross when
+// the relays are back: every pair is back within 5 s all the same. All the minute the
+// pairs send, first of all much more than may wait for a relay, which does not wait but
+// is lost and counted. With -short there are six pairs.
 func TestTwentyPairs(t *testing.T) {
 	t.Parallel()
 	run(t, 6, func(s *sim) {
+		s.twoServers() // of which one stays
 		r1, r2 := s.addRelay("fra-1", 11), s.addRelay("ams-1", 12)
 		s.world.Do(func(*simnet.Network) { s.server.SetDown(true) })
 		var all []*node
@@ -27,10 +31,13 @@ func TestTwentyPairs(t *testing.T) {
 			all = append(all, a, b)
 			pairs = append(pairs, &talk{a: a, b: b})
 		}
-		c, d := s.start("c", s.public("c", 3), nil), s.start("d", s.public("d", 4), nil)
-		direct := &talk{a: c, b: d}
-		s.know(c, d)
-		for _, p := range pairs {
+		// One direct pair on the internet, and one whose NATs must be kept open.
+		direct := []*talk{{a: s.start("c", s.public("c", 3), nil), b: s.start("d", s.public("d", 4), nil)}}
+		e, _ := s.behind("e", simnet.PortRestricted, 5)
+		f, _ := s.behind("f", simnet.PortRestricted, 6)
+		direct = append(direct, &talk{a: s.start("e", e, nil), b: s.start("f", f, nil)})
+		everybody := slices.Concat(pairs, direct)
+		for _, p := range everybody {
 			s.know(p.a, p.b)
 		}
 		for _, n := range all {
@@ -42,8 +49,12 @@ func TestTwentyPairs(t *testing.T) {
 				s.Fatalf("nothing arrives: %+v", p.a.engine.Status())
 			}
 		}
-		c.until(d, 15*time.Second, "direct", func() bool { return c.path(d).Kind == engine.PathDirect && d.path(c).Kind == engine.PathDirect })
-		s.talk(10*time.Second, append(pairs, direct)...)
+		for _, p := range direct {
+			p.a.until(p.b, 15*time.Second, "direct", func() bool {
+				return p.a.path(p.b).Kind == engine.PathDirect && p.b.path(p.a).Kind == engine.PathDirect
+			})
+		}
+		s.talk(10*time.Second, everybody...)
 		first := s.carrier(pairs[0].a, pairs[0].b)
 		for _, p := range pairs {
 			if p.gap > 500*time.Millisecond || s.carrier(p.a, p.b) != first {
@@ -59,24 +70,67 @@ func TestTwentyPairs(t *testing.T) {
 				}
 			}
 			s.Logf("%s: the longest gap of %d pairs is %v", what, len(pairs), slowest)
-			if direct.lost > 0 {
-				s.Errorf("%s: the direct pair lost %d packets", what, direct.lost)
+			for _, p := range direct {
+				if p.lost > 0 {
+					s.Errorf("%s: the direct pair of %s lost %d packets", what, p.a.Certificate.Name, p.lost)
+				}
 			}
 		}
 
 		first.kill()
-		s.talk(20*time.Second, append(pairs, direct)...)
+		s.talk(20*time.Second, everybody...)
 		worst("one killed", 0, failover)
-		for _, r := range []*relaySite{r1, r2} {
-			if r != first {
-				r.kill()
+		second := r1
+		if first == r1 {
+			second = r2
+		}
+		s.world.Do(func(*simnet.Network) { second.host.SetDown(true) })
+		// Each node has one peer on a relay, so that what waits is of that one.
+		const (
+			flood, steady = 1200, 40 // packets a second
+			flooded       = 3 * time.Second
+		)
+		most, before := make(map[*node]int), make(map[*node]uint64)
+		for _, n := range all {
+			drops := n.engine.Status().Drops
+			before[n] = drops["no_path"] + drops["relay_queue"]
+		}
+		for _, p := range pairs {
+			p.size, p.burst = 1300, flood/10
+			p.sample = func() {
+				for _, n := range []*node{p.a, p.b} {
+					waits := 0
+					for _, r := range n.engine.Status().Relays {
+						waits += r.Queued
+					}
+					most[n] = max(most[n], waits)
+				}
 			}
 		}
-		s.talk(time.Minute, append(pairs, direct)...)
-		worst("both away", 55*time.Second, time.Minute)
-		r1.start()
-		r2.start()
-		s.talk(15*time.Second, append(pairs, direct)...)
+		s.talk(flooded, everybody...)
+		worst("both away, flooded", 0, flooded)
+		for _, p := range pairs {
+			p.burst = steady / 10
+		}
+		s.talk(time.Minute-flooded, everybody...)
+		worst("both away", time.Minute-flooded-time.Second, time.Minute-flooded)
+		least, longest := maxQueued, 0
+		for _, n := range all {
+			least, longest = min(least, most[n]), max(longest, most[n])
+			drops := n.engine.Status().Drops
+			lost := drops["no_path"] + drops["relay_queue"] - before[n]
+			if most[n] == 0 || most[n] > maxQueued || lost < 50*steady {
+				s.Errorf("both away: at most %d bytes of %s's waited, want some and %d at most; %d packets were counted as lost",
+					most[n], n.Certificate.Name, maxQueued, lost)
+			}
+		}
+		s.Logf("both away: of 5 MB that each node sent, %d to %d bytes waited at most", least, longest)
+		for _, p := range pairs {
+			p.size, p.burst, p.sample = 0, 0, nil
+		}
+		first.start()
+		s.world.Do(func(*simnet.Network) { second.host.SetDown(false) })
+		s.talk(15*time.Second, everybody...)
 		worst("both back", 0, failover)
 	})
 }

@@ -126,8 +126,12 @@ type talk struct {
 	gap  time.Duration
 	lost int
 
-	// size is the length of the packets' payload, where they are not to be short.
-	size   int
+	// size is the length of the packets' payload, where they are not to be short, and
+	// burst how many go at once, where it is not one.
+	size, burst int
+	// sample, where not nil, is called after each of these.
+	sample func()
+
 	prefix []byte
 	heard  [2]time.Time
 }
@@ -150,7 +154,7 @@ func (t *talk) take() {
 	}
 }
 
-// talk has pairs of nodes talk for a while, ten packets a second each way.
+// talk has pairs of nodes talk for a while, ten times a second each way.
 func (s *sim) talk(d time.Duration, pairs ...*talk) {
 	for i, t := range pairs {
 		t.gap, t.lost, t.heard = 0, 0, [2]time.Time{time.Now(), time.Now()}
@@ -161,15 +165,20 @@ func (s *sim) talk(d time.Duration, pairs ...*talk) {
 		synctest.Wait()
 		for _, t := range pairs {
 			t.take()
+			if t.sample != nil {
+				t.sample()
+			}
 		}
 	}
 	for begin := time.Now(); time.Since(begin) < d; step() {
 		for _, t := range pairs {
 			text := string(t.prefix) + time.Since(begin).String()
 			text += strings.Repeat(" ", max(0, t.size-len(text)))
-			t.a.tun.Send(t.a.udp(t.b, text))
-			t.b.tun.Send(t.b.udp(t.a, text))
-			t.lost += 2
+			for range max(1, t.burst) {
+				t.a.tun.Send(t.a.udp(t.b, text))
+				t.b.tun.Send(t.b.udp(t.a, text))
+				t.lost += 2
+			}
 		}
 	}
 	gaps := make([]time.Duration, len(pairs))
