@@ -65,9 +65,9 @@ const events = 8
 type history struct {
 	*sim
 	rand    *rand.Rand
+	places  *simnet.Places
 	members []*member
 	said    []string // what happened, for who reads a failure
-	public  int      // public addresses that were given out
 	port    uint16   // the last source port of a flow
 
 	mu   sync.Mutex         // protects all below, and members' rules and applied
@@ -79,7 +79,6 @@ type member struct {
 	*node
 	index  int
 	router *simnet.Router // nil on the internet itself
-	nat    simnet.NAT
 	// lenient nodes let everything out, as one whose own filter is broken.
 	lenient bool
 	// gone members were removed: nobody may hear of them.
@@ -100,15 +99,17 @@ type parcel struct {
 }
 
 func newHistory(s *sim, seed uint64) *history {
-	return &history{sim: s, rand: rand.New(rand.NewPCG(seed, 1)), sent: map[string]*parcel{}}
+	h := &history{sim: s, rand: rand.New(rand.NewPCG(seed, 1)), sent: map[string]*parcel{}}
+	s.dualStack()
+	s.world.Do(func(n *simnet.Network) {
+		h.places = simnet.NewPlaces(n, h.rand, func(site string) { h.say("%s", site) })
+	})
+	return h
 }
 
 func (h *history) say(format string, args ...any) {
-	h.said = append(h.said, fmt.Sprintf("%8.1fs ", time.Since(h.start()).Seconds())+fmt.Sprintf(format, args...))
+	h.said = append(h.said, fmt.Sprintf("%8.1fs ", time.Since(bubbleStart).Seconds())+fmt.Sprintf(format, args...))
 }
-
-// start is when every bubble begins.
-func (h *history) start() time.Time { return time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) }
 
 func (h *history) fail(format string, args ...any) {
 	h.Helper()
@@ -119,32 +120,6 @@ func (h *history) fail(format string, args ...any) {
 func (h *history) sleep(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
-}
-
-func (h *history) address() netip.Addr {
-	h.public++
-	return netip.AddrFrom4([4]byte{198, 18, byte(h.public >> 8), byte(h.public)})
-}
-
-func (h *history) anyNAT() simnet.NAT {
-	return simnet.NAT{
-		Mapping: simnet.Behavior(h.rand.IntN(3)), Filtering: simnet.Behavior(h.rand.IntN(3)),
-		Allocation: simnet.Allocation(h.rand.IntN(4)), Hairpin: h.rand.IntN(2) == 0,
-	}
-}
-
-// home returns a segment to be in and an address there: the internet, or a
-// LAN behind a NAT of its own.
-func (h *history) home(n *simnet.Network, m *member) (*simnet.Segment, netip.Addr) {
-	if h.rand.IntN(4) == 0 {
-		m.router, m.nat = nil, simnet.FullCone
-		return n.Internet(), h.address()
-	}
-	m.nat = h.anyNAT()
-	external := h.address()
-	var lan *simnet.Segment
-	lan, m.router = n.Internet().NewLAN(fmt.Sprint("lan", h.public), m.nat, external, netip.Prefix{})
-	return lan, netip.AddrFrom4([4]byte{192, 168, byte(h.public), 2})
 }
 
 // play lives through the history.
@@ -170,12 +145,12 @@ func (h *history) join(i int) {
 	name := fmt.Sprint("n", i)
 	var host *simnet.Host
 	h.world.Do(func(n *simnet.Network) {
-		segment, address := h.home(n, m)
-		host = segment.NewHost(name, address)
+		at := h.places.One()
+		m.router, host = at.Router, at.Segment.NewHost(name, at.Addrs...)
+		h.say("%s joins in %s at %v, lenient: %v", name, at.Segment.Name(), at.Addrs, m.lenient)
 	})
 	m.node = h.sim.start(name, host, nil)
 	h.members = append(h.members, m)
-	h.say("%s joins behind %v, lenient: %v", name, m.nat, m.lenient)
 	h.running.Go(func() {
 		for {
 			select {
@@ -314,10 +289,11 @@ func (h *history) event() {
 		h.policy()
 	case 2:
 		h.world.Do(func(n *simnet.Network) {
-			segment, address := h.home(n, m)
-			m.host.Move(segment, address)
+			at := h.places.One()
+			m.router = at.Router
+			m.host.Move(at.Segment, at.Addrs...)
+			h.say("n%d moves to %s at %v", m.index, at.Segment.Name(), at.Addrs)
 		})
-		h.say("n%d moves behind %v", m.index, m.nat)
 		m.engine.HandleNetworkChange()
 	case 3:
 		if m.router == nil {
@@ -442,8 +418,8 @@ func (h *history) send(from, to *member, opener, target int, port uint16) *parce
 	return p
 }
 
-// heal ends what was bad and allows everything: then every pair must talk, and
-// directly where the NATs permit it.
+// heal ends what was bad and allows everything. Within 10 s of the last change every
+// pair talks directly where the NATs permit it, and over the relay where they do not.
 func (h *history) heal() {
 	h.say("all is well")
 	h.world.Do(func(n *simnet.Network) { n.SetPath(simnet.Path{Delay: 20 * time.Millisecond}) })
@@ -453,35 +429,67 @@ func (h *history) heal() {
 			open[[2]int{i, j}] = i != j
 		}
 	}
-	h.sleep(time.Minute)
 	h.apply(open)
 	h.tell()
-	h.check()
+	h.together(directLimit)
+	var relayed [][2]*member
 	for i, a := range h.members {
 		for _, b := range h.members[:i] {
+			if a.gone || b.gone {
+				continue
+			}
 			possible := false
 			h.world.Do(func(*simnet.Network) {
-				// What takes guesses needs a second STUN server, and its turn.
-				possible = simnet.DirectPossible(a.host, b.host) && !simnet.GuessNeeded(a.host, b.host)
+				// Of several peers the guesses take turns, and spoil each other's;
+				// TestPairs has them.
+				possible = simnet.DirectUnguessed(a.host, b.host)
 			})
-			if !a.gone && !b.gone && possible {
-				h.direct(a, b)
+			there, back := a.path(b.node), b.path(a.node)
+			switch {
+			case there.Kind == engine.PathDirect && back.Kind == engine.PathDirect:
+			case possible:
+				h.fail("n%d and n%d are not direct within %v: %v, %v", a.index, b.index, directLimit, there, back)
+			default:
+				relayed = append(relayed, [2]*member{a, b}, [2]*member{b, a})
 			}
 		}
 	}
+	parcels := h.together(2 * time.Second)
+	h.sleep(time.Second) // what is under way
+	for _, pair := range relayed {
+		from, to := pair[0], pair[1]
+		if from.path(to.node).Kind == engine.PathDirect {
+			continue // meanwhile
+		}
+		h.mu.Lock()
+		lost := 0
+		for _, p := range parcels[pair] {
+			if p.arrived == 0 {
+				lost++
+			}
+		}
+		h.mu.Unlock()
+		if lost > 0 {
+			h.fail("of %d packets from n%d to n%d the relay lost %d", len(parcels[pair]), from.index, to.index, lost)
+		}
+	}
+	h.check()
 }
 
-// direct waits until both reach each other without the relay.
-func (h *history) direct(a, b *member) {
-	h.Helper()
-	begin := time.Now()
+// together has every member send to every other for a while, and returns what was
+// sent.
+func (h *history) together(d time.Duration) map[[2]*member][]*parcel {
+	parcels := map[[2]*member][]*parcel{}
 	h.port++
-	for a.path(b.node).Kind != engine.PathDirect || b.path(a.node).Kind != engine.PathDirect {
-		if time.Since(begin) > recovery {
-			h.fail("n%d (%v) and n%d (%v) are not direct within %v: %v, %v", a.index, a.nat, b.index, b.nat, recovery, a.path(b.node), b.path(a.node))
+	for begin := time.Now(); time.Since(begin) < d; h.sleep(200 * time.Millisecond) {
+		for i, from := range h.members {
+			for j, to := range h.members {
+				if i != j && !from.gone && !to.gone {
+					pair := [2]*member{from, to}
+					parcels[pair] = append(parcels[pair], h.send(from, to, i, j, h.port))
+				}
+			}
 		}
-		h.send(a, b, a.index, b.index, h.port)
-		h.send(b, a, a.index, b.index, h.port)
-		h.sleep(time.Second)
 	}
+	return parcels
 }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -47,7 +49,18 @@ var (
 	serverAddr = netip.MustParseAddr("203.0.113.1")
 	relayURL   = "ws://203.0.113.1:80" + relayhttp.Path
 	stunAddr   = "203.0.113.1:3478"
+
+	// serverAddr6 is the other address of what serves the nodes, and serverName the
+	// name of both, where the world is dualStack.
+	serverAddr6 = netip.MustParseAddr("2001:db8:ffff::1")
+	serverName  = "server.example"
+
+	// bubbleStart is when every bubble begins.
+	bubbleStart = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 )
+
+// firstPort is the UDP port of a node that was not given another.
+const firstPort = 41641
 
 // idleTime is how long an HTTP connection to the relay lives unused.
 const idleTime = 10 * time.Second
@@ -60,6 +73,7 @@ type sim struct {
 	world  *simnet.World
 	server *simnet.Host
 	more   []*relaySite // beside it
+	url    string       // of the relay of the server
 	stun   []string     // servers that the nodes are told of
 	taps   bool         // whether what nodes send is kept
 	// skew is how far the clocks of nodes are ahead that are started from now on.
@@ -78,6 +92,7 @@ type node struct {
 	engine *engine.Engine
 	rules  *ruleset.RuleSet
 	peers  []*node
+	port   uint16
 	home   string // the relay at which it was said to listen last
 	skew   time.Duration
 	// slept is for how long, in nanoseconds, the machine was suspended: its timers
@@ -102,7 +117,8 @@ func run(t *testing.T, seed uint64, test func(s *sim)) {
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &sim{
 			T: t, Network: enginetest.NewNetwork(t, byte(seed), time.Now()),
-			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel, stun: []string{stunAddr},
+			world: simnet.NewWorld(seed), ctx: ctx, cancel: cancel,
+			url: relayURL, stun: []string{stunAddr},
 		}
 		// Connections that came when nobody wanted them any more end by their
 		// idle time.
@@ -186,10 +202,25 @@ func (s *sim) startSTUN(on *simnet.Host) {
 	})
 }
 
+// dualStack gives the nodes two STUN servers, which show how a NAT's ports differ,
+// and the relay and both servers to nodes that have IPv6 only.
+func (s *sim) dualStack() {
+	s.twoServers()
+	s.world.Do(func(n *simnet.Network) { s.server.Move(n.Internet(), serverAddr, serverAddr6) })
+	s.stun = append(s.stun, netip.AddrPortFrom(serverAddr6, 3478).String())
+	s.url = "ws://" + serverName + ":80" + relayhttp.Path
+}
+
 // start starts an engine on a host.
 func (s *sim) start(name string, host *simnet.Host, change func(*authority.Certificate)) *node {
 	s.Helper()
-	n := &node{Member: s.Join(name, change), sim: s, host: host, skew: s.skew, slept: new(atomic.Int64)}
+	return s.startAt(name, host, firstPort, change)
+}
+
+// startAt starts an engine at a port of a host.
+func (s *sim) startAt(name string, host *simnet.Host, port uint16, change func(*authority.Certificate)) *node {
+	s.Helper()
+	n := &node{Member: s.Join(name, change), sim: s, host: host, port: port, skew: s.skew, slept: new(atomic.Int64)}
 	n.begin()
 	return n
 }
@@ -207,7 +238,7 @@ func (s *sim) httpClient(host *simnet.Host) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		IdleConnTimeout: idleTime,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			to, err := netip.ParseAddrPort(address)
+			to, err := s.resolve(host, address)
 			if err != nil {
 				return nil, err
 			}
@@ -220,6 +251,21 @@ func (s *sim) httpClient(host *simnet.Host) *http.Client {
 	}}
 }
 
+// resolve returns an address that a host can reach of one with the server's name,
+// as a system's resolver would, and any other as it is.
+func (s *sim) resolve(host *simnet.Host, address string) (netip.AddrPort, error) {
+	port, named := strings.CutPrefix(address, serverName)
+	if !named {
+		return netip.ParseAddrPort(address)
+	}
+	four := false
+	s.world.Do(func(*simnet.Network) { four = slices.ContainsFunc(host.Addrs(), netip.Addr.Is4) })
+	if four {
+		return netip.ParseAddrPort(serverAddr.String() + port)
+	}
+	return netip.ParseAddrPort("[" + serverAddr6.String() + "]" + port)
+}
+
 // begin starts an engine.
 func (n *node) begin() {
 	s, host, skew, slept := n.sim, n.host, n.skew, n.slept
@@ -228,7 +274,7 @@ func (n *node) begin() {
 	client := s.httpClient(host)
 	var err error
 	n.engine, err = engine.New(engine.Config{
-		TUN: n.tun, ManageDevice: false, Port: 41641,
+		TUN: n.tun, ManageDevice: false, Port: n.port,
 		Listen: func(port uint16) (sock.Conn, error) {
 			conn, err := s.world.ListenUDP(host, port)
 			if err != nil || !s.taps {
@@ -326,7 +372,7 @@ func (n *node) config(rules *ruleset.RuleSet) *config.Config {
 	}
 	c := n.Config(time.Now(), rules, members...)
 	c.Lead = n.skew
-	c.Relays = []config.Relay{{Name: "home", URL: relayURL}}
+	c.Relays = []config.Relay{{Name: "home", URL: n.sim.url}}
 	for _, r := range n.sim.more {
 		c.Relays = append(c.Relays, config.Relay{Name: r.name, URL: r.url})
 	}
