@@ -70,8 +70,8 @@ func TestHostileRelay(t *testing.T) {
 	on := func(name string) func() error {
 		return func() error {
 			for _, pair := range [][2]*lab.Node{{laptop, db}, {db, laptop}, {laptop, web}, {web, db}, {web, box}, {box, web}} {
-				if line := path(t, pair[0], pair[1].Host.Name); !strings.Contains(line, fmt.Sprintf("relay %q", name)) {
-					return fmt.Errorf("%s: %q", pair[0].Host.Name, line)
+				if over := relayTo(t, pair[0], pair[1].Host.Name); over != name {
+					return fmt.Errorf("%s reaches %s over %q", pair[0].Host.Name, pair[1].Host.Name, over)
 				}
 			}
 			return nil
@@ -142,8 +142,8 @@ func TestHostileRelay(t *testing.T) {
 			// A check is as long as such packets every other time.
 			lab.Eventually(t, 30*time.Second, func() error {
 				for _, pair := range [][2]*lab.Node{{laptop, db}, {web, box}} {
-					if line := path(t, pair[0], pair[1].Host.Name); !strings.Contains(line, "relay good") {
-						return fmt.Errorf("%v: the relay is not left: %s", mischief, line)
+					if name := relayTo(t, pair[0], pair[1].Host.Name); name != "good" {
+						return fmt.Errorf("%v: %s reaches %s over %q", mischief, pair[0].Host.Name, pair[1].Host.Name, name)
 					}
 				}
 				return nil

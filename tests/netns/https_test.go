@@ -48,8 +48,8 @@ func TestRelayByHTTPS(t *testing.T) {
 		lab.Eventually(t, 30*time.Second, func() error {
 			return lab.EchoTCP(within(t, 10*time.Second), n.Host, address(to, "-4", echoPort))
 		})
-		if line := path(t, n, to.Host.Name); !strings.Contains(line, fmt.Sprintf("relay %q", relay.Name)) {
-			t.Errorf("%s: %q", n.Host.Name, line)
+		if name := relayTo(t, n, to.Host.Name); name != relay.Name {
+			t.Errorf("%s reaches %s over %q", n.Host.Name, to.Host.Name, name)
 		}
 		// At least one end of each pair has no UDP: a megabyte, and its echo, goes there
 		// inside HTTPS.

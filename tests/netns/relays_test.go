@@ -21,16 +21,31 @@ const (
 	restart  = time.Second
 )
 
+// relayTo returns the name of the relay by which a node reaches a peer now, empty
+// where it is reached in another way.
+func relayTo(t *testing.T, from *lab.Node, peer string) string {
+	t.Helper()
+	s, err := from.API().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(s.Peers, func(n localapi.Node) bool { return n.Name == peer })
+	if i < 0 {
+		t.Fatalf("%s does not see %s: %+v", from.Host.Name, peer, s.Peers)
+	}
+	return s.Peers[i].Path.Relay
+}
+
 // carrier returns the relay that carries packets from a node to a peer.
 func carrier(t *testing.T, from *lab.Node, peer string, relays []*lab.Relay) *lab.Relay {
 	t.Helper()
-	line := path(t, from, peer)
+	name := relayTo(t, from, peer)
 	for _, r := range relays {
-		if strings.Contains(line, fmt.Sprintf("relay %q", r.Name)) {
+		if r.Name == name {
 			return r
 		}
 	}
-	t.Fatalf("no relay carries the packets: %q", line)
+	t.Fatalf("no relay carries the packets from %s to %s: %q", from.Host.Name, peer, name)
 	return nil
 }
 
@@ -301,16 +316,16 @@ func TestBuiltinRelayRestart(t *testing.T) {
 	db.Up(coordinator, coordinator.Key("--tags", "tag:db"))
 	relayed := lab.StartUDP(t, laptop.Host, db.Host, address(db, "-4", 5353))
 	stream := lab.StartTCP(t, laptop.Host, db.Host, address(db, "-6", 5432))
-	if line := path(t, laptop, "db"); !strings.Contains(line, "relay default") {
-		t.Fatalf("with one relay: %q", line)
+	if name := relayTo(t, laptop, "db"); name != "default" {
+		t.Fatalf("with one relay: %q", name)
 	}
 	other.Start()
 	connectedTo(t, 2, laptop, db)
 	for _, n := range []*lab.Node{laptop, db} {
 		byDatagrams(t, n, true, 30*time.Second)
 	}
-	if line := path(t, laptop, "db"); !strings.Contains(line, "relay default") {
-		t.Fatalf("with two relays: %q", line)
+	if name := relayTo(t, laptop, "db"); name != "default" {
+		t.Fatalf("with two relays: %q", name)
 	}
 	relayed.LongestGap()
 	coordinator.Terminate()
@@ -320,8 +335,8 @@ func TestBuiltinRelayRestart(t *testing.T) {
 	if gap > restart {
 		t.Errorf("a gap of %v when the coordinator stopped in order", gap)
 	}
-	if line := path(t, laptop, "db"); !strings.Contains(line, "relay fra-1") {
-		t.Errorf("with the coordinator stopped: %q", line)
+	if name := relayTo(t, laptop, "db"); name != "fra-1" {
+		t.Errorf("with the coordinator stopped: %q", name)
 	}
 	coordinator.Start()
 	stream.Alive(t)
