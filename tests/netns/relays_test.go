@@ -121,12 +121,23 @@ func connectedTo(t *testing.T, relays float64, nodes ...*lab.Node) {
 	})
 }
 
-// TestRelays has two relays, and none beside the coordinator. Two databases are
-// reached through them only: one by datagrams, the other inside HTTPS since neither
-// end gets UDP to a relay. The web server is reached directly. For each of the two
-// the relay that carries its packets is killed while the coordinator is down, then the
-// one that does is stopped for a while, and then restarted in order; then both are away
-// for a minute (F06, F07).
+// relaysPolicy is policy with all ports of the databases.
+const relaysPolicy = `{
+	"groups": {"group:eng": ["alice@example.com"]},
+	"tagOwners": {"tag:db": ["alice@example.com"], "tag:web": ["alice@example.com"]},
+	"grants": [
+		{"src": ["group:eng"], "dst": ["tag:db"], "ip": ["*"]},
+		{"src": ["group:eng"], "dst": ["tag:web"], "ip": ["udp:8080"]},
+	],
+}`
+
+// TestRelays has two relays, and none beside the coordinator. Four devices reach five
+// servers through them only, by datagrams or, who gets no UDP to a relay, inside HTTPS;
+// of one such pair of either kind there are more flows. The web server is reached
+// directly. For each of the two the relay that carries its packets is killed while the
+// coordinator is down, at first the one that carries all twenty; then the one that does
+// is stopped for a while, and then restarted in order; then both are away for a minute
+// (F06, F07).
 func TestRelays(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -144,7 +155,7 @@ func TestRelays(t *testing.T) {
 	}
 	coordinator.Admin("users", "create", "alice@example.com")
 	coordinator.Admin("users", "create", "bob@example.com")
-	coordinator.SetPolicy(policy)
+	coordinator.SetPolicy(relaysPolicy)
 	daemon := func(name string) *lab.Node {
 		return l.Host(name).Daemon(t, "--metrics-listen", "127.0.0.1:"+metricsPort)
 	}
@@ -152,15 +163,13 @@ func TestRelays(t *testing.T) {
 		{name: "by datagrams", from: daemon("laptop"), to: daemon("db"), datagrams: true},
 		{name: "inside HTTPS", from: daemon("desk"), to: daemon("archive")},
 	}
-	web := daemon("web")
-	var nodes []*lab.Node // those that are reached through relays
-	for _, p := range pairs {
-		nodes = append(nodes, p.from, p.to)
-		if !p.datagrams {
-			for _, h := range hosts {
-				p.from.Host.BlockUDP(h)
-				p.to.Host.BlockUDP(h)
-			}
+	web, tablet, wiki := daemon("web"), daemon("tablet"), daemon("wiki")
+	devices := []*lab.Node{pairs[0].from, pairs[1].from, daemon("phone"), tablet}
+	servers := []*lab.Node{pairs[0].to, pairs[1].to, daemon("mail"), wiki, daemon("git")}
+	nodes := slices.Concat(devices, servers) // those that are reached through relays
+	for _, n := range []*lab.Node{pairs[1].from, pairs[1].to, tablet, wiki} {
+		for _, h := range hosts {
+			n.Host.BlockUDP(h)
 		}
 	}
 	for _, n := range nodes {
@@ -170,11 +179,12 @@ func TestRelays(t *testing.T) {
 			}
 		}
 	}
-	for _, p := range pairs {
-		p.from.Up(coordinator, coordinator.Key("--user", "alice@example.com"))
-		p.to.Up(coordinator, coordinator.Key("--tags", "tag:db"))
-	}
+	relays[1].Kill() // so that the other is everybody's home
+	person, server := coordinator.Key("--user", "alice@example.com", "--reusable"), coordinator.Key("--tags", "tag:db", "--reusable")
+	all(t, len(devices), func(k int) error { return devices[k].TryUp(coordinator, person) })
+	all(t, len(servers), func(k int) error { return servers[k].TryUp(coordinator, server) })
 	web.Up(coordinator, coordinator.Key("--tags", "tag:web"))
+	everybody := startMesh(t, devices, servers)
 	for _, p := range pairs {
 		p.start(t)
 	}
@@ -186,7 +196,15 @@ func TestRelays(t *testing.T) {
 		}
 		return nil
 	})
+	relays[1].Start()
 	connectedTo(t, 2, nodes...) // they listen at a second relay by then
+	for _, n := range devices {
+		for _, to := range servers {
+			if r := carrier(t, n, to.Host.Name, relays); r != relays[0] {
+				t.Errorf("%s carries the packets from %s to %s", r.Name, n.Host.Name, to.Host.Name)
+			}
+		}
+	}
 	// gaps returns the longest gap of the pairs since it was called last, and requires
 	// that none is over the limit.
 	gaps := func(limit time.Duration, after string) (longest time.Duration) {
@@ -205,9 +223,11 @@ func TestRelays(t *testing.T) {
 		coordinator.Kill()
 		gaps(0, "")
 		direct.LongestGap()
+		begin := time.Now()
 		killed.Kill()
 		<-time.After(8 * time.Second)
-		t.Logf("%s: %s killed, the coordinator away: a gap of %v", p.name, killed.Name, gaps(failover, "the relay was killed"))
+		t.Logf("%s: %s killed, the coordinator away: a gap of %v, of all pairs %v", p.name, killed.Name,
+			gaps(failover, "the relay was killed"), everybody.gap(t, begin, failover, "the relay was killed"))
 		now := carrier(t, p.from, p.to.Host.Name, relays)
 		if now == killed {
 			t.Errorf("%s: %s is killed and said to carry the packets", p.name, now.Name)
@@ -226,9 +246,14 @@ func TestRelays(t *testing.T) {
 		silent := carrier(t, p.from, p.to.Host.Name, relays)
 		p.carriedBy(t, silent)
 		gaps(0, "")
+		begin := time.Now()
 		silent.Signal(syscall.SIGSTOP)
-		<-time.After(8 * time.Second)
-		t.Logf("%s: %s is silent: a gap of %v", p.name, silent.Name, gaps(failover, "the relay was silent"))
+		queued := mostQueued(t, p.from, 8*time.Second)
+		t.Logf("%s: %s is silent: a gap of %v, of all pairs %v, at most %v bytes queued", p.name, silent.Name,
+			gaps(failover, "the relay was silent"), everybody.gap(t, begin, failover, "the relay was silent"), queued)
+		if limit := float64(len(servers) * maxQueued); queued > limit {
+			t.Errorf("%s: %v bytes were queued for a relay that is silent, at most %v", p.name, queued, limit)
+		}
 		now := carrier(t, p.from, p.to.Host.Name, relays)
 		if now == silent {
 			t.Errorf("%s: %s is silent and said to carry the packets", p.name, now.Name)
@@ -274,6 +299,7 @@ func TestRelays(t *testing.T) {
 		}
 		before[p] = p.udp.Lines()
 	}
+	everybody.mark()
 	for _, r := range relays {
 		r.Start()
 	}
@@ -291,10 +317,31 @@ func TestRelays(t *testing.T) {
 			t.Errorf("%s: back %v after both relays", p.name, took)
 		}
 	}
+	lab.Eventually(t, 30*time.Second, func() error { return everybody.arrived(1) })
+	took := time.Since(begin)
+	t.Logf("all pairs back %v after both relays", took)
+	if took > failover {
+		t.Errorf("all pairs back %v after both relays", took)
+	}
 	connectedTo(t, 2, nodes...)
 	for _, p := range pairs {
 		p.carriedBy(t, carrier(t, p.from, p.to.Host.Name, relays))
 	}
+}
+
+// maxQueued is how many bytes for one peer may wait for a relay (F06).
+const maxQueued = 1 << 20
+
+// mostQueued watches for a while, and returns the most bytes that waited for a node's
+// relays.
+func mostQueued(t *testing.T, n *lab.Node, d time.Duration) (most float64) {
+	t.Helper()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(d); time.Now().Before(end); <-tick.C {
+		most = max(most, metric(t, n, "warren_relay_queued_bytes"))
+	}
+	return most
 }
 
 // TestBuiltinRelayRestart has the packets carried by the relay beside the
