@@ -49,40 +49,42 @@ func TestLyingRelay(t *testing.T) {
 		}
 		return nil
 	}
+	steady := func() {
+		for _, p := range []*lab.Pulse{up, down, straight} {
+			p.Steady(t, 30*time.Second)
+		}
+	}
 	events := func(event string) float64 {
 		return metric(t, laptop, "warren_relay_events_total", fmt.Sprintf("event=%q", event)) + metric(t, db, "warren_relay_events_total", fmt.Sprintf("event=%q", event))
 	}
 	for _, c := range []struct {
+		name     string
 		mischief lab.Mischief
-		alone    bool   // the other relay is away
+		good     bool   // whether the other relay is there
 		counted  string // what of
 	}{
-		{lab.SayGone, true, "peer_gone"},
-		{lab.SayGone, false, "peer_gone"},
-		{lab.SayRevoked, false, "connection_lost"},
+		{"without another relay", lab.SayGone, false, "peer_gone"},
+		{"and there is another", lab.SayGone, true, "peer_gone"},
+		{"with another relay", lab.SayRevoked, true, "connection_lost"},
 	} {
-		name := fmt.Sprintf("%v, alone %v", c.mischief, c.alone)
-		evil.Do(lab.Honest)
-		good.Kill()
-		lab.Eventually(t, 30*time.Second, func() error { return on("evil") })
-		if !c.alone {
+		name := fmt.Sprintf("%v, %s", c.mischief, c.name)
+		if c.mischief != lab.SayGone || !c.good { // else the lies only go on
+			evil.Do(lab.Honest)
+			good.Kill()
+			lab.Eventually(t, 30*time.Second, func() error { return on("evil") })
+		}
+		steady()
+		flaps, before, begin := relayFlaps(laptop, web)+relayFlaps(web, laptop), events(c.counted), time.Now()
+		if c.good {
 			good.Start()
 			connectedTo(t, 2, laptop, db)
 		}
-		for _, p := range []*lab.Pulse{up, down, straight} {
-			p.Steady(t, 30*time.Second)
-		}
-		flaps, before := relayFlaps(laptop, web)+relayFlaps(web, laptop), events(c.counted)
-
-		begin := time.Now()
 		evil.Do(c.mischief)
 		lies := time.NewTimer(failover)
 		<-lies.C
-		for _, p := range []*lab.Pulse{up, down, straight} {
-			p.Steady(t, 30*time.Second)
-		}
+		steady()
 		relayed, direct := max(up.Gap(begin), down.Gap(begin)), straight.Gap(begin)
-		t.Logf("%-24s %d datagrams and %d frames; nothing for %v, TCP %v, and directly for %v", name, evil.Datagrams.Load(), evil.Frames.Load(), relayed, stream.Gap(begin), direct)
+		t.Logf("%-32s %d datagrams and %d frames; nothing for %v, TCP %v, and directly for %v", name, evil.Datagrams.Load(), evil.Frames.Load(), relayed, stream.Gap(begin), direct)
 		if relayed > failover {
 			t.Errorf("%s: nothing for %v", name, relayed)
 		}
@@ -95,12 +97,12 @@ func TestLyingRelay(t *testing.T) {
 		if events(c.counted) == before {
 			t.Errorf("%s: nothing is counted as %s", name, c.counted)
 		}
-		if c.alone {
-			if err := on("evil"); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		} else if err := on("good"); err != nil {
-			t.Errorf("%s: the relay is not left: %v", name, err)
+		want := "evil"
+		if c.good {
+			want = "good"
+		}
+		if err := on(want); err != nil {
+			t.Errorf("%s: it does not go by the relay %q: %v", name, want, err)
 		}
 	}
 	checkFaults(t, "a lying relay", map[string]*lab.Pulse{"up": up, "down": down, "straight": straight})
