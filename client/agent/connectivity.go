@@ -93,6 +93,7 @@ func netcheck(e engine.Status) localapi.NetcheckReply {
 	least := time.Duration(0)
 	for _, relay := range r.Relays {
 		switch {
+		case relay.Failed: // whatever answers beside it
 		case relay.RTT > 0 && (least == 0 || relay.RTT < least):
 			r.NearestRelay, least = relay.Name, relay.RTT
 		case relay.Connected && r.NearestRelay == "":
@@ -121,7 +122,7 @@ func relaysOf(e engine.Status) []localapi.Relay {
 }
 
 func relayOf(r engine.RelayStatus) localapi.Relay {
-	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Datagrams: r.Datagrams, RTT: r.RTT, RTTAge: r.RTTAge, Error: r.Error, Barred: r.Barred}
+	return localapi.Relay{Name: r.Name, Region: r.Region, URL: r.URL, Home: r.Home, Connected: r.Connected, Failed: r.Failed, Datagrams: r.Datagrams, RTT: r.RTT, RTTAge: r.RTTAge, Error: r.Error, Barred: r.Barred}
 }
 
 // hints says what is wrong with a network and what to do. noNAT says that there is no

@@ -61,6 +61,11 @@ func TestHints(t *testing.T) {
 			t.Errorf("%d STUN servers, of which one answers: %q", servers, got)
 		}
 	}
+	// One that answers beside and takes no connection is not the nearest.
+	refusing := engine.RelayStatus{Name: "near", RTT: time.Millisecond, Failed: true, Error: "refused"}
+	if r := netcheck(engine.Status{Relays: append([]engine.RelayStatus{refusing}, up...)}); r.NearestRelay != "default" || !r.Relays[0].Failed {
+		t.Errorf("%+v", r)
+	}
 	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up})
 	if r.NearestRelay != "default" || len(r.Relays) != 2 || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
 		t.Errorf("%+v", r)

@@ -40,7 +40,7 @@ type NetcheckReply struct {
 	// Servers are the STUN servers that answered.
 	Servers []STUNServer `json:"servers"`
 	// Relays are those that this device may use; NearestRelay is the name of the
-	// one with the least round trip, or of one that is connected where none was
+	// one with the least round trip of those that did not fail, or of one that is connected where none was
 	// measured; empty for none.
 	Relays       []Relay `json:"relays"`
 	NearestRelay string  `json:"nearest_relay,omitempty"`

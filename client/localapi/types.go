@@ -80,6 +80,9 @@ type Relay struct {
 	// Connected says that it has admitted this device. A device is connected to
 	// its home, and to others while it needs them.
 	Connected bool `json:"connected"`
+	// Failed says that the last attempt to connect failed, or the connection ended, and
+	// the relay admitted this device at none since: Error says why.
+	Failed bool `json:"failed,omitempty"`
 	// Datagrams says that packets go there over UDP, not inside HTTP.
 	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.

@@ -118,15 +118,20 @@ const staleRTT = 15 * time.Second
 
 // latencyText says how far a relay is, or why that is not known.
 func latencyText(r localapi.Relay) string {
+	rtt := roundRTT(r.RTT).String()
+	if r.RTTAge >= staleRTT {
+		rtt += fmt.Sprintf(", measured %v ago", r.RTTAge.Round(time.Second))
+	}
 	switch {
-	case r.RTT > 0 && r.RTTAge >= staleRTT:
-		return fmt.Sprintf("%v, measured %v ago", roundRTT(r.RTT), r.RTTAge.Round(time.Second))
+	case r.Failed && r.RTT > 0:
+		return "no connection: " + r.Error + "; its STUN server answers in " + rtt
+	case r.Failed:
+		return "no connection: " + r.Error
 	case r.RTT > 0:
-		return roundRTT(r.RTT).String()
+		return rtt
 	case r.Connected:
 		return "connected"
-	}
-	if r.Error == "" {
+	case r.Error == "":
 		return "not measured yet"
 	}
 	return "no connection: " + r.Error

@@ -71,18 +71,25 @@ func TestPong(t *testing.T) {
 }
 
 // TestNetcheckNamesRelays: two relays of one region are told apart, also as the
-// nearest one, and a round trip that is old has its age.
+// nearest one, a round trip that is old has its age, and one that answers beside does
+// not hide that a relay cannot be connected to.
 func TestNetcheckNamesRelays(t *testing.T) {
 	var out bytes.Buffer
 	m := &Main{Stdout: &out}
 	m.printNetcheck(localapi.NetcheckReply{NearestRelay: "frankfurt-2", Relays: []localapi.Relay{
 		{Name: "frankfurt-1", Region: "eu-central", RTT: 31 * time.Millisecond, RTTAge: 14*time.Minute + time.Millisecond},
-		{Name: "frankfurt-2", Region: "eu-central", RTT: 30 * time.Millisecond, RTTAge: 2 * time.Second, Home: true},
+		{Name: "frankfurt-2", Region: "eu-central", RTT: 30 * time.Millisecond, RTTAge: 2 * time.Second, Home: true, Connected: true},
+		{Name: "ams-1", RTT: 5 * time.Millisecond, Failed: true, Error: "bad certificate"},
+		{Name: "nyc-1", RTTAge: time.Hour, Failed: true, Error: "refused"},
+		{Name: "idle", RTT: 6 * time.Millisecond, Error: "not needed now"},
 	}})
 	for _, want := range []string{
 		"* Nearest relay: frankfurt-2 (eu-central)\n",
 		"- frankfurt-1 (eu-central): 31ms, measured 14m0s ago\n",
 		"- frankfurt-2 (eu-central), home: 30ms\n",
+		"- ams-1: no connection: bad certificate; its STUN server answers in 5ms\n",
+		"- nyc-1: no connection: refused\n",
+		"- idle: 6ms\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())

@@ -164,6 +164,16 @@ func (r *relayConn) connected() (bool, string) {
 	return false, r.err
 }
 
+// begins notes that an attempt begins. Why the one before failed is told until it is
+// over: who looks mostly looks in between.
+func (r *relayConn) begins() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err == notNeeded {
+		r.err = "connecting"
+	}
+}
+
 func (r *relayConn) fail(err string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

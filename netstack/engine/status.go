@@ -89,6 +89,10 @@ type RelayStatus struct {
 	Home bool `json:"home,omitempty"`
 	// Connected says that the relay admitted this device.
 	Connected bool `json:"connected"`
+	// Failed says that the last attempt to connect failed, or the connection ended, and
+	// the relay admitted this device at none since: Error says why. A relay that is not
+	// connected to since nobody needs it has not failed.
+	Failed bool `json:"failed,omitempty"`
 	// Datagrams says that packets go there over UDP, not inside HTTP.
 	Datagrams bool `json:"datagrams,omitempty"`
 	// RTT is the least of the recent round trips, zero where none is known.

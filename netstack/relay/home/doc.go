@@ -11,7 +11,9 @@
 // of each other's homes, the coordinator's help included, meet there.
 //
 // A home changes at once where it is lost, and otherwise only for a relay that
-// was better by a margin for a while.
+// was better by a margin for a while. Relays are measured by STUN where that answers,
+// and by connecting to them now and again elsewhere; one that failed is connected to
+// again every two minutes, and counts as before once it works.
 //
 // # Through which relay a node sends
 //
