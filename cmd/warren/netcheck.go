@@ -113,8 +113,8 @@ func pinholeText(p localapi.PortMapping) string {
 }
 
 // staleRTT is from which age on a round trip is shown with it. What a check of the
-// network measured is younger: it takes 12 s at most.
-const staleRTT = 15 * time.Second
+// network finds is younger: it measures what is older than 10 s, and takes 12 s at most.
+const staleRTT = 30 * time.Second
 
 // latencyText says how far a relay is, or why that is not known.
 func latencyText(r localapi.Relay) string {
