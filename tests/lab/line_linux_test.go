@@ -89,6 +89,31 @@ func startClean(t *testing.T, from, to *Host, at netip.Addr) *Pulse {
 	return p
 }
 
+// TestLineDelays: a delay is that of each direction, and packets stay in order.
+func TestLineDelays(t *testing.T) {
+	internet := NewInternet(t)
+	near := internet.Public("near")
+	far, line := internet.PublicByLine("far", 1)
+	to := netip.AddrPortFrom(near.V4, 7).String()
+	ServeUDP(t, near, to)
+	const delay = 30 * time.Millisecond
+	line.Impair(Impairment{Delay: delay})
+	begin := time.Now()
+	if err := EchoUDP(within(t), far, to); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < 2*delay {
+		t.Errorf("an echo takes %v by a line of %v", took, delay)
+	}
+	p := StartPulse(t, far, near, netip.AddrPortFrom(near.V4, 0).String())
+	if n := p.Overtaken(); n > 0 {
+		t.Errorf("%d packets were overtaken", n)
+	}
+	if n := p.Missing(0, p.Highest()); n > 0 {
+		t.Errorf("%d packets of %d are missing", n, p.Highest())
+	}
+}
+
 func counted(what string, n int64) error {
 	if n < 5 {
 		return fmt.Errorf("%d packets %s", n, what)

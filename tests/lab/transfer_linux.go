@@ -12,8 +12,11 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // arrivals are the moments at which something arrived.
@@ -70,6 +73,23 @@ type Transfer struct {
 	stop     chan struct{}
 	sent     chan result
 	received chan result
+}
+
+// Info returns what the kernel of who sends knows of the connection (TCP_INFO).
+func (x *Transfer) Info(t testing.TB) *unix.TCPInfo {
+	t.Helper()
+	raw, err := x.sender.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	controlled := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	if err = errors.Join(controlled, err); err != nil {
+		t.Fatal(err)
+	}
+	return info
 }
 
 // result is what one end knows after the end of a Transfer.
@@ -277,6 +297,7 @@ type Pulse struct {
 	mu       sync.Mutex // protects all below
 	seen     map[uint64]bool
 	highest  uint64 // of seen
+	overtook int    // how many came after a later one
 	repeated int
 	wrong    int
 }
@@ -348,6 +369,26 @@ func (p *Pulse) Highest() uint64 {
 	return p.highest
 }
 
+// Missing returns how many of the datagrams after a number, up to another one, have
+// not arrived.
+func (p *Pulse) Missing(after, last uint64) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for number := after + 1; number <= last; number++ {
+		if !p.seen[number] {
+			n++
+		}
+	}
+	return n
+}
+
+// Overtaken returns how many datagrams arrived after a later one.
+func (p *Pulse) Overtaken() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.overtook
+}
+
 // Count returns how many datagrams arrived.
 func (p *Pulse) Count() int {
 	p.mu.Lock()
@@ -368,6 +409,9 @@ func (p *Pulse) arrived(b []byte) {
 		p.repeated++
 	}
 	p.seen[number] = true
+	if number < p.highest {
+		p.overtook++
+	}
 	p.highest = max(p.highest, number)
 }
 

@@ -34,7 +34,13 @@ func newTravellers(t *testing.T) *travellers {
 // coordinator's.
 func newTravellersOn(t *testing.T, i *lab.Internet, flags ...string) *travellers {
 	t.Helper()
-	n := &travellers{internet: i, coordinator: i.Public("hub").Coordinator(t, flags...)}
+	return newTravellersAt(t, i, i.Public("hub"), flags...)
+}
+
+// newTravellersAt is newTravellersOn with the coordinator on a host that there is.
+func newTravellersAt(t *testing.T, i *lab.Internet, hub *lab.Host, flags ...string) *travellers {
+	t.Helper()
+	n := &travellers{internet: i, coordinator: hub.Coordinator(t, flags...)}
 	n.coordinator.SetPolicy(pathsPolicy)
 	n.key = n.coordinator.Key("--tags", "tag:node", "--reusable")
 	return n
