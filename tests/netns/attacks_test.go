@@ -66,6 +66,7 @@ func (n *travellers) underAttack(t *testing.T, without string) *underAttack {
 	host, line := a.internet.PublicByLine("laptop", 1)
 	a.line = line
 	a.laptop, a.db = a.join(t, host), a.join(t, a.internet.Public("db"))
+	eventuallyRouted(t, a.laptop, a.db)
 	eve := a.internet.Public("attacker")
 	socket := eve.ListenPacket(t, eve.V4.String()+":0")
 	a.attacker = netip.MustParseAddrPort(socket.LocalAddr().String())

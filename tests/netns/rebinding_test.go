@@ -54,6 +54,30 @@ func (n *travellers) join(t *testing.T, h *lab.Host, flags ...string) *lab.Node 
 	return node
 }
 
+// eventuallyRouted waits until what each of the nodes' hosts sends to the others goes by
+// their devices: a node learns of another a moment after that has joined, and a socket
+// that was opened before has another address.
+func eventuallyRouted(t *testing.T, nodes ...*lab.Node) {
+	t.Helper()
+	for _, from := range nodes {
+		for _, to := range nodes {
+			if from == to {
+				continue
+			}
+			for _, family := range families {
+				lab.Eventually(t, 30*time.Second, func() error {
+					// Where there is no way at all yet, it fails.
+					out, err := from.Host.Run(t.Context(), "ip", "route", "get", to.IP(family))
+					if err == nil && !strings.Contains(out, "dev warren0") {
+						err = fmt.Errorf("%s does not send to %s by its device: %s", from.Host.Name, to.Host.Name, out)
+					}
+					return err
+				})
+			}
+		}
+	}
+}
+
 // pathKind returns how a node reaches another: "direct", "relay" or "none".
 func pathKind(t *testing.T, from, to *lab.Node) string {
 	t.Helper()
@@ -111,6 +135,7 @@ func TestRebinding(t *testing.T) {
 	asleep := n.sleepers(t)
 	g := n.internet.Gateway("gateway", lab.GatewayConfig{NAT: lab.PortRestricted, NoIPv6: true})
 	laptop, db, feed := n.join(t, g.Join("laptop")), n.join(t, n.internet.Public("db")), n.join(t, n.internet.Public("feed"))
+	eventuallyRouted(t, laptop, db, feed)
 	upload := lab.StartTransfer(t, laptop.Host, db.Host, address(db, "-4", 7000))
 	download := lab.StartTransfer(t, db.Host, laptop.Host, address(laptop, "-4", 7001))
 	up := lab.StartPulse(t, laptop.Host, db.Host, address(db, "-4", 7002))
