@@ -103,6 +103,34 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// TestBothAvoidWhatFailed has the relay that carries the traffic fail: one of the two
+// notices first, the other follows it, and both know afterwards that it failed. If one
+// did not, they would look for each other at different relays the next time.
+func TestBothAvoidWhatFailed(t *testing.T) {
+	together := 0
+	for seed := range uint64(50) {
+		l, a, b := newPair(t, seed, 4)
+		l.talk(a, b, 20*time.Second)
+		s := l.site(a.via[b.key])
+		if b.via[a.key] != s.name {
+			continue
+		}
+		together++
+		s.drops = true
+		l.talk(a, b, 10*time.Second)
+		for _, n := range []*node{a, b} {
+			for _, p := range n.m.peers {
+				if p.via.name == s.name || p.lostAt(n.m.find(s.name), l.now).IsZero() {
+					t.Errorf("seed %d: a node goes over %s, and does not know that %s failed", seed, p.via.name, s.name)
+				}
+			}
+		}
+	}
+	if together < 40 {
+		t.Errorf("only %d of 50 pairs sent over one relay both", together)
+	}
+}
+
 // TestLeaving has the relay that carries the traffic say that it stops, and stop
 // a second later (F07).
 func TestLeaving(t *testing.T) {

@@ -127,6 +127,12 @@ func (p *peer) lostAt(r *relay, now time.Time) time.Time {
 	return p.barredAt(r, now)
 }
 
+// markLost notes that the peer was not found at r.
+func (p *peer) markLost(r *relay, now time.Time) {
+	p.unmark(r)
+	p.lost = append(p.lost, mark{r, now})
+}
+
 func (p *peer) unmark(r *relay) {
 	p.lost = slices.DeleteFunc(p.lost, func(l mark) bool { return l.relay == r })
 }
@@ -264,6 +270,11 @@ func (m *Machine) hint(p *peer, r *relay) {
 		return // what comes so is no sign of the tunnel
 	}
 	if p.via == nil || p.via.state != ready || p.lostAt(p.via, m.now) != (time.Time{}) || p.tries > 1 {
+		if p.via != nil && p.tries > 1 {
+			// The peer was quicker to leave it. Were that forgotten, the two would look for
+			// each other at different relays when the next one fails, too.
+			p.markLost(p.via, m.now)
+		}
 		m.setRoute(p, r)
 	}
 }
@@ -278,8 +289,7 @@ func (m *Machine) gone(p *peer, r *relay) {
 
 // lose leaves r, where p was not found.
 func (m *Machine) lose(p *peer, r *relay) {
-	p.unmark(r)
-	p.lost = append(p.lost, mark{r, m.now})
+	p.markLost(r, m.now)
 	if p.heard.relay == r {
 		p.heard = mark{}
 	}
