@@ -20,8 +20,8 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 0, "how many seeds TestSeeds tries, 0 for 50, or 15 with -short")
-	seed  = flag.Uint64("seed", 0, "the one seed that TestSeeds tries, 0 for all")
+	seeds = flag.Int("seeds", 0, "how many seeds TestSeeds and TestPairs try, 0 for 50 and 600, or 15 and 30 with -short")
+	seed  = flag.Uint64("seed", 0, "the one seed that they try, 0 for all")
 )
 
 // TestSeeds lets whole engines live through a history that a seed makes up:
@@ -381,10 +381,9 @@ func (h *history) last(from, to *member) {
 }
 
 // recovery is how long a packet that is allowed may take from the first try,
-// whatever happened before: a path that is dead must be noticed, the relay be
-// connected to again, which it is every minute at the latest, and a handshake
-// be repeated.
-const recovery = 2 * time.Minute
+// whatever happened before: a path that is dead must be noticed, or a relay be
+// connected to again, and a handshake be made on a way that loses and corrupts (F13).
+const recovery = failover + 15*time.Second
 
 // arrives sends packets of a flow until one arrives.
 func (h *history) arrives(from, to *member, opener, target int) {
