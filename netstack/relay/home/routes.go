@@ -80,9 +80,10 @@ type peer struct {
 
 	inTunnel bool // its last answer said that it answers inside the tunnel, too
 	tunnel   tunnelCheck
-	carried  bool      // via carried an answer inside it since it was chosen
-	followed time.Time // when via was last chosen since the peer asked over it
-	bars     []bar     // relays that carried no tunnel to it, at most one each
+	carried  bool          // via carried an answer inside it since it was chosen
+	took     time.Duration // of the last answer inside it, zero for none yet
+	followed time.Time     // when via was last chosen since the peer asked over it
+	bars     []bar         // relays that carried no tunnel to it, at most one each
 
 	answers  int       // pings of it that may be answered now
 	answered time.Time // since when the next one grows
@@ -338,7 +339,7 @@ func (m *Machine) setRoute(p *peer, r *relay) {
 	if p.via == r {
 		return
 	}
-	p.via, p.chosen, p.tunnel, p.carried = r, m.now, tunnelCheck{}, false
+	p.via, p.chosen, p.tunnel, p.carried, p.took = r, m.now, tunnelCheck{}, false, 0
 	p.settleAnew(m.now)
 	if p.active && r != nil {
 		r.used = m.now

@@ -30,6 +30,7 @@ const (
 	// again: the peer may have been started again, and not know the one that there is,
 	// or there is none, and what was said of one was lost on the way. Where the relay
 	// carries handshakes, the session comes in time for the questions that wait for it.
+	// The first of them must be older than an answer took last.
 	renewEvery = 2
 	// tunnelGrace is how much longer an answer inside the tunnel may take than one
 	// beside it: it goes through WireGuard's queues at both ends.
@@ -188,7 +189,7 @@ func (m *Machine) askInTunnel(p *peer) {
 	}
 	if len(t.questions) == 0 {
 		t.draw = raw[8]
-	} else if len(t.questions)%renewEvery == 0 {
+	} else if len(t.questions)%renewEvery == 0 && m.now.Sub(t.questions[0].at) >= p.took+tunnelGrace {
 		m.emit(Output{Kind: Handshake, Peer: p.key})
 	}
 	nonce := binary.BigEndian.Uint64(raw[:])
@@ -203,18 +204,24 @@ func (m *Machine) HandleTunnelAnswer(key ident.NodeKey, nonce uint64, now time.T
 	m.begin(now)
 	defer m.settle()
 	p := m.peers[key]
-	if p == nil || p.via == nil || !p.tunnel.has(nonce) {
+	i := -1
+	if p != nil && p.via != nil {
+		i = p.tunnel.index(nonce)
+	}
+	if i < 0 {
 		m.stats.TunnelUnsolicited++
 		return ErrUnsolicited
 	}
+	p.took = m.now.Sub(p.tunnel.questions[i].at)
 	p.unbar(m.now)
 	p.carried = true
 	p.tunnel = tunnelCheck{next: m.now.Add(m.jittered(tunnelInterval))}
 	return nil
 }
 
-func (t *tunnelCheck) has(nonce uint64) bool {
-	return slices.ContainsFunc(t.questions, func(q tunnelQuestion) bool { return q.nonce == nonce })
+// index returns which question has a nonce, -1 for none.
+func (t *tunnelCheck) index(nonce uint64) int {
+	return slices.IndexFunc(t.questions, func(q tunnelQuestion) bool { return q.nonce == nonce })
 }
 
 // HandleTunnelAsk says that a question of a peer's came inside the tunnel over a relay.

@@ -151,6 +151,28 @@ func TestLossBarsNoRelay(t *testing.T) {
 	}
 }
 
+// TestLongWayRenewsNothing: over a relay so far away that answers take longer than the
+// questions are apart no session is made anew, but for one before the first answer.
+func TestLongWayRenewsNothing(t *testing.T) {
+	l := newLab(t, 1, 1, 2)
+	a, b := l.nodes[0], l.nodes[1]
+	for _, n := range l.nodes {
+		l.sites[0].links[n].rtt = 300 * time.Millisecond
+	}
+	l.configure()
+	l.pass(10*time.Second, nil)
+	l.tellHomes()
+	l.talk(a, b, 20*time.Second)
+	before := [2]int{a.renewed, b.renewed}
+	l.talk(a, b, 10*time.Minute)
+	if now := [2]int{a.renewed, b.renewed}; now != before || before[0] > 1 || before[1] > 1 {
+		t.Errorf("%v sessions were made in ten minutes, %v before", now, before)
+	}
+	if a.asked < 300 || b.asked < 300 {
+		t.Errorf("%d and %d questions", a.asked, b.asked)
+	}
+}
+
 // TestPeerAsleep: a peer that is not there for some minutes has no relay barred, is
 // asked next to nothing inside the tunnel, and is looked for no more than by nodes that
 // do not ask there. When it is back, so is the traffic.
