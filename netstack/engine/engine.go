@@ -53,7 +53,7 @@ type Engine struct {
 	relayEvents chan relayEvent
 	relayDrops  atomic.Uint64 // packets for relays that could not be sent in time
 	relayLinks  relayLinks
-	onlyIPv6    atomic.Bool // this machine has addresses, and none of IPv4
+	onlyIPv6    atomic.Bool // this machine has addresses, and none of IPv4, whatever its routes
 	flows       *flowLog
 	captures    captures
 

@@ -80,7 +80,7 @@ var ErrTooManyChecks = errors.New("engine: too many checks of the network at a t
 
 // CheckNetwork asks all STUN servers and measures all relays anew, and returns when
 // each has answered or counts as silent, which takes 5 s at most; Status then says
-// what came of it. What was asked for less than 10 s ago is not measured again.
+// what came of it. What was measured, or asked for, less than 10 s ago is not measured again.
 //
 // Errors: the context's; ErrTooManyChecks; ErrStopped.
 func (e *Engine) CheckNetwork(ctx context.Context) error {

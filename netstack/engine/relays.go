@@ -323,7 +323,7 @@ func (c *control) relayStatus() []RelayStatus {
 	now := c.now()
 	for _, r := range c.relays.machine.Snapshot().Relays {
 		conn := c.relays.conns[r.Name]
-		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, Failed: r.Down && !r.Connected, RTT: r.RTT, Barred: r.Barred}
+		s := RelayStatus{Name: r.Name, Region: conn.relay.Region, URL: conn.relay.URL, Home: r.Home, Failed: r.Down, RTT: r.RTT, Barred: r.Barred}
 		if !r.Measured.IsZero() {
 			s.RTTAge = max(0, now.Sub(r.Measured))
 		}

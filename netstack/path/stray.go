@@ -61,6 +61,9 @@ func (a *Agent) HandleStrays(packets []Stray, others uint64, now time.Time) (beg
 	a.advance(now)
 	defer a.flush()
 	s := &a.strayed
+	if !s.strange.over(a.now) {
+		s.from = netip.AddrPort{}
+	}
 	s.waiting = slices.DeleteFunc(s.waiting, func(w unprovedFrom) bool { return a.now.Sub(w.last) > strayGap || a.isProved(w.from) })
 	a.stats.Strays += others
 	strange := others

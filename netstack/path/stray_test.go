@@ -134,6 +134,24 @@ func TestPacketsFromElsewhere(t *testing.T) {
 	}
 }
 
+// TestOldStraysAreNotNamed: an alarm for packets from more places than are told apart
+// names none, also where there was an alarm for one place before.
+func TestOldStraysAreNotNamed(t *testing.T) {
+	a := direct(t, 1)
+	now := epoch.Add(20 * time.Millisecond)
+	if got := bring(a, now, time.Minute, 10, []netip.AddrPort{rogue}, home); got != (told{1, rogue, true}) {
+		t.Fatalf("got %+v", got)
+	}
+	now = now.Add(time.Minute + 2*strayWindow)
+	if _, lasts := a.Strayed(now); lasts {
+		t.Fatal("it is not over")
+	}
+	begins := a.HandleStrays(nil, strayLimit, now)
+	if from, lasts := a.Strayed(now); !begins || !lasts || from.IsValid() {
+		t.Errorf("begins %v, lasts %v, from %v", begins, lasts, from)
+	}
+}
+
 // TestStraysHaveNothingSent: they need not be authentic, so nobody is sent anything
 // for them, and nothing changes (F16, F18).
 func TestStraysHaveNothingSent(t *testing.T) {

@@ -33,6 +33,9 @@ type site struct {
 	leave bool // it says that it is about to stop
 	stun  bool
 	mute  bool // its STUN server does not answer
+	// refuses and hangs are what becomes of connections to it, while its STUN server
+	// answers.
+	refuses, hangs bool
 	// takes, where not nil, says what is forwarded of the tunnel's packets.
 	takes func(m message) bool
 	links map[*node]*link
@@ -51,6 +54,12 @@ type connection struct {
 	rtt   time.Time // when it measures next
 }
 
+// attempt is when a connection to a relay was begun.
+type attempt struct {
+	to *site
+	at time.Time
+}
+
 // node is a Machine and its shell.
 type node struct {
 	lab   *lab
@@ -58,6 +67,8 @@ type node struct {
 	key   ident.NodeKey
 	conns map[*site]*connection
 	homes int
+	// attempts are the connections that it began.
+	attempts []attempt
 	// got is when a packet of data last came from a peer.
 	got map[ident.NodeKey]time.Time
 	via map[ident.NodeKey]string
@@ -203,10 +214,11 @@ func (n *node) drain() {
 				l.Fatalf("%v connects to %s twice", n.key, o.Relay)
 			}
 			c := &connection{due: l.now.Add(3 * s.links[n].rtt)}
-			if s.links[n].cut {
+			if s.links[n].cut || s.hangs {
 				c.due = l.now.Add(10 * time.Second)
 			}
 			n.conns[s] = c
+			n.attempts = append(n.attempts, attempt{s, l.now})
 		case Disconnect:
 			delete(n.conns, l.site(o.Relay))
 		case Probe:
@@ -365,10 +377,10 @@ func (n *node) shell(s *site) {
 	}
 	switch {
 	case c == nil:
-	case !c.ready && !s.links[n].cut && !s.alive:
-		end() // refused
+	case !c.ready && !s.links[n].cut && (!s.alive || s.refuses):
+		end()
 	case !c.ready && !l.now.Before(c.due):
-		if !s.heard(n) {
+		if !s.heard(n) || s.hangs {
 			end()
 			return
 		}

@@ -359,6 +359,7 @@ func (m *Machine) HandleNetworkChange(now time.Time) {
 	m.began = m.now
 	for _, r := range m.relays {
 		r.samples, r.lost, r.silent, r.probeAt, r.connectAt = nil, 0, false, m.now, m.now
+		r.measured, r.asked = time.Time{}, time.Time{}
 		r.failures, r.next = 0, time.Time{}
 		if r.state != idle {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})

@@ -187,3 +187,88 @@ func TestHomeWithoutUDP(t *testing.T) {
 		t.Errorf("connections beside the home for %d ticks", visits)
 	}
 }
+
+// TestSlowIsNotFailed: a first attempt that takes long is not told as one that failed,
+// until it has had its time.
+func TestSlowIsNotFailed(t *testing.T) {
+	l := newLab(t, 1, 1, 1)
+	n := l.nodes[0]
+	l.sites[0].hangs = true
+	l.configure()
+	l.pass(2*suspectAfter, nil)
+	if n.conns[l.sites[0]] == nil || n.states()["r0"].Down {
+		t.Errorf("while it is connected to: %+v", n.states()["r0"])
+	}
+	l.pass(connectTimeout, nil)
+	if !n.states()["r0"].Down {
+		t.Errorf("after its time: %+v", n.states()["r0"])
+	}
+}
+
+// TestMeasureTriesAgain: who asks is told whether a relay that took no connection takes
+// one now, though its STUN server answered all the time.
+func TestMeasureTriesAgain(t *testing.T) {
+	l := newLab(t, 1, 2, 1)
+	n := l.nodes[0]
+	for i, s := range l.sites {
+		s.links[n].rtt = time.Duration(20+20*i) * time.Millisecond
+	}
+	l.sites[0].refuses = true
+	l.configure()
+	l.pass(30*time.Second, nil)
+	if !n.states()["r0"].Down || n.m.Home() != "r1" {
+		t.Fatalf("home %q: %+v", n.m.Home(), n.states()["r0"])
+	}
+	for _, works := range []bool{false, true} {
+		l.sites[0].refuses = !works
+		l.pass(askSpacing, nil)
+		before := len(n.attempts)
+		n.measure()
+		if n.states()["r0"].Down == works || len(n.attempts) == before {
+			t.Errorf("it works: %v; after %d attempts: %+v", works, len(n.attempts)-before, n.states()["r0"])
+		}
+	}
+}
+
+// TestHangingRelayIsRevisitedSeldom: a relay whose STUN server answers, and to which no
+// connection comes about, is not connected to more often for being measured meanwhile.
+func TestHangingRelayIsRevisitedSeldom(t *testing.T) {
+	for seed := range uint64(20) {
+		l := newLab(t, seed, 2, 1)
+		n := l.nodes[0]
+		for i, s := range l.sites {
+			s.links[n].rtt = time.Duration(20+20*i) * time.Millisecond
+		}
+		l.sites[0].hangs = true
+		l.configure()
+		l.pass(2*time.Minute, nil)
+		n.attempts = nil
+		l.pass(time.Hour, nil)
+		for i, a := range n.attempts[1:] {
+			if gap := a.at.Sub(n.attempts[i].at); a.to != l.sites[0] || gap < revisitInterval/2 {
+				t.Errorf("seed %d: %s again after %v", seed, a.to.name, gap)
+			}
+		}
+	}
+}
+
+// TestMeasureAfterNetworkChange: what was measured in another network is not what is
+// asked for.
+func TestMeasureAfterNetworkChange(t *testing.T) {
+	l := newLab(t, 1, 3, 1)
+	n := l.nodes[0]
+	for _, s := range l.sites {
+		s.stun = false
+	}
+	l.configure()
+	l.pass(6*time.Minute, nil)
+	n.measure()
+	n.m.HandleNetworkChange(l.now)
+	n.drain()
+	n.measure()
+	for name, r := range n.states() {
+		if r.RTT == 0 {
+			t.Errorf("%s is not measured: %+v", name, r)
+		}
+	}
+}

@@ -399,13 +399,14 @@ func (m *Machine) revisiting(r *relay) bool {
 
 // HandleMeasure says that somebody wants to know how far the relays are now. Those
 // that were measured in the last askSpacing, or asked for, are not measured again;
-// of those that have to be connected to, as many are at a time as there is room for,
-// and relays that failed when their wait for another attempt is over. Measuring says
-// when it is over.
+// of those that have to be connected to, as many are at a time as there is room for.
+// Relays that failed are tried again, when their wait for another attempt is over, also
+// where a STUN server beside them has just answered.
+// Measuring says when all is over.
 func (m *Machine) HandleMeasure(now time.Time) {
 	m.begin(now)
 	for _, r := range m.relays {
-		if m.now.Sub(later(r.asked, r.measured)) < askSpacing {
+		if m.now.Sub(r.asked) < askSpacing || r.failures == 0 && m.now.Sub(r.measured) < askSpacing {
 			continue
 		}
 		r.asked, r.failed = m.now, false
@@ -413,7 +414,7 @@ func (m *Machine) HandleMeasure(now time.Time) {
 		if r.state == ready {
 			m.emit(Output{Kind: Measure, Relay: r.name})
 		} else {
-			r.connectAt = m.now
+			r.connectAt, r.revisit = m.now, m.now
 		}
 	}
 	m.settle()
@@ -425,9 +426,11 @@ func (m *Machine) Measuring() bool {
 	return slices.ContainsFunc(m.relays, func(r *relay) bool { return r.awaited(m.now) })
 }
 
-// awaited reports whether r is to be measured since somebody asked, and may still be.
+// awaited reports whether r is to be measured since somebody asked, or tried again where
+// it failed, and may still be.
 func (r *relay) awaited(now time.Time) bool {
-	return !r.asked.IsZero() && !r.failed && r.measured.Before(r.asked) && now.Sub(r.asked) < measureWait
+	tried := r.state == connecting && r.failures > 0
+	return !r.asked.IsZero() && !r.failed && (tried || r.measured.Before(r.asked)) && now.Sub(r.asked) < measureWait
 }
 
 // giveUp ends attempts to measure that gave nothing.
@@ -455,8 +458,8 @@ func (m *Machine) connect() {
 		}
 		if r.state != idle && !slices.Contains(wanted, r) {
 			m.emit(Output{Kind: Disconnect, Relay: r.name})
-			if m.down(r) && !r.leaving && !r.measured.After(r.since) {
-				m.closed(r) // it had its time, and was not measured otherwise
+			if m.down(r) && !r.leaving && (r.failures > 0 || !r.measured.After(r.since)) {
+				m.closed(r) // it had its time, and was not only to be measured
 				continue
 			}
 			if r.state == ready && !r.leaving {

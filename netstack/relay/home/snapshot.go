@@ -45,7 +45,7 @@ func (m *Machine) Snapshot() Snapshot {
 	for _, r := range m.relays {
 		state := RelayState{
 			Name: r.name, Home: r == m.home, Standby: r == standby && r.state == ready, Connected: r.state == ready,
-			Down: m.down(r), RTT: r.rtt(), Barred: barred[r],
+			Down: r.failures > 0 && r.state != ready, RTT: r.rtt(), Barred: barred[r],
 		}
 		if len(r.samples) > 0 {
 			state.Measured = r.measured
