@@ -382,6 +382,14 @@ func TestJumboMeetsEthernet(t *testing.T) {
 	}
 }
 
+// setOption sets an option of a socket that is being made.
+func setOption(c syscall.RawConn, level, option, value int) (err error) {
+	if refused := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); refused != nil {
+		return refused
+	}
+	return err
+}
+
 // answersUpTo has a host send a datagram to another, which answers with packets of
 // the given length that may not be cut, until its system says that they are too
 // long for their way. It returns how long they may be as the system knows then, zero
@@ -389,7 +397,8 @@ func TestJumboMeetsEthernet(t *testing.T) {
 func answersUpTo(from, to *lab.Host, address string, length int) (bytes int, err error) {
 	var server net.PacketConn
 	if err := to.Try(func() (err error) {
-		server, err = net.ListenPacket("udp", address)
+		listener := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return setOption(c, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }}
+		server, err = listener.ListenPacket(context.Background(), "udp", address)
 		return err
 	}); err != nil {
 		return 0, err
@@ -424,11 +433,10 @@ func answersUpTo(from, to *lab.Host, address string, length int) (bytes int, err
 		level, discover, does, known, header = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU, 48
 	}
 	var answers net.Conn
-	dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(local), Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if refused := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, discover, does) }); refused != nil {
-			return refused
-		}
-		return err
+	// A program that another test is starting holds the closed socket until it runs, so
+	// the address is shared.
+	dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(local), Control: func(_, _ string, c syscall.RawConn) error {
+		return errors.Join(setOption(c, level, discover, does), setOption(c, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 	}}
 	if err := to.Try(func() (err error) {
 		answers, err = dialer.Dial("udp", asker.String())
