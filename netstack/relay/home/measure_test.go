@@ -15,6 +15,17 @@ func (n *node) states() map[string]RelayState {
 	return out
 }
 
+// newGraded returns a lab of one node, to which each relay is 20 ms farther than the
+// one before.
+func newGraded(t testing.TB, seed uint64, relays int) (*lab, *node) {
+	l := newLab(t, seed, relays, 1)
+	n := l.nodes[0]
+	for i, s := range l.sites {
+		s.links[n].rtt = time.Duration(20+20*i) * time.Millisecond
+	}
+	return l, n
+}
+
 // measure asks for a measurement and returns how long it took.
 func (n *node) measure() time.Duration {
 	l := n.lab
@@ -34,10 +45,9 @@ func (n *node) measure() time.Duration {
 // servers, also of relays that are not connected to, or failed before.
 func TestMeasure(t *testing.T) {
 	for _, stun := range []bool{true, false} {
-		l := newLab(t, 1, 4, 1)
-		n := l.nodes[0]
-		for i, s := range l.sites {
-			s.stun, s.links[n].rtt = stun, time.Duration(20+20*i)*time.Millisecond
+		l, n := newGraded(t, 1, 4)
+		for _, s := range l.sites {
+			s.stun = stun
 		}
 		down, back := l.sites[2], l.sites[3]
 		back.alive = false
@@ -113,10 +123,9 @@ func TestMeasureIsBounded(t *testing.T) {
 // TestOldRoundTripsAreForgotten: a way that became longer shows at the next
 // measurement, however seldom that is.
 func TestOldRoundTripsAreForgotten(t *testing.T) {
-	l := newLab(t, 1, 2, 1)
-	n := l.nodes[0]
-	for i, s := range l.sites {
-		s.stun, s.links[n].rtt = false, time.Duration(20+20*i)*time.Millisecond
+	l, n := newGraded(t, 1, 2)
+	for _, s := range l.sites {
+		s.stun = false
 	}
 	l.configure()
 	l.pass(10*time.Second, nil)
@@ -208,11 +217,7 @@ func TestSlowIsNotFailed(t *testing.T) {
 // TestMeasureTriesAgain: who asks is told whether a relay that took no connection takes
 // one now, though its STUN server answered all the time.
 func TestMeasureTriesAgain(t *testing.T) {
-	l := newLab(t, 1, 2, 1)
-	n := l.nodes[0]
-	for i, s := range l.sites {
-		s.links[n].rtt = time.Duration(20+20*i) * time.Millisecond
-	}
+	l, n := newGraded(t, 1, 2)
 	l.sites[0].refuses = true
 	l.configure()
 	l.pass(30*time.Second, nil)
@@ -234,11 +239,7 @@ func TestMeasureTriesAgain(t *testing.T) {
 // connection comes about, is not connected to more often for being measured meanwhile.
 func TestHangingRelayIsRevisitedSeldom(t *testing.T) {
 	for seed := range uint64(20) {
-		l := newLab(t, seed, 2, 1)
-		n := l.nodes[0]
-		for i, s := range l.sites {
-			s.links[n].rtt = time.Duration(20+20*i) * time.Millisecond
-		}
+		l, n := newGraded(t, seed, 2)
 		l.sites[0].hangs = true
 		l.configure()
 		l.pass(2*time.Minute, nil)

@@ -401,8 +401,7 @@ func (m *Machine) revisiting(r *relay) bool {
 // that were measured in the last askSpacing, or asked for, are not measured again;
 // of those that have to be connected to, as many are at a time as there is room for.
 // Relays that failed are tried again, when their wait for another attempt is over, also
-// where a STUN server beside them has just answered.
-// Measuring says when all is over.
+// where a STUN server beside them has just answered. Measuring says when all is over.
 func (m *Machine) HandleMeasure(now time.Time) {
 	m.begin(now)
 	for _, r := range m.relays {
