@@ -12,7 +12,6 @@ import (
 	"github.com/warren-overlay/warren/acl/authority"
 	"github.com/warren-overlay/warren/client/control"
 	"github.com/warren-overlay/warren/client/localapi"
-	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
@@ -45,20 +44,8 @@ func (a *Agent) Netcheck(ctx context.Context) (localapi.NetcheckReply, error) {
 	reply := netcheck(status)
 	turnedOff(s.view, &reply.PortMapping)
 	reply.CaptivePortal = portal
-	reply.Hints = hints(reply, status.NAT.NoNAT, stunServers(s.view.Settings))
+	reply.Hints = hints(reply, status.NAT.NoNAT, len(s.view.Settings.STUNServers()))
 	return reply, nil
-}
-
-// stunServers counts the STUN servers that the coordinator names.
-func stunServers(s wire.Settings) int {
-	servers := slices.Clone(s.STUN)
-	for _, r := range s.Relays {
-		if r.STUN != "" {
-			servers = append(servers, r.STUN)
-		}
-	}
-	slices.Sort(servers)
-	return len(slices.Compact(servers))
 }
 
 // portal says whether something else answers in the coordinator's place, nil

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/warren-overlay/warren/client/localapi"
-	"github.com/warren-overlay/warren/coordinator/wire"
 	"github.com/warren-overlay/warren/netstack/engine"
 	"github.com/warren-overlay/warren/netstack/nat"
 	"github.com/warren-overlay/warren/netstack/path"
@@ -69,22 +68,6 @@ func TestHints(t *testing.T) {
 	r := netcheck(engine.Status{NAT: nat.Report{UDP: true, MappingVaries: nat.No, Servers: server}, Relays: up})
 	if r.NearestRelay != "default" || len(r.Relays) != 2 || len(r.Servers) != 1 || r.MappingVariesByDestIP == nil || *r.MappingVariesByDestIP {
 		t.Errorf("%+v", r)
-	}
-}
-
-// TestSTUNServers: servers beside relays count, and none counts twice.
-func TestSTUNServers(t *testing.T) {
-	for _, c := range []struct {
-		settings wire.Settings
-		want     int
-	}{
-		{wire.Settings{}, 0},
-		{wire.Settings{STUN: []string{":3478"}, Relays: []wire.Relay{{Name: "default", STUN: ":3478"}, {Name: "a"}}}, 1},
-		{wire.Settings{STUN: []string{":3478", "stun.example.com:3478"}, Relays: []wire.Relay{{Name: "default", STUN: ":3478"}, {Name: "a", STUN: "a.example.com:3478"}}}, 3},
-	} {
-		if got := stunServers(c.settings); got != c.want {
-			t.Errorf("%+v: %d, want %d", c.settings, got, c.want)
-		}
 	}
 }
 

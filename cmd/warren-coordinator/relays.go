@@ -59,17 +59,9 @@ func (o *serveOptions) relayList(port int, stun string) ([]wire.Relay, error) {
 // adviseServers says what devices cannot learn from the STUN servers that they are
 // told of.
 func adviseServers(cfg server.Config, log *slog.Logger) {
-	servers := make(map[string]bool)
-	for _, s := range cfg.STUN {
-		servers[s] = true
-	}
-	for _, r := range cfg.Relays {
-		if r.STUN != "" {
-			servers[r.STUN] = true
-		}
-	}
+	told := wire.Settings{Relays: cfg.Relays, STUN: cfg.STUN}
 	const do = "name one with --stun HOST:PORT, or a second relay with --relay"
-	switch len(servers) {
+	switch len(told.STUNServers()) {
 	case 0:
 		log.Warn("devices are told of no STUN server: they do not learn their public addresses, and those behind a NAT reach each other over relays only", "do", do)
 	case 1:

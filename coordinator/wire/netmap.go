@@ -72,6 +72,19 @@ const MaxFeatures = 64
 // IsOff reports whether the administrator turned the feature off.
 func (s *Settings) IsOff(f Feature) bool { return slices.Contains(s.Off, f) }
 
+// STUNServers returns the servers that nodes are told of, each once: those listed and
+// those beside relays. The slice is the caller's.
+func (s *Settings) STUNServers() []string {
+	servers := slices.Clone(s.STUN)
+	for _, r := range s.Relays {
+		if r.STUN != "" {
+			servers = append(servers, r.STUN)
+		}
+	}
+	slices.Sort(servers)
+	return slices.Compact(servers)
+}
+
 func (s *Settings) equal(t *Settings) bool {
 	return slices.Equal(s.Relays, t.Relays) && slices.Equal(s.STUN, t.STUN) && slices.Equal(s.Users, t.Users) && slices.Equal(s.Off, t.Off)
 }

@@ -159,3 +159,19 @@ func TestCheckServer(t *testing.T) {
 		}
 	}
 }
+
+// TestSTUNServers: servers beside relays count, and none counts twice.
+func TestSTUNServers(t *testing.T) {
+	for _, c := range []struct {
+		settings Settings
+		want     int
+	}{
+		{Settings{}, 0},
+		{Settings{STUN: []string{":3478"}, Relays: []Relay{{Name: "default", STUN: ":3478"}, {Name: "a"}}}, 1},
+		{Settings{STUN: []string{":3478", "stun.example.com:3478"}, Relays: []Relay{{Name: "default", STUN: ":3478"}, {Name: "a", STUN: "a.example.com:3478"}}}, 3},
+	} {
+		if got := len(c.settings.STUNServers()); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.settings, got, c.want)
+		}
+	}
+}
