@@ -3,18 +3,10 @@ package bench
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -72,7 +64,9 @@ func newRelaySite(b *testing.B, secure bool) *relaySite {
 	var flags []string
 	scheme := "ws://"
 	if secure {
-		flags, scheme = s.selfSigned(dir), "wss://"
+		certificate, key, trusting := lab.ServerCertificate(b, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		s.client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: trusting}
+		flags, scheme = []string{"--tls-cert", certificate, "--tls-key", key}, "wss://"
 	}
 	if err := os.WriteFile(filepath.Join(dir, "genesis"), s.network.Genesis.AppendBinary(nil), 0o600); err != nil {
 		b.Fatal(err)
@@ -375,39 +369,6 @@ func (s *relaySite) streamFlow() *flow {
 		}
 	}
 	return f
-}
-
-// selfSigned writes a certificate for 127.0.0.1 which the site's client trusts,
-// and returns the flags that name it.
-func (s *relaySite) selfSigned(dir string) []string {
-	s.b.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relay"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for file, text := range map[string][]byte{certFile: cert, keyFile: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})} {
-		if err := os.WriteFile(file, text, 0o600); err != nil {
-			s.b.Fatal(err)
-		}
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(cert)
-	s.client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}
-	return []string{"--tls-cert", certFile, "--tls-key", keyFile}
 }
 
 // BenchmarkRelay measures what forwarding costs the relay, by a WebSocket, by one

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -68,16 +69,26 @@ func (a *authority) sign(t testing.TB, template *x509.Certificate) (der []byte, 
 // pair is a certificate and its private key, PEM files.
 type pair struct{ certificate, key string }
 
-// issue makes a certificate of a host, for its name and addresses.
-func (a *authority) issue(t testing.TB, h *Host) pair {
+// ServerCertificate makes an authority and a certificate of a server at an address,
+// without a lab. It returns the PEM files of the certificate and its private key, which
+// are removed when the test ends, and the settings of a client that trusts them.
+func ServerCertificate(t testing.TB, at netip.Addr) (certificate, key string, client *tls.Config) {
+	t.Helper()
+	a := newAuthority(t)
+	p := a.issue(t, "server", "", at)
+	return p.certificate, p.key, a.client()
+}
+
+// issue makes a certificate of a server, for its domain, if it has one, and addresses.
+func (a *authority) issue(t testing.TB, name, domain string, addresses ...netip.Addr) pair {
 	t.Helper()
 	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: h.Name}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	if h.domain != "" {
-		template.DNSNames = []string{h.domain}
+	if domain != "" {
+		template.DNSNames = []string{domain}
 	}
-	for _, at := range h.addresses() {
+	for _, at := range addresses {
 		template.IPAddresses = append(template.IPAddresses, net.IP(at.AsSlice()))
 	}
 	der, key := a.sign(t, template)

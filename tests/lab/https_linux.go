@@ -17,7 +17,7 @@ const httpsPort = "443"
 func (h *Host) serveHTTPS(t testing.TB, handler http.Handler) {
 	t.Helper()
 	server := &http.Server{
-		Handler: handler, TLSConfig: h.authority.issue(t, h).server(t), ReadHeaderTimeout: 10 * time.Second,
+		Handler: handler, TLSConfig: h.authority.issue(t, h.Name, h.domain, h.addresses()...).server(t), ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 	}
 	l := h.Listen(t, ":"+httpsPort)

@@ -53,7 +53,7 @@ type Relay struct {
 // the lab's hosts trust.
 func (h *Host) Relay(t testing.TB, c *Coordinator, cfg RelayConfig) *Relay {
 	t.Helper()
-	p := h.authority.issue(t, h)
+	p := h.authority.issue(t, h.Name, h.domain, h.addresses()...)
 	r := h.newRelay(t, c, cfg, "https://"+h.V4.String(), ":"+httpsPort, ":"+datagramPort)
 	r.args = append(r.args, "--tls-cert", p.certificate, "--tls-key", p.key)
 	r.Start()
